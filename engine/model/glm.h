@@ -1,0 +1,54 @@
+// The GLM-4 MoE model (glm4_moe), written once over the op table.
+//
+// Who calls: a rank, on the thread that owns the device. Source of the formulas: huggingface
+// transformers' modeling_glm4_moe.py (Glm4MoeForCausalLM); rounding points are those of
+// kernels/ops.h.
+#pragma once
+
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "absl/status/statusor.h"
+#include "engine/model/config.h"
+#include "kernels/ops.h"
+
+namespace glm::engine {
+
+/// The paged cache of all layers of a rank: [B, K, P, D] keys and values a layer.
+struct KvCache {
+  std::vector<KvLayer> layers;
+
+  /// Device bytes of one block over all layers.
+  static int64_t BytesPerBlock(const ModelConfig& config, DType dtype, int32_t block_size);
+  static KvCache Allocate(Device& device, const ModelConfig& config, DType dtype, int64_t blocks,
+                          int32_t block_size);
+};
+
+class Glm {
+ public:
+  /// Called with every named intermediate, on the rank thread, after the op that made it was
+  /// issued.
+  using Trace = std::function<void(const std::string& name, const Tensor& tensor)>;
+
+  /// Reads all weights of `folder` into `device` and plans the buffers of the largest step.
+  /// `dtype` is the activation type. NOT_FOUND / INVALID_ARGUMENT name the tensor or file.
+  static absl::StatusOr<std::unique_ptr<Glm>> Load(Device& device, const ModelConfig& config,
+                                                   const std::string& folder, DType dtype,
+                                                   const StepLimits& limits);
+
+  /// What the largest step needs: fills the sizes of the model into limits given in T, S and R.
+  static StepLimits CompleteLimits(const ModelConfig& config, StepLimits limits);
+
+  virtual ~Glm() = default;
+
+  /// Runs embedding, layers, norm and head for one step; stores K and V into `cache`; writes the
+  /// logits of batch.logit_tokens to `logits`, F32 [R, V].
+  virtual void Forward(const BatchView& batch, const KvCache& cache, const Tensor& logits) = 0;
+
+  virtual void SetTrace(Trace trace) = 0;
+  virtual int64_t weight_bytes() const = 0;
+};
+
+}  // namespace glm::engine

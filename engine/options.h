@@ -1,0 +1,44 @@
+// Everything that can be set on an engine, each default written here once.
+#pragma once
+
+#include <cstdint>
+#include <string>
+
+#include "absl/status/status.h"
+
+namespace glm::engine {
+
+struct EngineOptions {
+  /// Folder of the checkpoint: config.json, *.safetensors (by index), generation_config.json.
+  std::string model;
+  /// Name that clients use; empty: the last part of `model`.
+  std::string served_model_name;
+  /// "cpu" or "cuda".
+  std::string device = "cpu";
+  /// First GPU of this worker (device "cuda").
+  int32_t device_index = 0;
+  /// Activation type: "auto" (the checkpoint's), "bfloat16", "float32" (CPU only).
+  std::string dtype = "auto";
+  /// Threads of the CPU backend; 0: one per core.
+  int32_t cpu_threads = 0;
+
+  /// Token slots of one KV block: 16, 32, 64 or 128.
+  int32_t block_size = 64;
+  /// KV cache size in blocks; 0: as many as kv_cache_bytes holds.
+  int64_t kv_blocks = 0;
+  /// KV cache size in bytes, used when kv_blocks is 0.
+  int64_t kv_cache_bytes = 256 << 20;
+  /// Longest prompt + answer of one request, in tokens; 0: the model's max_position_embeddings.
+  int32_t max_model_len = 0;
+  /// Requests running at once.
+  int32_t max_num_seqs = 64;
+  /// Tokens computed in one step, decodes and prompt chunks together.
+  int32_t max_num_batched_tokens = 1024;
+  /// Requests waiting for their first step; more are refused with RESOURCE_EXHAUSTED.
+  int32_t max_waiting_requests = 4096;
+
+  /// INVALID_ARGUMENT naming the field, its value and the limit.
+  absl::Status Validate() const;
+};
+
+}  // namespace glm::engine

@@ -1,0 +1,230 @@
+// The op table: every operation that a model needs, each at the size at which a GPU backend fuses.
+//
+// A backend is one `const OpTable`. Model code calls dev.ops().embed(dev, {...}); there is no other
+// spelling. Contracts that hold for every op:
+//
+//   Order      Ops run in the order issued on their Device, and are asynchronous to the host.
+//   Replay     What changes from step to step is read from device memory (BatchView, SampleRow),
+//   never
+//              from host arguments, so that a captured step replays without the host. Host
+//              arguments are shapes, pointers and constants of the model.
+//   Padding    T, S and R are the padded sizes of a step; BatchView::counts says how many rows are
+//              valid. Rows past that may hold anything, NaN included; no op lets one reach a valid
+//              row, the KV cache or the routing. What an op writes to padding rows is unspecified.
+//   Aliasing   An output may alias an input only where its comment says so.
+//   Rounding   `act` is the activation type: F32 (exact comparisons, CPU only) or BF16. Sums are
+//   float.
+//              A value is rounded to act exactly where an op's comment says "rounded"; a stored act
+//              tensor is rounded by being stored. FP8 values are scaled, saturated and rounded to
+//              nearest even.
+//   Bounds     Shapes are CHECKed: a wrong one is our bug. Values in device memory (ids, lengths,
+//   block
+//              numbers) were checked by who made the plan.
+//
+// The CPU form (kernels/cpu) is the reference that tests hold every other backend to.
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/device.h"
+#include "kernels/tensor.h"
+
+namespace glm {
+
+/// A step's input, in device memory. T tokens of S sequences, sequence after sequence.
+struct BatchView {
+  Tensor token_ids;  // I32 [T]  the token, or ~slot: take last_ids[slot], which the device sampled
+  Tensor positions;  // I32 [T]  position of the token in its sequence, from 0
+  Tensor token_sequences;  // I32 [T]  which of the S sequences the token belongs to
+  Tensor query_starts;     // I32 [S+1]  first token of each sequence in the step; the last entry is
+                           // T_valid
+  Tensor kv_lengths;       // I32 [S]  tokens in the sequence's cache once this step's are stored
+  Tensor block_tables;     // I32 [S, blocks_max]  cache block of positions [i*P, (i+1)*P)
+  Tensor logit_tokens;     // I32 [R]  tokens of the step whose logits are wanted
+  Tensor counts;           // I32 [3]  valid tokens, sequences, logit rows
+  Tensor last_ids;         // I32 [slots]  the newest sampled id of each sequence slot
+};
+
+/// Rows that feed a linear. With FP8 values, row t stands for values[t] * scales[t].
+struct Activation {
+  Tensor values;  // act or F8E4M3 [T, K]
+  Tensor
+      scales;  // empty, or F32 [T]: one scale a token; or F32 [T, ceil(K/128)]: one per 128 columns
+};
+
+/// A weight matrix, rows are outputs. With FP8 values it stands for values * scales.
+struct Weight {
+  Tensor values;  // F32, BF16 or F8E4M3 [N, K]; experts: [E, N, K]
+  Tensor scales;  // empty, or F32 [N] ([E, N]): one an output channel;
+                  // or F32 [ceil(N/128), ceil(K/128)] ([E, ...]): one a 128 x 128 block
+};
+
+/// One layer's cache: a block holds P positions of every kv head, [B, K, P, D] each.
+struct KvLayer {
+  Tensor keys;    // act [B, K, P, D]
+  Tensor values;  // act [B, K, P, D]
+};
+
+struct EmbedArgs {
+  const BatchView& batch;
+  Tensor table;  // act [V, H]
+  Tensor out;    // act [T, H]
+};
+
+struct AddRmsNormArgs {
+  const BatchView& batch;
+  Tensor delta;     // act [T, H], or empty: nothing is added
+  Tensor residual;  // act [T, H], in and out: residual += delta, rounded
+  Tensor weight;    // act [H]
+  float epsilon = 0;
+  Tensor out;            // act [T, H], or empty. May alias delta
+  Activation quantized;  // FP8 [T, H] with F32 [T] scales, or empty
+};
+
+struct LinearArgs {
+  const BatchView& batch;
+  Activation in;               // [T, K]
+  Weight weight;               // [N, K]
+  Tensor bias;                 // act [N], or empty
+  Tensor out;                  // act or F32 [T, N]
+  bool per_logit_row = false;  // rows are logit rows: R, and counts[2] of them are valid
+};
+
+struct NormRopeStoreArgs {
+  const BatchView& batch;
+  Tensor qkv;     // act [T, (N + 2K) * D], in and out: heads of q, then of k, then of v
+  Tensor q_norm;  // act [D], or empty: no norm
+  Tensor k_norm;  // act [D], or empty: no norm
+  float epsilon = 0;
+  Tensor rope;  // F32 [positions_max, rope_size]: rope_size/2 cosines, then as many sines
+  int64_t query_heads = 0;
+  int64_t kv_heads = 0;
+  KvLayer cache;
+};
+
+struct AttentionArgs {
+  const BatchView& batch;
+  Tensor queries;  // act [T, N * D], a view of qkv's columns is fine
+  KvLayer cache;
+  float scale = 0;       // of q.k, before the softmax
+  Tensor out;            // act [T, N * D], or empty
+  Activation quantized;  // FP8 [T, N * D] with F32 [T] scales, or empty
+};
+
+struct SiluMulArgs {
+  const BatchView& batch;
+  Tensor gate_up;        // act [T, 2I]: gate, then up
+  Tensor out;            // act [T, I], or empty
+  Activation quantized;  // FP8 [T, I] with F32 [T] scales, or empty
+};
+
+/// Which expert computes which token, made by moe_route and read by moe_experts.
+/// Pair number t * k + j is the j-th choice of token t.
+struct Routing {
+  Tensor expert_ids;      // I32 [T, k]
+  Tensor expert_weights;  // F32 [T, k]
+  Tensor pair_order;      // I32 [T * k]  pair numbers by expert, then by token
+  Tensor expert_starts;   // I32 [E + 1]  where each expert's pairs begin in pair_order
+};
+
+struct MoeRouteArgs {
+  const BatchView& batch;
+  Tensor in;               // act [T, H]
+  Tensor gate;             // act [E, H]
+  Tensor correction_bias;  // F32 [E]
+  bool normalize = true;   // divide the k weights by their sum + 1e-20
+  float scaling = 1;       // multiplies the weights, last
+  Routing out;
+};
+
+struct MoeExpertsArgs {
+  const BatchView& batch;
+  Activation in;  // [T, H]
+  Routing routing;
+  Weight gate_up;              // [E + s, 2M, H]: an expert's gate rows, then its up rows
+  Weight down;                 // [E + s, H, M]
+  int64_t shared_experts = 0;  // s, 0 or 1: the last expert, applied to every token with weight 1
+  Tensor out;                  // act [T, H]
+};
+
+struct GatherLogitRowsArgs {
+  const BatchView& batch;
+  Tensor in;   // act [T, H]
+  Tensor out;  // act [R, H]
+};
+
+/// How one logit row is sampled. Lives in device memory, an array of R.
+struct SampleRow {
+  float temperature;  // 0: greedy, the rest is then ignored
+  float top_p;        // (0, 1]; 1 keeps all
+  int32_t top_k;      // 0 keeps all
+  uint32_t position;  // of the token drawn; with seed it fixes the random number
+  uint64_t seed;
+  int32_t slot;  // last_ids entry that receives the id; -1: none
+  int32_t reserved;
+};
+static_assert(sizeof(SampleRow) == 32);
+
+struct SampleArgs {
+  const BatchView& batch;
+  Tensor logits;            // F32 [R, V]
+  int64_t vocabulary_used;  // ids from here on are padding rows of the embedding: never sampled
+  const SampleRow* rows;    // device memory, [R]
+  Tensor out_ids;           // I32 [R]
+};
+
+struct OpTable {
+  /// out[t] = table[id of t]. The id is token_ids[t], or last_ids[~token_ids[t]] when that is
+  /// negative.
+  void (*embed)(Device&, const EmbedArgs&);
+
+  /// residual += delta (float sum, rounded), then n = residual * (mean(residual^2) + epsilon)^-1/2
+  /// (float, rounded), then n * weight (rounded): to `out`, and to `quantized` with the token's
+  /// scale max|n * weight| / 448 (1 when that is 0), taken from the rounded values.
+  void (*add_rms_norm)(Device&, const AddRmsNormArgs&);
+
+  /// out = in . weight^T + bias. Float sum; scales and bias are applied to the sum; rounded once if
+  /// out is act. FP8 weights with channel scales take FP8 activations with token scales; block
+  /// scales take 128-column scales.
+  void (*linear)(Device&, const LinearArgs&);
+
+  /// For each token: each head of q and k is normalised if its norm weight is there (as
+  /// add_rms_norm: n rounded, product rounded), then the first rope_size values are rotated by the
+  /// position's angles, NeoX form: pair (i, i + rope_size/2) (float, rounded). q goes back to qkv;
+  /// k and v go to the cache block that block_tables names for the position. k and v in qkv are
+  /// unspecified afterwards.
+  void (*norm_rope_store)(Device&, const NormRopeStoreArgs&);
+
+  /// Causal attention over the paged cache: token t sees its sequence's positions 0 ..
+  /// positions[t]. Query head h reads kv head h / (N / K). Softmax in float, probabilities
+  /// unrounded; the weighted sum is float, rounded to `out`, and quantised from the rounded values
+  /// as in add_rms_norm. Prefill, decode and mixed steps all come here.
+  void (*attention)(Device&, const AttentionArgs&);
+
+  /// out = silu(gate) * up: float, rounded once; `quantized` as in add_rms_norm.
+  void (*silu_mul)(Device&, const SiluMulArgs&);
+
+  /// Logits l = gate . in in float, s = 1 / (1 + exp(-l)). The k experts of largest s +
+  /// correction_bias are chosen (ties: lower expert first), listed in falling order; a choice's
+  /// weight is its s, normalised and scaled as told. Padding tokens are in no expert's list:
+  /// expert_starts[E] is k * valid tokens.
+  void (*moe_route)(Device&, const MoeRouteArgs&);
+
+  /// out[t] = sum_j weight_j * down_j(h_j) + shared(t), h = silu(gate) * up with gate and up in
+  /// float and h rounded to act; with FP8 weights h is instead quantised with one scale per (token,
+  /// 128 columns of M). The sum is float, in order j = 0..k-1, then the shared expert; rounded
+  /// once.
+  void (*moe_experts)(Device&, const MoeExpertsArgs&);
+
+  /// out[r] = in[logit_tokens[r]].
+  void (*gather_logit_rows)(Device&, const GatherLogitRowsArgs&);
+
+  /// One id a row. Greedy: the largest logit, ties: lowest id. Else: logits / temperature; keep the
+  /// top_k largest (ties: lower ids first); softmax; keep the shortest run of falling probabilities
+  /// that reaches top_p; draw by the inverse distribution function in falling order of probability
+  /// (ties: lower ids first) with PhiloxUniform(seed, kSample, position). The id also goes to
+  /// last_ids[slot].
+  void (*sample)(Device&, const SampleArgs&);
+};
+
+}  // namespace glm
