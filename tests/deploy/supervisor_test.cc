@@ -57,7 +57,7 @@ TEST_F(SupervisorTest, ADeathBeforeTheClusterIsUpEndsEverything) {
 
 TEST_F(SupervisorTest, ADeathAfterwardsIsARestart) {
   const std::string script =
-      "echo run >> $LOG; if [ $(wc -l < $LOG) -ge 4 ]; then kill -TERM $PPID; sleep 60; fi; "
+      "echo run >> $LOG; if [ $(wc -l < $LOG) -ge 4 ]; then kill -TERM $PPID; exec sleep 60; fi; "
       "sleep 0.1; exit 1";
   EXPECT_TRUE(Run({Script("flaky", script)}, /*up=*/true).ok());
   EXPECT_EQ(Lines().size(), 4u);
@@ -65,7 +65,7 @@ TEST_F(SupervisorTest, ADeathAfterwardsIsARestart) {
 
 TEST_F(SupervisorTest, AKilledChildIsRestartedToo) {
   const std::string script =
-      "echo run >> $LOG; if [ $(wc -l < $LOG) -ge 2 ]; then kill -TERM $PPID; sleep 60; fi; "
+      "echo run >> $LOG; if [ $(wc -l < $LOG) -ge 2 ]; then kill -TERM $PPID; exec sleep 60; fi; "
       "sleep 0.1; kill -KILL $$";
   EXPECT_TRUE(Run({Script("killed", script)}, /*up=*/true).ok());
   EXPECT_EQ(Lines().size(), 2u);
@@ -79,7 +79,7 @@ TEST_F(SupervisorTest, ChildrenStopInReverseOrder) {
   };
   const std::string stopper =
       "while [ ! -f $LOG.ready ] || [ $(wc -l < $LOG.ready) -lt 2 ]; do sleep 0.01; done; "
-      "kill -TERM $PPID; sleep 60";
+      "kill -TERM $PPID; exec sleep 60";
   EXPECT_TRUE(Run({Script("stopper", stopper), waiter("first"), waiter("second")}, true).ok());
   EXPECT_EQ(Lines(), (std::vector<std::string>{"second", "first"}));
 }
@@ -95,7 +95,7 @@ TEST_F(SupervisorTest, AChildThatDoesNotStopIsKilled) {
 }
 
 TEST_F(SupervisorTest, LogsGoToTheirFile) {
-  ChildSpec child = Script("talker", "echo hello; echo error >&2; kill -TERM $PPID; sleep 60");
+  ChildSpec child = Script("talker", "echo hello; echo error >&2; kill -TERM $PPID; exec sleep 60");
   child.log_path = log();
   EXPECT_TRUE(Run({child}, /*up=*/true).ok());
   EXPECT_EQ(Lines(), (std::vector<std::string>{"hello", "error"}));
