@@ -45,9 +45,10 @@ void AddEngineFlags(CLI::App& app, engine::EngineOptions& engine) {
                  "Requests waiting for a first step; more are refused");
 }
 
-void AddFlags(CLI::App& app, WorkerOptions& options) {
+void AddFlags(CLI::App& app, WorkerOptions& options, std::string& name) {
   app.option_defaults()->always_capture_default();
   app.set_config("--config", "", "Read flags from this file (name = value lines)");
+  app.add_option("--name", name, "This process's name in its log");
   app.add_option("--listen", options.listen, "Where routers connect: host:port or unix:/path");
   app.add_option("--metrics-listen", options.metrics_listen,
                  "Where /metrics is served: host:port; empty: nowhere");
@@ -145,9 +146,10 @@ int Run(const WorkerOptions& options) {
 int main(int argc, char** argv) {
   CLI::App app("One glmserve worker: a GLM engine behind a gRPC session service");
   glm::worker::WorkerOptions options;
-  glm::worker::AddFlags(app, options);
+  std::string name = "worker";
+  glm::worker::AddFlags(app, options, name);
   CLI11_PARSE(app, argc, argv);
-  glm::SetLogName("worker");
+  glm::SetLogName(name.c_str());
   if (const absl::Status status = options.Validate(); !status.ok()) {
     LOG(ERROR) << status.message();
     return 2;
