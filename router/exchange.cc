@@ -305,8 +305,11 @@ void LiveExchange::OnOutput(const wire::Output& output) {
                               static_cast<int32_t>(prompt_ids_.size()));
   }
   const bool at_end = output.finish() != wire::FINISH_NONE;
-  const std::shared_ptr<Session> session = session_;
-  if (at_end) LeaveWorker();
+  std::shared_ptr<Session> left;
+  if (at_end) {
+    left = session_;
+    LeaveWorker();
+  }
   if (text_->stopped()) return FinishAnswer(std::move(delta), AnswerEnd::kStop);
   if (output.finish() == wire::FINISH_STOP) {
     return FinishAnswer(std::move(delta), AnswerEnd::kStop);
@@ -314,7 +317,7 @@ void LiveExchange::OnOutput(const wire::Output& output) {
   if (output.finish() == wire::FINISH_LENGTH) {
     return FinishAnswer(std::move(delta), AnswerEnd::kLength);
   }
-  if (output.finish() == wire::FINISH_REFUSED) return OnRefused(session, output);
+  if (output.finish() == wire::FINISH_REFUSED) return OnRefused(left, output);
   // Tokens that came go to the client, whatever becomes of the rest.
   if (!delta.token_ids.empty()) {
     const std::weak_ptr<const bool> alive = alive_;
