@@ -95,6 +95,10 @@ absl::Status RouterOptions::Validate() const {
   checks.Range("http_output_bytes_max", http.output_bytes_max, kKib, kGib);
   checks.Range("http_idle_timeout_s", http.idle_timeout_s, 1, kDayS);
   checks.Range("http_read_timeout_s", http.read_timeout_s, 1, kDayS);
+  checks.Range("http_write_timeout_s", http.write_timeout_s, 1, kDayS);
+  if (http.cors_origin.find_first_of("\r\n") != std::string::npos) {
+    checks.Fail("--http_cors_origin must not have a line break");
+  }
 
   checks.Address("grpc_address", grpc.address, 0);
   checks.Range("grpc_message_bytes_max", grpc.message_bytes_max, kKib, kGib);
