@@ -8,6 +8,8 @@
 #include <sys/time.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <cerrno>
 #include <cstdint>
 #include <cstdlib>
 #include <map>
@@ -96,7 +98,7 @@ class HttpClient {
       }
       answered.whole = in_.size() >= length;
       answered.body = Take(length);
-    } else if (answered.headers["transfer-encoding"] == "chunked") {
+    } else if (answered.headers.count("transfer-encoding") > 0) {
       for (;;) {
         std::string chunk;
         if (!ReadChunk(&chunk)) return answered;

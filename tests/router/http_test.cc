@@ -269,7 +269,7 @@ TEST_F(HttpTest, KeepsSaneRequestIdsAndMakesOthers) {
 
 TEST_F(HttpTest, DestroysTheAnswerOfAClientThatLeaves) {
   StartServer();
-  for (const std::string& path : {"/stream", "/later"}) {
+  for (const std::string path : {"/stream", "/later"}) {
     auto client = std::make_unique<HttpClient>(server_->port());
     client->SendPost(path, "");
     OpenStream opened = TakeOpened();
