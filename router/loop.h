@@ -9,6 +9,7 @@
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/post.hpp>
 #include <cstdint>
+#include <future>
 #include <memory>
 #include <thread>
 #include <utility>
@@ -35,13 +36,12 @@ class Loop {
   /// Runs `fn` on the loop's thread and waits for it. Not from a loop's own thread, nor after Stop.
   template <typename Fn>
   void Run(Fn&& fn) {
-    std::atomic<bool> done{false};
+    std::promise<void> done;
     Post([&] {
       fn();
-      done = true;
-      done.notify_one();
+      done.set_value();
     });
-    done.wait(false);
+    done.get_future().wait();
   }
 
   /// Whether the caller is the loop's thread.

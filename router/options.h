@@ -12,7 +12,7 @@ namespace glm::router {
 
 /// The sessions with the workers.
 struct FleetOptions {
-  std::vector<std::string> workers;            // host:port, at least 1, no address twice
+  std::vector<std::string> workers = {};       // host:port, at least 1, no address twice
   int32_t connect_timeout_ms = 5000;           // from dialling to the worker's Welcome
   int32_t backoff_initial_ms = 100;            // before the second try; doubles with each failure
   int32_t backoff_max_ms = 5000;               // the longest wait between two tries

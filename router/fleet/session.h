@@ -147,6 +147,7 @@ class Session final : private grpc::ClientBidiReactor<wire::RouterFrame, wire::W
   wire::WorkerFrame frame_in_;  // being read; gRPC's thread
   WorkerShape shape_;
   bool welcomed_ = false;  // gRPC's thread
+  bool draining_ = false;  // gRPC's thread
   std::atomic<bool> accepting_{false};
 
   std::vector<LiveTable> live_;  // one per loop, touched on that loop only

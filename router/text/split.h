@@ -1,0 +1,50 @@
+// Cuts text into the pieces within which byte-pair merging happens, by the pattern that a
+// tokenizer.json carries.
+//
+// Who calls: Tokenizer. Const and thread-safe: the compiled pattern is shared, all that a match
+// writes to belongs to the call.
+#pragma once
+
+#include <memory>
+#include <string>
+#include <string_view>
+
+#include "absl/functional/function_ref.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+
+struct pcre2_real_code_8;
+
+namespace glm::router {
+
+class Split {
+ public:
+  /// What becomes of text that the pattern does not match: a piece of its own, or nothing.
+  enum class Gaps { kKeep, kDrop };
+
+  /// INVALID_ARGUMENT with the place of the fault when `pattern` (tokenizer.json's dialect, that of
+  /// Oniguruma) does not compile.
+  static absl::StatusOr<Split> Compile(std::string_view pattern, Gaps gaps);
+
+  /// Gives the pieces of `text` to `piece`, in order. Bytes that are not UTF-8 match nothing: each
+  /// run of them is a gap. RESOURCE_EXHAUSTED when the pattern needs more steps than
+  /// kMatchStepsMax for one piece; the pieces before it have been given by then.
+  absl::Status ForEach(std::string_view text,
+                       absl::FunctionRef<void(std::string_view)> piece) const;
+
+  /// Whether the pattern runs as machine code; if not it is interpreted, several times slower.
+  bool compiled_to_machine_code() const { return jit_; }
+
+ private:
+  struct CodeDelete {
+    void operator()(pcre2_real_code_8* code) const;
+  };
+
+  Split() = default;
+
+  std::unique_ptr<pcre2_real_code_8, CodeDelete> code_;
+  Gaps gaps_ = Gaps::kKeep;
+  bool jit_ = false;
+};
+
+}  // namespace glm::router
