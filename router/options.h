@@ -41,6 +41,8 @@ struct HttpOptions {
   int64_t output_bytes_max = 4 << 20;   // not yet taken by a client; over: its request is cancelled
   int32_t idle_timeout_s = 75;          // a connection without a request is closed after this long
   int32_t read_timeout_s = 30;          // from a request's first byte to its last
+  int32_t write_timeout_s = 30;         // a client that takes no byte for this long is given up
+  std::string cors_origin;              // pages of this origin may call, "*": any; empty: none
 };
 
 /// The public gRPC service.
