@@ -92,25 +92,16 @@ absl::Status RouterOptions::Validate() const {
 
   if (http.host.empty()) checks.Fail("--host='' must be an address to listen on");
   checks.Range("port", http.port, 0, 65'535);
-<<<<<<< HEAD
   checks.Range("http-body-bytes-max", http.body_bytes_max, kKib, kGib);
   checks.Range("http-header-bytes-max", http.header_bytes_max, kKib, 16 << 20);
   checks.Range("http-connections-max", http.connections_max, 1, 1'000'000);
   checks.Range("http-output-bytes-max", http.output_bytes_max, kKib, kGib);
   checks.Range("http-idle-timeout-s", http.idle_timeout_s, 1, kDayS);
   checks.Range("http-read-timeout-s", http.read_timeout_s, 1, kDayS);
-=======
-  checks.Range("http_body_bytes_max", http.body_bytes_max, kKib, kGib);
-  checks.Range("http_header_bytes_max", http.header_bytes_max, kKib, 16 << 20);
-  checks.Range("http_connections_max", http.connections_max, 1, 1'000'000);
-  checks.Range("http_output_bytes_max", http.output_bytes_max, kKib, kGib);
-  checks.Range("http_idle_timeout_s", http.idle_timeout_s, 1, kDayS);
-  checks.Range("http_read_timeout_s", http.read_timeout_s, 1, kDayS);
-  checks.Range("http_write_timeout_s", http.write_timeout_s, 1, kDayS);
+  checks.Range("http-write-timeout-s", http.write_timeout_s, 1, kDayS);
   if (http.cors_origin.find_first_of("\r\n") != std::string::npos) {
-    checks.Fail("--http_cors_origin must not have a line break");
+    checks.Fail("--http-cors-origin must not have a line break");
   }
->>>>>>> router-front
 
   checks.Address("grpc-listen", grpc.listen, 0);
   checks.Range("grpc-message-bytes-max", grpc.message_bytes_max, kKib, kGib);
