@@ -3,6 +3,7 @@
 #include <limits>
 #include <set>
 
+#include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
@@ -26,6 +27,7 @@ class Checks {
 
   void Address(absl::string_view flag, absl::string_view value, int32_t port_min) {
     if (!status_.ok()) return;
+    if (absl::StartsWith(value, "unix:") && value.size() > 5) return;
     const size_t colon = value.rfind(':');
     int32_t port = -1;
     const bool good = colon != absl::string_view::npos && colon > 0 &&
@@ -33,7 +35,7 @@ class Checks {
                       port <= 65'535;
     if (!good) {
       Fail(absl::StrCat("--", flag, "='", value, "' must be host:port, with a port from ", port_min,
-                        " to 65535"));
+                        " to 65535, or unix:/path"));
     }
   }
 
@@ -56,18 +58,19 @@ void CheckFleet(const FleetOptions& fleet, Checks* checks) {
       checks->Fail(absl::StrCat("--workers names '", address, "' twice; once is the limit"));
     }
   }
-  checks->Range("connect_timeout_ms", fleet.connect_timeout_ms, 1, kHourMs);
-  checks->Range("backoff_initial_ms", fleet.backoff_initial_ms, 1, kHourMs);
-  checks->Range("backoff_max_ms", fleet.backoff_max_ms, fleet.backoff_initial_ms, kHourMs);
+  checks->Range("connect-timeout-ms", fleet.connect_timeout_ms, 1, kHourMs);
+  checks->Range("backoff-initial-ms", fleet.backoff_initial_ms, 1, kHourMs);
+  checks->Range("backoff-max-ms", fleet.backoff_max_ms, fleet.backoff_initial_ms, kHourMs);
   if (!(fleet.backoff_jitter >= 0 && fleet.backoff_jitter < 1)) {
     checks->Fail(
-        absl::StrCat("--backoff_jitter=", fleet.backoff_jitter, " must be at least 0 and below 1"));
+        absl::StrCat("--backoff-jitter=", fleet.backoff_jitter, " must be at least 0 and below 1"));
   }
-  checks->Range("keepalive_ms", fleet.keepalive_ms, 1000, kHourMs);
-  checks->Range("keepalive_timeout_ms", fleet.keepalive_timeout_ms, 100, kHourMs);
-  checks->Range("session_out_bytes_max", fleet.session_out_bytes_max, kKib, 16 * kGib);
-  checks->Range("frame_bytes_max", fleet.frame_bytes_max, kKib, kGib);
-  checks->Range("waiting_max", fleet.waiting_max, 0, 1'000'000);
+  // Workers close a connection that pings them more often.
+  checks->Range("keepalive-ms", fleet.keepalive_ms, 5000, kHourMs);
+  checks->Range("keepalive-timeout-ms", fleet.keepalive_timeout_ms, 100, kHourMs);
+  checks->Range("session-out-bytes-max", fleet.session_out_bytes_max, kKib, 16 * kGib);
+  checks->Range("frame-bytes-max", fleet.frame_bytes_max, kKib, kGib);
+  checks->Range("waiting-max", fleet.waiting_max, 0, 1'000'000);
 }
 
 }  // namespace
@@ -76,34 +79,34 @@ absl::Status RouterOptions::Validate() const {
   Checks checks;
   if (model_dir.empty()) checks.Fail("--model='' must name the model's folder");
   if (ModelName().size() > 256) {
-    checks.Fail(absl::StrCat("--served_model_name of ", ModelName().size(),
+    checks.Fail(absl::StrCat("--served-model-name of ", ModelName().size(),
                              " bytes must have at most 256"));
   }
-  checks.Range("loop_threads", loop_threads, 1, 256);
-  checks.Range("drain_timeout_s", drain_timeout_s, 0, kDayS);
+  checks.Range("loop-threads", loop_threads, 1, 256);
+  checks.Range("drain-timeout-s", drain_timeout_s, 0, kDayS);
   CheckFleet(fleet, &checks);
 
-  checks.Range("attempts_max", exchange.attempts_max, 1, 100);
-  checks.Range("worker_wait_ms", exchange.worker_wait_ms, 0, kHourMs);
-  checks.Range("request_timeout_s", exchange.timeout_s, 1, kDayS);
+  checks.Range("attempts-max", exchange.attempts_max, 1, 100);
+  checks.Range("worker-wait-ms", exchange.worker_wait_ms, 0, kHourMs);
+  checks.Range("request-timeout-s", exchange.timeout_s, 1, kDayS);
 
   if (http.host.empty()) checks.Fail("--host='' must be an address to listen on");
   checks.Range("port", http.port, 0, 65'535);
-  checks.Range("http_body_bytes_max", http.body_bytes_max, kKib, kGib);
-  checks.Range("http_header_bytes_max", http.header_bytes_max, kKib, 16 << 20);
-  checks.Range("http_connections_max", http.connections_max, 1, 1'000'000);
-  checks.Range("http_output_bytes_max", http.output_bytes_max, kKib, kGib);
-  checks.Range("http_idle_timeout_s", http.idle_timeout_s, 1, kDayS);
-  checks.Range("http_read_timeout_s", http.read_timeout_s, 1, kDayS);
-  checks.Range("http_write_timeout_s", http.write_timeout_s, 1, kDayS);
+  checks.Range("http-body-bytes-max", http.body_bytes_max, kKib, kGib);
+  checks.Range("http-header-bytes-max", http.header_bytes_max, kKib, 16 << 20);
+  checks.Range("http-connections-max", http.connections_max, 1, 1'000'000);
+  checks.Range("http-output-bytes-max", http.output_bytes_max, kKib, kGib);
+  checks.Range("http-idle-timeout-s", http.idle_timeout_s, 1, kDayS);
+  checks.Range("http-read-timeout-s", http.read_timeout_s, 1, kDayS);
+  checks.Range("http-write-timeout-s", http.write_timeout_s, 1, kDayS);
   if (http.cors_origin.find_first_of("\r\n") != std::string::npos) {
-    checks.Fail("--http_cors_origin must not have a line break");
+    checks.Fail("--http-cors-origin must not have a line break");
   }
 
-  checks.Address("grpc_address", grpc.address, 0);
-  checks.Range("grpc_message_bytes_max", grpc.message_bytes_max, kKib, kGib);
-  checks.Range("grpc_output_bytes_max", grpc.output_bytes_max, kKib, kGib);
-  checks.Range("grpc_streams_max", grpc.streams_max, 1, 1'000'000);
+  checks.Address("grpc-listen", grpc.listen, 0);
+  checks.Range("grpc-message-bytes-max", grpc.message_bytes_max, kKib, kGib);
+  checks.Range("grpc-output-bytes-max", grpc.output_bytes_max, kKib, kGib);
+  checks.Range("grpc-streams-max", grpc.streams_max, 1, 1'000'000);
   return checks.status();
 }
 

@@ -12,7 +12,7 @@ namespace glm::router {
 
 /// The sessions with the workers.
 struct FleetOptions {
-  std::vector<std::string> workers = {};       // host:port, at least 1, no address twice
+  std::vector<std::string> workers = {};       // host:port or unix:/path; at least 1, none twice
   int32_t connect_timeout_ms = 5000;           // from dialling to the worker's Welcome
   int32_t backoff_initial_ms = 100;            // before the second try; doubles with each failure
   int32_t backoff_max_ms = 5000;               // the longest wait between two tries
@@ -47,7 +47,7 @@ struct HttpOptions {
 
 /// The public gRPC service.
 struct GrpcOptions {
-  std::string address = "0.0.0.0:50050";   // port 0: one that is free
+  std::string listen = "0.0.0.0:50050";    // host:port or unix:/path; port 0: one that is free
   int64_t message_bytes_max = 32LL << 20;  // of a request
   int64_t output_bytes_max = 4 << 20;  // not yet taken by a client; over: its request is cancelled
   int32_t streams_max = 1024;          // of one connection at once

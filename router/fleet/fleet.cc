@@ -115,7 +115,7 @@ void Fleet::Dial(Member* member) {
       return;
     }
     session->Close(absl::DeadlineExceededError(absl::StrCat(
-        "no Welcome within ", options_.connect_timeout_ms, " ms (--connect_timeout_ms)")));
+        "no Welcome within ", options_.connect_timeout_ms, " ms (--connect-timeout-ms)")));
   });
 }
 

@@ -163,7 +163,7 @@ bool Session::Send(wire::RouterFrame frame) {
   }
   Close(absl::ResourceExhaustedError(absl::StrCat("worker takes its frames too slowly: over ",
                                                   options_.session_out_bytes_max,
-                                                  " bytes (--session_out_bytes_max) wait")));
+                                                  " bytes (--session-out-bytes-max) wait")));
   return false;
 }
 

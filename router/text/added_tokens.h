@@ -28,7 +28,7 @@ class AddedTokens {
   /// The leftmost match at or after `from`; the longest of those that begin there.
   Match Find(std::string_view text, size_t from) const;
 
-  bool empty() const { return tokens_ == 0; }
+  bool empty() const { return first_bytes_.none(); }
 
  private:
   static constexpr int32_t kNone = -1;
@@ -37,7 +37,6 @@ class AddedTokens {
   absl::flat_hash_map<uint64_t, int32_t> edges_;  // node << 8 | byte
   std::vector<int32_t> ids_;                      // by node; kNone where no token ends
   std::bitset<256> first_bytes_;
-  size_t tokens_ = 0;
 };
 
 }  // namespace glm::router

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <deque>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/types/span.h"
@@ -23,7 +24,7 @@ struct AnswerTextOptions {
   AnswerStart start = AnswerStart::kPlain;
   /// Looked for in all of the answer's text, reasoning and tags included.
   /// Each 1 or more bytes of valid UTF-8.
-  std::vector<std::string> stop;
+  std::vector<std::string> stop = {};
   bool skip_special_tokens = true;
 };
 
@@ -54,14 +55,14 @@ class AnswerText {
     ReasoningParser::Tag tag;
   };
 
-  void NoteTag(int32_t id);
-  void Take(std::string_view text, ReasoningParser::Delta* delta);
+  void NoteTag(int32_t id, int64_t begin);
+  void Release(std::string_view text, ReasoningParser::Delta* delta);
+  Delta Close(ReasoningParser::Delta delta);
 
-  TagIds tags_;
-  const Tokenizer* tokenizer_;
+  const TextModel* model_;
   Detokenizer detokenizer_;
   ReasoningParser parser_;
-  bool plain_;
+  const bool has_tags_;
   std::deque<Mark> marks_;
   std::string tag_text_;        // of the first mark, as far as it was released
   int64_t released_bytes_ = 0;  // of the whole text

@@ -59,7 +59,4 @@ enum class AnswerStart : uint8_t {
 /// Where the answer to RenderChat(chat, dialect) begins.
 AnswerStart StartOfAnswer(const Chat& chat, ChatDialect dialect);
 
-/// JSON as Python's json.dumps(value, ensure_ascii=False) writes it. Any depth.
-std::string ToPythonJson(const Json& value);
-
 }  // namespace glm::router

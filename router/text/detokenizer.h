@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "absl/types/span.h"
@@ -20,7 +21,7 @@ namespace glm::router {
 struct DetokenizerOptions {
   bool skip_special_tokens = true;
   /// Each 1 or more bytes of valid UTF-8. The text ends before the first of them to be complete.
-  std::vector<std::string> stop;
+  std::vector<std::string> stop = {};
 };
 
 class Detokenizer {
@@ -45,6 +46,7 @@ class Detokenizer {
 
  private:
   void Decode(std::string_view bytes);
+  void Append(std::string_view characters);
   std::string Release();
 
   const Tokenizer* tokenizer_;

@@ -3,6 +3,7 @@
 // Who calls: Tokenizer. Const and thread-safe once built.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <string_view>
 #include <vector>
@@ -14,13 +15,14 @@ namespace glm::router {
 class Merges {
  public:
   /// `byte_ids[b]` is the token of the single byte b.
-  void SetBytes(const std::vector<int32_t>& byte_ids);
+  void SetBytes(const std::array<int32_t, 256>& byte_ids);
 
   /// `left` and `right` side by side become `merged`; the lowest rank merges first. The later of
   /// two with the same pair wins.
   void Add(int32_t left, int32_t right, int32_t rank, int32_t merged);
 
-  /// Appends the tokens of one piece. Time grows as n log n with the piece's bytes.
+  /// Appends the tokens of one piece, which is not empty. Time grows as n log n with the piece's
+  /// bytes.
   void Encode(std::string_view piece, std::vector<int32_t>* ids) const;
 
  private:
@@ -33,7 +35,7 @@ class Merges {
   void EncodeShort(std::string_view piece, std::vector<int32_t>* ids) const;
   void EncodeLong(std::string_view piece, std::vector<int32_t>* ids) const;
 
-  std::vector<int32_t> byte_ids_;                // 256
+  std::array<int32_t, 256> byte_ids_ = {};
   absl::flat_hash_map<uint64_t, Merge> merges_;  // left << 32 | right
 };
 

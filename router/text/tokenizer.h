@@ -10,6 +10,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
@@ -18,17 +19,17 @@
 #include "router/text/added_tokens.h"
 #include "router/text/merges.h"
 #include "router/text/split.h"
+#include "router/text/tokenizer_json.h"
 
 namespace glm::router {
 
 class Tokenizer {
  public:
-  static constexpr int64_t kFileBytesMax = 64 << 20;
-  static constexpr int32_t kIdMax = (1 << 22) - 1;
-
   /// From the text of a tokenizer.json. INVALID_ARGUMENT names the field that is wrong, or that
   /// would change results and is not implemented.
   static absl::StatusOr<std::unique_ptr<const Tokenizer>> FromJson(std::string_view json);
+  Tokenizer(const Tokenizer&) = delete;
+  Tokenizer& operator=(const Tokenizer&) = delete;
 
   /// Whether the content of added tokens that stands in the text becomes those tokens, as in
   /// Hugging Face's tokenizers, or is ordinary text.
@@ -49,29 +50,34 @@ class Tokenizer {
   /// All bytes of `ids`, those that are no UTF-8 replaced by U+FFFD.
   std::string Decode(absl::Span<const int32_t> ids, bool skip_special_tokens) const;
 
-  /// The id of the token with just this text, added or not.
-  std::optional<int32_t> FindToken(std::string_view text) const;
+  /// The id of the token that tokenizer.json writes as `content`, added or not.
+  std::optional<int32_t> FindToken(std::string_view content) const;
 
   /// One more than the greatest id.
   int32_t vocabulary() const { return static_cast<int32_t>(tokens_.size()); }
 
  private:
-  friend class TokenizerReader;
-
   struct Token {
+    std::string content;  // as tokenizer.json writes it
     std::string bytes;
     bool special = false;
   };
 
-  Tokenizer() = default;
+  explicit Tokenizer(Split split) : split_(std::move(split)) {}
 
+  absl::Status BuildTokens(const TokenizerJson& parts);
+  absl::Status BuildMerges(const TokenizerJson& parts);
+  // Encodes the text between the added tokens, and those.
+  absl::Status EncodeAround(const AddedTokens& added, std::string_view text,
+                            std::vector<int32_t>* ids) const;
   absl::Status EncodeText(std::string_view text, std::vector<int32_t>* ids) const;
 
-  std::vector<Token> tokens_;                                // by id
-  absl::flat_hash_map<std::string_view, int32_t> by_bytes_;  // of the vocabulary; views of tokens_
-  AddedTokens added_first_;                                  // found in the text as it came
-  AddedTokens added_second_;                                 // found in what the first leave
-  std::optional<Split> split_;
+  std::vector<Token> tokens_;                                  // by id; without content: no token
+  absl::flat_hash_map<std::string_view, int32_t> by_content_;  // of all tokens
+  absl::flat_hash_map<std::string_view, int32_t> by_bytes_;    // of the vocabulary
+  AddedTokens added_first_;                                    // found in the text as it came
+  AddedTokens added_second_;                                   // found in what the first leave
+  Split split_;
   Merges merges_;
   bool ignore_merges_ = false;  // a piece that is a token as a whole is not merged
 };

@@ -66,24 +66,24 @@ INSTANTIATE_TEST_SUITE_P(
                 },
                 "names 'a:1' twice"},
         BadCase{"BackoffUpsideDown", [](RouterOptions* o) { o->fleet.backoff_max_ms = 50; },
-                "--backoff_max_ms=50 must be from 100 to"},
+                "--backoff-max-ms=50 must be from 100 to"},
         BadCase{"JitterOfOne", [](RouterOptions* o) { o->fleet.backoff_jitter = 1; },
-                "--backoff_jitter=1 must be at least 0 and below 1"},
+                "--backoff-jitter=1 must be at least 0 and below 1"},
         BadCase{"JitterNan",
                 [](RouterOptions* o) {
                   o->fleet.backoff_jitter = std::numeric_limits<double>::quiet_NaN();
                 },
-                "--backoff_jitter=nan"},
+                "--backoff-jitter=nan"},
         BadCase{"NoLoops", [](RouterOptions* o) { o->loop_threads = 0; },
-                "--loop_threads=0 must be from 1 to 256"},
+                "--loop-threads=0 must be from 1 to 256"},
         BadCase{"NegativePort", [](RouterOptions* o) { o->http.port = -1; },
                 "--port=-1 must be from 0 to 65535"},
         BadCase{"NoAttempts", [](RouterOptions* o) { o->exchange.attempts_max = 0; },
-                "--attempts_max=0 must be from 1 to 100"},
+                "--attempts-max=0 must be from 1 to 100"},
         BadCase{"SmallBody", [](RouterOptions* o) { o->http.body_bytes_max = 10; },
-                "--http_body_bytes_max=10 must be from 1024"},
-        BadCase{"GrpcAddress", [](RouterOptions* o) { o->grpc.address = ":7"; },
-                "--grpc_address=':7' must be host:port"}),
+                "--http-body-bytes-max=10 must be from 1024"},
+        BadCase{"GrpcAddress", [](RouterOptions* o) { o->grpc.listen = ":7"; },
+                "--grpc-listen=':7' must be host:port"}),
     [](const auto& info) { return info.param.name; });
 
 }  // namespace
