@@ -25,7 +25,6 @@ namespace glm::router {
 
 class ExchangeRig {
  public:
-  explicit ExchangeRig(ChatDialect dialect = ChatDialect::kGlm45) : text_(GoldenModel(dialect)) {}
   ~ExchangeRig() {
     if (fleet_ != nullptr) fleet_->Stop();
   }
@@ -33,9 +32,9 @@ class ExchangeRig {
   /// Options of a worker that fits the golden tokenizer.
   FakeWorkerOptions WorkerOptions() const {
     FakeWorkerOptions options;
-    options.vocabulary = text_->tokenizer().vocabulary();
-    options.eos_ids = {*text_->tokenizer().FindToken("<|endoftext|>"),
-                       *text_->tokenizer().FindToken("<|user|>")};
+    options.vocabulary = text().tokenizer().vocabulary();
+    options.eos_ids = {*text().tokenizer().FindToken("<|endoftext|>"),
+                       *text().tokenizer().FindToken("<|user|>")};
     return options;
   }
   /// Answers `script` after a prompt of `prompt_tokens`, then the first end id.
@@ -57,7 +56,7 @@ class ExchangeRig {
   /// Starts the fleet and waits until `ready` workers are.
   void Start(int32_t ready) {
     fleet_ = std::make_unique<Fleet>(fleet_options,
-                                     WorkerDemand{"tiny", text_->tokenizer().vocabulary()}, &loops_,
+                                     WorkerDemand{"tiny", text().tokenizer().vocabulary()}, &loops_,
                                      [this](const FleetSnapshot& snapshot) {
                                        const std::lock_guard<std::mutex> lock(mutex_);
                                        ready_ = snapshot.ready;
@@ -74,15 +73,19 @@ class ExchangeRig {
   ExchangeRooms Rooms(int32_t loop_index = 0) {
     return {.loop = &loops_.at(loop_index),
             .fleet = fleet_.get(),
-            .text = text_.get(),
+            .text = &text(),
             .metrics = &metrics_,
             .model_name = "tiny",
             .options = exchange_options};
   }
   LoopPool* loops() { return &loops_; }
   Fleet* fleet() { return fleet_.get(); }
-  const TextModel& text() const { return *text_; }
   RouterMetrics* metrics() { return &metrics_; }
+
+  static const TextModel& text() {
+    static const std::unique_ptr<const TextModel> model = GoldenModel(ChatDialect::kGlm45);
+    return *model;
+  }
 
   FleetOptions fleet_options{.backoff_initial_ms = 5, .backoff_max_ms = 20};
   ExchangeOptions exchange_options;
@@ -91,7 +94,6 @@ class ExchangeRig {
   std::mutex mutex_;
   std::condition_variable changed_;
   int32_t ready_ = 0;
-  const std::unique_ptr<const TextModel> text_;
   RouterMetrics metrics_;
   std::vector<std::unique_ptr<FakeWorker>> workers_;
   LoopPool loops_{2};
