@@ -35,9 +35,8 @@ class GrpcCall final : public grpc::ServerWriteReactor<Event>,
                          int64_t output_bytes_max) {
     std::shared_ptr<GrpcCall> call(new GrpcCall(rooms, output_bytes_max));
     call->self_ = call;
-    rooms.loop->Post([call, request = std::move(request)]() mutable {
-      call->Begin(std::move(request));
-    });
+    rooms.loop->Post(
+        [call, request = std::move(request)]() mutable { call->Begin(std::move(request)); });
     return call.get();
   }
 
@@ -68,10 +67,10 @@ class GrpcCall final : public grpc::ServerWriteReactor<Event>,
 
   void Begin(ExchangeRequest request) {
     if (end_.has_value()) return;  // cancelled before it began
-    std::unique_ptr<Exchange> exchange = Exchange::Start(
-        rooms_, std::move(request),
-        {.on_delta = [this](AnswerDelta delta) { TakeDelta(std::move(delta)); },
-         .on_error = [this](const absl::Status& status) { End(status); }});
+    std::unique_ptr<Exchange> exchange =
+        Exchange::Start(rooms_, std::move(request),
+                        {.on_delta = [this](AnswerDelta delta) { TakeDelta(std::move(delta)); },
+                         .on_error = [this](const absl::Status& status) { End(status); }});
     if (!end_.has_value()) exchange_ = std::move(exchange);
   }
 

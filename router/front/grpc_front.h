@@ -25,9 +25,9 @@ namespace glm::router {
 
 class GrpcFront {
  public:
-  /// Listens. `rooms.loop` is ignored: each call gets a loop of `loops` in turn. What `rooms` points
-  /// to and `loops` outlive the front; the loops run until after its destruction. UNAVAILABLE
-  /// naming the address.
+  /// Listens. `rooms.loop` is ignored: each call gets a loop of `loops` in turn. What `rooms`
+  /// points to and `loops` outlive the front; the loops run until after its destruction.
+  /// UNAVAILABLE naming the address.
   static absl::StatusOr<std::unique_ptr<GrpcFront>> Start(const GrpcOptions& options,
                                                           const ExchangeRooms& rooms,
                                                           LoopPool* loops);

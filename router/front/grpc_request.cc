@@ -66,8 +66,8 @@ absl::StatusOr<ChatMessage::Role> ReadRole(const std::string& path, const std::s
   if (role == "user") return ChatMessage::Role::kUser;
   if (role == "assistant") return ChatMessage::Role::kAssistant;
   if (role == "tool") return ChatMessage::Role::kTool;
-  return absl::InvalidArgumentError(absl::StrCat(
-      path, ".role='", role, "' must be 'system', 'user', 'assistant' or 'tool'"));
+  return absl::InvalidArgumentError(
+      absl::StrCat(path, ".role='", role, "' must be 'system', 'user', 'assistant' or 'tool'"));
 }
 
 /// The list of tools or calls that stands as JSON in a string field.
@@ -90,15 +90,12 @@ absl::Status ReadJsonList(const std::string& path, const std::string& text,
 absl::StatusOr<ChatMessage> ReadMessage(const std::string& path, const pb::ChatMessage& message) {
   absl::StatusOr<ChatMessage::Role> role = ReadRole(path, message.role());
   if (!role.ok()) return role.status();
-  ChatMessage read{.role = *role,
-                   .content = message.content(),
-                   .reasoning = std::nullopt,
-                   .tool_calls = {}};
+  ChatMessage read{
+      .role = *role, .content = message.content(), .reasoning = std::nullopt, .tool_calls = {}};
   const bool assistant = *role == ChatMessage::Role::kAssistant;
   if (!assistant && !message.reasoning_content().empty()) {
-    return absl::InvalidArgumentError(
-        absl::StrCat(path, ".reasoning_content is an assistant's; the role is '", message.role(),
-                     "'"));
+    return absl::InvalidArgumentError(absl::StrCat(
+        path, ".reasoning_content is an assistant's; the role is '", message.role(), "'"));
   }
   if (!assistant && !message.tool_calls_json().empty()) {
     return absl::InvalidArgumentError(absl::StrCat(

@@ -39,6 +39,13 @@ absl::StatusOr<std::string> ToPcre2(std::string_view pattern) {
     } else {
       spelled += c;
       spelled += escaped;
+      // The braces of a property's name are no quantifier's.
+      const bool has_name = i + 1 < pattern.size() && pattern[i + 1] == '{' &&
+                            (escaped == 'p' || escaped == 'P' || escaped == 'x');
+      const size_t end = has_name ? pattern.find('}', i) : std::string_view::npos;
+      if (end == std::string_view::npos) continue;
+      spelled += pattern.substr(i + 1, end - i);
+      i = end;
     }
   }
   return spelled;
