@@ -337,7 +337,6 @@ TEST_F(OpenAiTest, CancelsEveryPromptOfARequestWhenOneFails) {
   worker_options_.automatic = false;
   StartAll();
   // The second prompt does not fit: the first is cancelled, the third never sent.
-  const std::string ids = absl::StrCat("[5", std::string(2 * 300, ' '), "]");
   std::string long_prompt = "[5";
   for (int i = 0; i < 300; ++i) long_prompt += ",5";
   const HttpAnswered answered = Complete(absl::StrCat(R"("prompt":[[5],)", long_prompt, "],[6]]"));
