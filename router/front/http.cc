@@ -22,10 +22,10 @@ constexpr std::chrono::milliseconds kAcceptRetry{100};
 
 }  // namespace
 
-class HttpServer::Impl {
+class HttpServer::Listener {
  public:
-  Impl(const HttpOptions& options, HttpRoutes routes, HttpErrorBody error_body, LoopPool* loops,
-       RouterMetrics* metrics)
+  Listener(const HttpOptions& options, HttpRoutes routes, HttpErrorBody error_body, LoopPool* loops,
+           RouterMetrics* metrics)
       : loops_(loops),
         lanes_(loops->size()),
         acceptor_(loops->at(0).io_context()),
@@ -60,7 +60,7 @@ class HttpServer::Impl {
   bool drained_ = false;
 };
 
-absl::Status HttpServer::Impl::Start() {
+absl::Status HttpServer::Listener::Start() {
   const std::string& host = shared_.options.host;
   error_code error;
   tcp::resolver resolver(loops_->at(0).io_context());
@@ -77,7 +77,7 @@ absl::Status HttpServer::Impl::Start() {
   return absl::OkStatus();
 }
 
-absl::Status HttpServer::Impl::Listen(const tcp::endpoint& endpoint) {
+absl::Status HttpServer::Listener::Listen(const tcp::endpoint& endpoint) {
   error_code error;
   const auto step = [&](auto&& operation) {
     if (!error) operation();
@@ -99,7 +99,7 @@ absl::Status HttpServer::Impl::Listen(const tcp::endpoint& endpoint) {
   return absl::OkStatus();
 }
 
-void HttpServer::Impl::Accept() {
+void HttpServer::Listener::Accept() {
   if (shared_.draining) return;
   HttpLane* const lane = &lanes_[loops_->Next().index()];
   acceptor_.async_accept(lane->loop->io_context(),
@@ -117,7 +117,7 @@ void HttpServer::Impl::Accept() {
                          });
 }
 
-void HttpServer::Impl::OnAccepted(HttpLane* lane, tcp::socket socket) {
+void HttpServer::Listener::OnAccepted(HttpLane* lane, tcp::socket socket) {
   if (shared_.connections_open >= shared_.options.connections_max) {
     return TurnAway(std::move(socket));
   }
@@ -131,7 +131,7 @@ void HttpServer::Impl::OnAccepted(HttpLane* lane, tcp::socket socket) {
   });
 }
 
-void HttpServer::Impl::TurnAway(tcp::socket socket) {
+void HttpServer::Listener::TurnAway(tcp::socket socket) {
   const std::string body = shared_.error_body(
       503, absl::StrCat("all ", shared_.options.connections_max, " connections are taken"));
   const std::string reply = absl::StrCat(
@@ -143,7 +143,7 @@ void HttpServer::Impl::TurnAway(tcp::socket socket) {
   socket.shutdown(tcp::socket::shutdown_send, ignored);
 }
 
-void HttpServer::Impl::Drain(std::chrono::milliseconds wait) {
+void HttpServer::Listener::Drain(std::chrono::milliseconds wait) {
   if (!started_ || drained_) return;
   drained_ = true;
   const auto deadline = std::chrono::steady_clock::now() + wait;
@@ -178,15 +178,15 @@ void HttpServer::Impl::Drain(std::chrono::milliseconds wait) {
 
 HttpServer::HttpServer(const HttpOptions& options, HttpRoutes routes, HttpErrorBody error_body,
                        LoopPool* loops, RouterMetrics* metrics)
-    : impl_(std::make_unique<Impl>(options, std::move(routes), std::move(error_body), loops,
-                                   metrics)) {}
+    : listener_(std::make_unique<Listener>(options, std::move(routes), std::move(error_body), loops,
+                                           metrics)) {}
 
-HttpServer::~HttpServer() { impl_->Drain(std::chrono::milliseconds(0)); }
+HttpServer::~HttpServer() { listener_->Drain(std::chrono::milliseconds(0)); }
 
-absl::Status HttpServer::Start() { return impl_->Start(); }
+absl::Status HttpServer::Start() { return listener_->Start(); }
 
-int32_t HttpServer::port() const { return impl_->port(); }
+int32_t HttpServer::port() const { return listener_->port(); }
 
-void HttpServer::Drain(std::chrono::milliseconds wait) { impl_->Drain(wait); }
+void HttpServer::Drain(std::chrono::milliseconds wait) { listener_->Drain(wait); }
 
 }  // namespace glm::router

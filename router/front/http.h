@@ -45,8 +45,8 @@ class HttpServer {
   void Drain(std::chrono::milliseconds wait);
 
  private:
-  class Impl;
-  std::unique_ptr<Impl> impl_;
+  class Listener;
+  std::unique_ptr<Listener> listener_;
 };
 
 }  // namespace glm::router

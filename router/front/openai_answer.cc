@@ -48,6 +48,24 @@ const ErrorKind& KindOf(const absl::Status& status) {
   return kErrorKinds.back();
 }
 
+/// The request field that an exchange's error starts with, as in "temperature=3 must be ...".
+absl::string_view LeadingField(absl::string_view message) {
+  constexpr absl::string_view kFields[] = {
+      "model", "prompt", "messages", "max_tokens", "min_tokens",     "temperature",
+      "top_p", "top_k",  "seed",     "stop",       "stop_token_ids", "echo"};
+  const absl::string_view word = message.substr(0, message.find_first_of("=[ "));
+  for (const absl::string_view field : kFields) {
+    if (word == field) return field;
+  }
+  return "";
+}
+
+std::string ParamOf(const absl::Status& status, int http_status) {
+  std::string field = FieldOf(status);
+  if (field.empty() && http_status < 500) field = std::string(LeadingField(status.message()));
+  return field;
+}
+
 Json OrNull(absl::string_view text) { return text.empty() ? Json() : Json(std::string(text)); }
 
 std::string Dump(const Json& json) {
@@ -94,7 +112,7 @@ int HttpStatusOf(const absl::Status& status) { return KindOf(status).http_status
 
 std::string ErrorJson(const absl::Status& status) {
   const ErrorKind& kind = KindOf(status);
-  return ErrorObject(status.message(), kind.type, FieldOf(status), kind.name);
+  return ErrorObject(status.message(), kind.type, ParamOf(status, kind.http_status), kind.name);
 }
 
 std::string HttpErrorJson(int http_status, absl::string_view message) {

@@ -263,9 +263,8 @@ TEST(OpenAiJsonTest, ReadsEveryKindOfPrompt) {
   EXPECT_THAT(prompts_of(R"(["a","b"])"),
               ElementsAre(VariantWith<std::string>("a"), VariantWith<std::string>("b")));
   EXPECT_THAT(prompts_of("[1,2]"), ElementsAre(VariantWith<Ids>(ElementsAre(1, 2))));
-  EXPECT_THAT(
-      prompts_of("[[1,2],[3]]"),
-      ElementsAre(VariantWith<Ids>(ElementsAre(1, 2)), VariantWith<Ids>(ElementsAre(3))));
+  EXPECT_THAT(prompts_of("[[1,2],[3]]"),
+              ElementsAre(VariantWith<Ids>(ElementsAre(1, 2)), VariantWith<Ids>(ElementsAre(3))));
 }
 
 TEST(OpenAiJsonTest, ReadsMessagesOfEveryRole) {
