@@ -32,8 +32,8 @@ class GrpcCall final : public grpc::ServerWriteReactor<Event>,
  public:
   /// gRPC gets the pointer, and gives it up with OnDone. `rooms.loop` is the call's loop.
   static GrpcCall* Start(const ExchangeRooms& rooms, ExchangeRequest request,
-                         int64_t output_bytes_max) {
-    std::shared_ptr<GrpcCall> call(new GrpcCall(rooms, output_bytes_max));
+                         int64_t output_bytes_max, grpc::CallbackServerContext* server_call) {
+    std::shared_ptr<GrpcCall> call(new GrpcCall(rooms, output_bytes_max, server_call));
     call->self_ = call;
     rooms.loop->Post(
         [call, request = std::move(request)]() mutable { call->Begin(std::move(request)); });
@@ -41,8 +41,9 @@ class GrpcCall final : public grpc::ServerWriteReactor<Event>,
   }
 
  private:
-  GrpcCall(const ExchangeRooms& rooms, int64_t output_bytes_max)
-      : rooms_(rooms), output_bytes_max_(output_bytes_max) {}
+  GrpcCall(const ExchangeRooms& rooms, int64_t output_bytes_max,
+           grpc::CallbackServerContext* server_call)
+      : rooms_(rooms), output_bytes_max_(output_bytes_max), server_call_(server_call) {}
 
   void OnWriteDone(bool ok) override {
     rooms_.loop->Post([call = this->shared_from_this(), ok] {
@@ -80,6 +81,8 @@ class GrpcCall final : public grpc::ServerWriteReactor<Event>,
     waiting_bytes_ += bytes;
     has_waiting_ = has_waiting_ || bytes > 0 || last;
     if (waiting_bytes_ > output_bytes_max_) {
+      // The write under way waits for the client as well, and a status would wait behind it.
+      server_call_->TryCancel();
       return End(absl::ResourceExhaustedError(
           absl::StrCat("client reads too slowly: over ", output_bytes_max_,
                        " bytes wait for it (--grpc-output-bytes-max)")));
@@ -115,7 +118,8 @@ class GrpcCall final : public grpc::ServerWriteReactor<Event>,
 
   const ExchangeRooms rooms_;
   const int64_t output_bytes_max_;
-  std::shared_ptr<GrpcCall> self_;  // gRPC's hold on this object, until OnDone
+  grpc::CallbackServerContext* const server_call_;  // lives until OnDone
+  std::shared_ptr<GrpcCall> self_;                  // gRPC's hold on this object, until OnDone
   std::unique_ptr<Exchange> exchange_;
   Event sent_;     // being written while writing_
   Event waiting_;  // what came since

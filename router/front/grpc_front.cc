@@ -65,13 +65,14 @@ class GrpcFront::Service final : public pb::Generation::CallbackService {
       : options_(options), rooms_(rooms), loops_(loops) {}
 
   grpc::ServerWriteReactor<pb::GenerateEvent>* Generate(
-      grpc::CallbackServerContext*, const pb::GenerateRequest* message) override {
-    return StartCall<pb::GenerateEvent>(ReadGenerateRequest(*message), Endpoint::kGrpcGenerate);
+      grpc::CallbackServerContext* call, const pb::GenerateRequest* message) override {
+    return StartCall<pb::GenerateEvent>(call, ReadGenerateRequest(*message),
+                                        Endpoint::kGrpcGenerate);
   }
 
-  grpc::ServerWriteReactor<pb::ChatEvent>* Chat(grpc::CallbackServerContext*,
+  grpc::ServerWriteReactor<pb::ChatEvent>* Chat(grpc::CallbackServerContext* call,
                                                 const pb::ChatRequest* message) override {
-    return StartCall<pb::ChatEvent>(ReadChatRequest(*message), Endpoint::kGrpcChat);
+    return StartCall<pb::ChatEvent>(call, ReadChatRequest(*message), Endpoint::kGrpcChat);
   }
 
   grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* call,
@@ -87,7 +88,8 @@ class GrpcFront::Service final : public pb::Generation::CallbackService {
 
  private:
   template <typename Event>
-  grpc::ServerWriteReactor<Event>* StartCall(absl::StatusOr<ExchangeRequest> request,
+  grpc::ServerWriteReactor<Event>* StartCall(grpc::CallbackServerContext* call,
+                                             absl::StatusOr<ExchangeRequest> request,
                                              Endpoint endpoint) {
     if (!request.ok()) {
       rooms_.metrics->CountRequest(endpoint, OutcomeOf(request.status()));
@@ -95,7 +97,7 @@ class GrpcFront::Service final : public pb::Generation::CallbackService {
     }
     ExchangeRooms rooms = rooms_;
     rooms.loop = &loops_->Next();
-    return GrpcCall<Event>::Start(rooms, *std::move(request), options_.output_bytes_max);
+    return GrpcCall<Event>::Start(rooms, *std::move(request), options_.output_bytes_max, call);
   }
 
   const GrpcOptions options_;

@@ -197,14 +197,17 @@ TEST_F(GrpcFrontTest, ADeadlineFreesTheWorker) {
 TEST_F(GrpcFrontTest, AClientThatDoesNotReadIsCutOff) {
   FakeWorkerOptions options = rig_.WorkerOptions();
   options.length_max = 2'000'000;
-  rig_.AddWorker(options);
+  options.next_token = [](const std::vector<int32_t>&) { return 300; };
+  FakeWorker* worker = rig_.AddWorker(options);
   options_.output_bytes_max = 1024;
   StartFront(1);
   grpc::ClientContext call;
   const auto reader = stub_->Generate(&call, Ask(1'000'000));  // more than HTTP/2's windows hold
-  const grpc::Status status = reader->Finish();
-  EXPECT_EQ(status.error_code(), grpc::RESOURCE_EXHAUSTED);
-  EXPECT_THAT(status.error_message(), HasSubstr("1024 bytes"));
+  ASSERT_TRUE(worker->Await([](const FakeWorker::Seen& seen) { return seen.cancels == 1; }));
+  EXPECT_LT(worker->seen().tokens, 1'000'000);
+  pb::GenerateEvent event;
+  while (reader->Read(&event)) EXPECT_EQ(event.finish_reason(), "");
+  EXPECT_FALSE(reader->Finish().ok());
 }
 
 TEST_F(GrpcFrontTest, ListsTheModel) {
