@@ -3,7 +3,10 @@
 #include <stdlib.h>
 #include <sys/wait.h>
 
+#include <fstream>
 #include <future>
+#include <regex>
+#include <set>
 #include <string>
 #include <vector>
 
@@ -133,6 +136,22 @@ TEST_F(ClusterTest, BadRequestsAreRefusedWithOpenAisErrorObject) {
             std::string::npos);
   EXPECT_EQ(Call(port(), "/v1/chat/completions", "{").status, 400);
   EXPECT_EQ(Call(port(), "/v1/nothing").status, 404);
+}
+
+TEST_F(ClusterTest, EveryMetricOfTheDashboardExists) {
+  std::ifstream file(std::string(GLM_SOURCE_DIR) + "/deploy/grafana/glmserve.json");
+  const std::string dashboard((std::istreambuf_iterator<char>(file)), {});
+  const std::regex metric("glmserve_(router|worker)_[a-z_]+");
+  std::set<std::string> names;
+  for (std::sregex_iterator it(dashboard.begin(), dashboard.end(), metric), end; it != end; ++it) {
+    names.insert(it->str());
+  }
+  EXPECT_GT(names.size(), 15u);
+  for (const std::string& name : names) {
+    const bool of_router = name.rfind("glmserve_router_", 0) == 0;
+    EXPECT_GE(of_router ? cluster_->RouterMetric(name) : cluster_->WorkerMetric(0, name), 0)
+        << name;
+  }
 }
 
 TEST_F(ClusterTest, TheOpenAiClientIsContent) {
