@@ -154,6 +154,11 @@ absl::StatusOr<std::unique_ptr<Glm>> Glm::Load(Device& device, const ModelConfig
                                                const StepLimits& limits,
                                                const GlmOptions& options) {
   CHECK(dtype == DType::kF32 || dtype == DType::kBF16) << "activation type " << Name(dtype);
+  if (config.latent_attention() && device.ops().mla_attention == nullptr) {
+    return absl::UnimplementedError(
+        absl::StrCat("model_type is \"", config.model_type, "\": ", device.Describe(),
+                     " has no latent attention; accepted there: \"glm4_moe\""));
+  }
   absl::StatusOr<Checkpoint> checkpoint = Checkpoint::Open(folder);
   if (!checkpoint.ok()) return checkpoint.status();
   const absl::StatusOr<bool> with_mtp = WantMtp(config, *checkpoint, options);

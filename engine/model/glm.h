@@ -39,7 +39,8 @@ struct GlmOptions {
 class Glm {
  public:
   /// Reads all weights of `folder` into `device` and plans the buffers of the largest step.
-  /// `dtype` is the activation type. NOT_FOUND / INVALID_ARGUMENT name the tensor or file.
+  /// `dtype` is the activation type. NOT_FOUND / INVALID_ARGUMENT name the tensor or file;
+  /// UNIMPLEMENTED when the device has no latent attention and the model needs it.
   static absl::StatusOr<std::unique_ptr<Glm>> Load(Device& device, const ModelConfig& config,
                                                    const std::string& folder, DType dtype,
                                                    const StepLimits& limits,
