@@ -8,8 +8,9 @@
 #include <vector>
 
 #include "engine/model/config.h"
-#include "engine/model/loader.h"
+#include "engine/model/linear.h"
 #include "engine/model/trace.h"
+#include "engine/model/weight_plan.h"
 #include "kernels/ops.h"
 
 namespace glm::engine {
@@ -21,6 +22,9 @@ struct AttentionWeights {
   Tensor q_norm;    // act [D], or empty
   Tensor k_norm;    // act [D], or empty
   Weight out;       // [H, N * D]
+  // Of an FP8 cache: a stored value stands for value * scale.
+  float key_scale = 1;
+  float value_scale = 1;
 };
 
 /// Puts the weights of the layer with names `prefix` + "self_attn." into the plan.
@@ -32,10 +36,12 @@ class Attention {
  public:
   /// Allocates; `dtype` is the activation type.
   Attention(Device& device, const ModelConfig& config, DType dtype, const StepLimits& limits);
+  /// Device memory that the constructor takes.
+  static int64_t BufferBytes(const ModelConfig& config, DType dtype, const StepLimits& limits);
 
-  /// in: act [T, H], normalised; out: act [T, H], to be added to the residual.
+  /// in: [T, H], normalised; out: act [T, H], to be added to the residual.
   void Forward(const BatchView& batch, const AttentionWeights& weights, const KvLayer& cache,
-               const Tensor& in, const Tensor& out, const TraceScope& trace) const;
+               const LinearInput& in, const Tensor& out, const TraceScope& trace) const;
 
  private:
   Device& device_;
@@ -43,6 +49,7 @@ class Attention {
   Tensor rope_;   // F32 [positions_max, rope_size]
   Tensor qkv_;    // act [T, (N + 2K) * D]
   Tensor heads_;  // act [T, N * D]
+  QuantizedRows quantized_heads_;
 };
 
 /// The rotary table of the reference: F32 [positions, rope_size], of each position rope_size/2

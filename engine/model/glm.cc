@@ -1,8 +1,10 @@
 #include "engine/model/glm.h"
 
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "engine/model/attention.h"
 #include "engine/model/ffn.h"
 #include "engine/model/loader.h"
@@ -26,11 +28,12 @@ struct GlmWeights {
   Weight head;  // [V, H]; the embedding, where they are tied
 };
 
-WeightPlan PlanWeights(const ModelConfig& config, DType dtype, GlmWeights* weights) {
-  WeightPlan plan;
-  const Tensor table(nullptr, dtype, {config.vocabulary, config.hidden_size});
+WeightPlan PlanWeights(const ModelConfig& config, DType dtype, const PlanTerms& terms,
+                       GlmWeights* weights) {
+  WeightPlan plan(terms);
   const Tensor norm(nullptr, dtype, {config.hidden_size});
-  plan.AddWhole(&weights->embedding, table, "model.embed_tokens.weight");
+  plan.AddRows(&weights->embedding, dtype, "model.embed_tokens.weight", config.vocabulary,
+               config.hidden_size);
   weights->layers.resize(config.layers);
   for (int32_t i = 0; i < config.layers; ++i) {
     const std::string prefix = absl::StrCat("model.layers.", i, ".");
@@ -41,7 +44,10 @@ WeightPlan PlanWeights(const ModelConfig& config, DType dtype, GlmWeights* weigh
     PlanFfn(config, dtype, prefix, /*dense=*/i < config.dense_layers, &plan, &layer.ffn);
   }
   plan.AddWhole(&weights->norm, norm, "model.norm.weight");
-  if (!config.tie_word_embeddings) plan.AddWhole(&weights->head.values, table, "lm_head.weight");
+  if (!config.tie_word_embeddings) {
+    plan.AddRows(&weights->head.values, dtype, "lm_head.weight", config.vocabulary,
+                 config.hidden_size);
+  }
   for (int32_t i = 0; i < config.mtp_layers; ++i) {
     plan.SetAside(absl::StrCat("model.layers.", config.layers + i, "."));
   }
@@ -62,7 +68,8 @@ class PagedGlm final : public Glm {
         residual_(device.NewTensor(dtype, {limits.tokens_max, config.hidden_size})),
         normed_(device.NewTensor(dtype, {limits.tokens_max, config.hidden_size})),
         delta_(device.NewTensor(dtype, {limits.tokens_max, config.hidden_size})),
-        logit_rows_(device.NewTensor(dtype, {limits.logit_rows_max, config.hidden_size})) {}
+        logit_rows_(device.NewTensor(dtype, {limits.logit_rows_max, config.hidden_size})),
+        quantized_(device, limits.tokens_max, config.hidden_size) {}
 
   void Forward(const BatchView& batch, const KvCache& cache, const Tensor& logits) override {
     const int64_t tokens = batch.token_ids.shape[0];
@@ -78,29 +85,46 @@ class PagedGlm final : public Glm {
     for (size_t i = 0; i < weights_.layers.size(); ++i) {
       const LayerWeights& layer = weights_.layers[i];
       const TraceScope trace(trace_, "layers.", static_cast<int64_t>(i));
-      AddNorm(batch, i == 0 ? Tensor() : delta, residual, layer.input_norm, normed);
-      attention_.Forward(batch, layer.attention, cache.layers[i], normed, delta, trace);
-      AddNorm(batch, delta, residual, layer.post_attention_norm, normed);
-      ffn_.Forward(batch, layer.ffn, normed, delta, trace);
+      const LinearInput attention_in =
+          AddNorm(batch, i == 0 ? Tensor() : delta, residual, layer.input_norm, normed,
+                  &layer.attention.qkv, /*plain_too=*/false);
+      attention_.Forward(batch, layer.attention, cache.layers[i], attention_in, delta, trace);
+      const LinearInput ffn_in =
+          AddNorm(batch, delta, residual, layer.post_attention_norm, normed, &layer.ffn.first(),
+                  /*plain_too=*/!layer.ffn.dense());
+      ffn_.Forward(batch, layer.ffn, ffn_in, delta, trace);
     }
-    AddNorm(batch, delta, residual, weights_.norm, normed);
+    AddNorm(batch, delta, residual, weights_.norm, normed, nullptr, /*plain_too=*/true);
     if (trace_) trace_("norm", normed);
     if (logits.shape[0] > 0) Head(batch, normed, logits);
   }
 
   void SetTrace(Trace trace) override { trace_ = std::move(trace); }
   int64_t weight_bytes() const override { return weight_bytes_; }
+  void ScaleCache(KvCache* cache) const override {
+    CHECK_EQ(cache->layers.size(), weights_.layers.size()) << "layers of the cache";
+    for (size_t i = 0; i < weights_.layers.size(); ++i) {
+      cache->layers[i].key_scale = weights_.layers[i].attention.key_scale;
+      cache->layers[i].value_scale = weights_.layers[i].attention.value_scale;
+    }
+  }
 
  private:
-  void AddNorm(const BatchView& batch, const Tensor& delta, const Tensor& residual,
-               const Tensor& weight, const Tensor& out) const {
+  // Normalised rows in the form that `next` reads, or plain without; plain besides when told so.
+  LinearInput AddNorm(const BatchView& batch, const Tensor& delta, const Tensor& residual,
+                      const Tensor& weight, const Tensor& normed, const Weight* next,
+                      bool plain_too) const {
+    LinearInput rows;
+    if (next != nullptr) rows.quantized = quantized_.For(*next, normed.shape[0], normed.shape[1]);
+    if (plain_too || rows.quantized.values.empty()) rows.plain = normed;
     device_.ops().add_rms_norm(device_, {.batch = batch,
                                          .delta = delta,
                                          .residual = residual,
                                          .weight = weight,
                                          .epsilon = static_cast<float>(config_.rms_norm_eps),
-                                         .out = out,
-                                         .quantized = {}});
+                                         .out = rows.plain,
+                                         .quantized = rows.quantized});
+    return rows;
   }
 
   void Head(const BatchView& batch, const Tensor& normed, const Tensor& logits) const {
@@ -123,10 +147,11 @@ class PagedGlm final : public Glm {
   const Attention attention_;
   const Ffn ffn_;
   Trace trace_;
-  Tensor residual_;    // act [T, H]
-  Tensor normed_;      // act [T, H]
-  Tensor delta_;       // act [T, H]  what attention or ffn adds to the residual
-  Tensor logit_rows_;  // act [R, H]
+  Tensor residual_;          // act [T, H]
+  Tensor normed_;            // act [T, H]
+  Tensor delta_;             // act [T, H]  what attention or ffn adds to the residual
+  Tensor logit_rows_;        // act [R, H]
+  QuantizedRows quantized_;  // of normed, where the next linear is FP8
 };
 
 }  // namespace
@@ -149,19 +174,74 @@ KvCache KvCache::Allocate(Device& device, const ModelConfig& config, DType dtype
   return cache;
 }
 
+absl::Status Glm::CheckRanks(const ModelConfig& config, int32_t size) {
+  const auto faults = [&](int64_t ranks) {
+    std::vector<std::string> list;
+    const auto check = [&](const char* key, int64_t extent) {
+      if (extent % ranks != 0) list.push_back(absl::StrCat(key, " ", extent));
+    };
+    check("num_attention_heads", config.query_heads);
+    check("num_key_value_heads", config.kv_heads);
+    if (config.dense_layers > 0) check("intermediate_size", config.dense_width);
+    if (config.dense_layers < config.layers) check("moe_intermediate_size", config.expert_width);
+    check("vocab_size", config.vocabulary);
+    return list;
+  };
+  if (size >= 1 && faults(size).empty()) return absl::OkStatus();
+  std::vector<int64_t> accepted;
+  for (int64_t ranks = 1; ranks <= config.query_heads; ++ranks) {
+    if (faults(ranks).empty()) accepted.push_back(ranks);
+  }
+  return absl::InvalidArgumentError(absl::StrCat(
+      "tensor parallel size is ", size,
+      size < 1 ? std::string()
+               : absl::StrCat(", which does not divide ", absl::StrJoin(faults(size), ", ")),
+      "; accepted: ", absl::StrJoin(accepted, ", ")));
+}
+
+absl::StatusOr<WeightPlan> Glm::Plan(const ModelConfig& config, DType dtype,
+                                     const PlanTerms& terms) {
+  const absl::Status ranks = CheckRanks(config, terms.slice.size);
+  if (!ranks.ok()) return ranks;
+  GlmWeights weights;
+  WeightPlan plan = PlanWeights(config, dtype, terms, &weights);
+  if (!plan.status().ok()) return plan.status();
+  plan.Detach();
+  return plan;
+}
+
 absl::StatusOr<std::unique_ptr<Glm>> Glm::Load(Device& device, const ModelConfig& config,
-                                               const std::string& folder, DType dtype,
+                                               const WeightSource& source, DType dtype,
                                                const StepLimits& limits) {
   CHECK(dtype == DType::kF32 || dtype == DType::kBF16) << "activation type " << Name(dtype);
-  absl::StatusOr<Checkpoint> checkpoint = Checkpoint::Open(folder);
-  if (!checkpoint.ok()) return checkpoint.status();
+  std::optional<Checkpoint> checkpoint;
+  if (!source.random) {
+    absl::StatusOr<Checkpoint> opened = Checkpoint::Open(source.folder);
+    if (!opened.ok()) return opened.status();
+    checkpoint = *std::move(opened);
+  }
+  const PlanTerms terms{.stored = checkpoint.has_value() ? &checkpoint->tensors() : nullptr,
+                        .scaling = config.quantization.weights,
+                        .quantize = source.quantize};
   GlmWeights weights;
-  const WeightPlan plan = PlanWeights(config, dtype, &weights);
-  const absl::Status status = LoadWeights(device, *checkpoint, plan);
+  const WeightPlan plan = PlanWeights(config, dtype, terms, &weights);
+  absl::Status status = checkpoint.has_value() ? CheckPlan(plan, *checkpoint) : plan.status();
+  if (status.ok() && source.admit) status = source.admit(plan.bytes());
+  if (!status.ok()) return status;
+  status = checkpoint.has_value()
+               ? LoadWeights(device, *checkpoint, plan, source.threads)
+               : LoadRandomWeights(device, WeightSource::kRandomSeed, plan, source.threads);
   if (!status.ok()) return status;
   if (config.tie_word_embeddings) weights.head.values = weights.embedding;
   return std::make_unique<PagedGlm>(device, config, dtype, limits, std::move(weights),
                                     plan.bytes());
+}
+
+int64_t Glm::BufferBytes(const ModelConfig& config, DType dtype, const StepLimits& limits) {
+  const int64_t rows = 3 * limits.tokens_max + limits.logit_rows_max;
+  return rows * config.hidden_size * ByteSize(dtype) +
+         QuantizedRows::Bytes(limits.tokens_max, config.hidden_size) +
+         Attention::BufferBytes(config, dtype, limits) + Ffn::BufferBytes(config, dtype, limits);
 }
 
 StepLimits Glm::CompleteLimits(const ModelConfig& config, StepLimits limits) {

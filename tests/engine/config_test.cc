@@ -95,9 +95,15 @@ TEST(ConfigTest, Glm46And47) {
 TEST(ConfigTest, WhatIsNotSupportedYetIsRefusedByName) {
   EXPECT_THAT(ModelConfig::Parse(Published("GLM-4.7-Flash")).status().message(),
               AllOf(HasSubstr("model_type is \"glm4_moe_lite\""), HasSubstr("\"glm4_moe\"")));
+}
+
+TEST(ConfigTest, PublishedFloat8ConfigsAreScaledByChannel) {
   for (const std::string name : {"GLM-4.5-Air-FP8", "GLM-4.7-FP8"}) {
-    EXPECT_THAT(ModelConfig::Parse(Published(name)).status().message(),
-                HasSubstr("quantization_config"));
+    const auto config = ModelConfig::Parse(Published(name));
+    ASSERT_TRUE(config.ok()) << config.status();
+    EXPECT_EQ(config->quantization.weights, WeightScaling::kChannel);
+    EXPECT_FALSE(config->quantization.cache_scales);
+    EXPECT_EQ(config->dtype, DType::kBF16);
   }
 }
 
