@@ -1,10 +1,7 @@
 #include "engine/model/attention.h"
 
 #include <cmath>
-#include <cstring>
 #include <vector>
-
-#include "absl/strings/str_cat.h"
 
 namespace glm::engine {
 namespace {
@@ -28,48 +25,6 @@ void PlanBias(const std::vector<LinearPart>& parts, DType dtype, WeightPlan* pla
   }
 }
 
-// The one number of a tensor [] or [1], or NaN.
-float ScalarOf(const StoredTensor& stored) {
-  const bool one = stored.shape.empty() || stored.shape == std::vector<int64_t>{1};
-  if (one && stored.dtype == DType::kF32) {
-    float value;
-    std::memcpy(&value, stored.data, sizeof(value));
-    return value;
-  }
-  if (one && stored.dtype == DType::kBF16) {
-    BFloat16 value;
-    std::memcpy(&value, stored.data, sizeof(value));
-    return ToFloat(value);
-  }
-  return std::nanf("");
-}
-
-// The cache scale of keys ("k") or values ("v"), under whichever of its names it has; 1 when it is
-// not there and need not be.
-float TakeCacheScale(const std::string& attention, const std::string& letter, bool required,
-                     WeightPlan* plan) {
-  const StoredTensors* stored = plan->terms().stored;
-  if (stored == nullptr) return 1;
-  for (const char* middle : {"", "attn.", letter == "k" ? "k_proj." : "v_proj."}) {
-    const std::string name = absl::StrCat(attention, middle, letter, "_scale");
-    const auto found = stored->find(name);
-    if (found == stored->end()) continue;
-    plan->Take(name);
-    const float scale = ScalarOf(found->second);
-    if (std::isfinite(scale) && scale > 0) return scale;
-    plan->Refuse(absl::InvalidArgumentError(absl::StrCat(
-        "tensor ", name, " ", ShapeText(found->second.shape), " is ", Name(found->second.dtype),
-        "; accepted: one F32 or BF16 number, finite and above 0")));
-    return 1;
-  }
-  if (required) {
-    plan->Refuse(absl::NotFoundError(absl::StrCat("tensor ", attention, letter,
-                                                  "_scale is missing, and kv_cache_scheme of "
-                                                  "config.json speaks of it")));
-  }
-  return 1;
-}
-
 }  // namespace
 
 std::vector<float> RopeTable(double theta, int32_t rope_size, int64_t positions) {
@@ -91,6 +46,15 @@ std::vector<float> RopeTable(double theta, int32_t rope_size, int64_t positions)
   return table;
 }
 
+Tensor NewRopeTensor(Device& device, const ModelConfig& config) {
+  const std::vector<float> table =
+      RopeTable(config.rope_theta, config.rope_size, config.positions_max);
+  const Tensor rope = device.NewTensor(DType::kF32, {config.positions_max, config.rope_size});
+  device.CopyToDevice(rope.data, table.data(), rope.bytes());
+  device.Synchronize();  // the table on the host goes away
+  return rope;
+}
+
 void PlanAttention(const ModelConfig& config, DType dtype, const std::string& prefix,
                    WeightPlan* plan, AttentionWeights* weights) {
   const std::string name = prefix + "self_attn.";
@@ -109,9 +73,6 @@ void PlanAttention(const ModelConfig& config, DType dtype, const std::string& pr
   }
   PlanLinear({{name + "o_proj", hidden}}, query_rows, LinearSplit::kInputs, 0, dtype, plan,
              &weights->out);
-  const bool required = config.quantization.cache_scales;
-  weights->key_scale = TakeCacheScale(name, "k", required, plan);
-  weights->value_scale = TakeCacheScale(name, "v", required, plan);
 }
 
 Attention::Attention(Device& device, const ModelConfig& config, DType dtype,
@@ -119,11 +80,7 @@ Attention::Attention(Device& device, const ModelConfig& config, DType dtype,
     : device_(device), config_(config) {
   const int64_t query_width = int64_t{config.query_heads} * config.head_size;
   const int64_t kv_width = int64_t{config.kv_heads} * config.head_size;
-  const std::vector<float> table =
-      RopeTable(config.rope_theta, config.rope_size, config.positions_max);
-  rope_ = device.NewTensor(DType::kF32, {config.positions_max, config.rope_size});
-  device.CopyToDevice(rope_.data, table.data(), rope_.bytes());
-  device.Synchronize();  // the table on the host goes away
+  rope_ = NewRopeTensor(device, config);
   qkv_ = device.NewTensor(dtype, {limits.tokens_max, query_width + 2 * kv_width});
   heads_ = device.NewTensor(dtype, {limits.tokens_max, query_width});
   quantized_heads_ = QuantizedRows(device, limits.tokens_max, query_width);

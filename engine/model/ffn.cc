@@ -65,7 +65,7 @@ Ffn::Ffn(Device& device, const ModelConfig& config, DType dtype, const StepLimit
     product_ = device.NewTensor(dtype, {tokens, config.dense_width});
     quantized_product_ = QuantizedRows(device, tokens, config.dense_width);
   }
-  if (config.dense_layers < config.layers) {
+  if (config.has_mixture()) {
     const int64_t choices = config.experts_per_token;
     routing_ = {.expert_ids = device.NewTensor(DType::kI32, {tokens, choices}),
                 .expert_weights = device.NewTensor(DType::kF32, {tokens, choices}),
@@ -81,7 +81,7 @@ int64_t Ffn::BufferBytes(const ModelConfig& config, DType dtype, const StepLimit
     bytes += tokens * 3 * config.dense_width * ByteSize(dtype) +
              QuantizedRows::Bytes(tokens, config.dense_width);
   }
-  if (config.dense_layers < config.layers) {
+  if (config.has_mixture()) {
     bytes += (tokens * 3 * config.experts_per_token + config.experts + 1) * ByteSize(DType::kI32);
   }
   return bytes;

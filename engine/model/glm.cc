@@ -1,25 +1,19 @@
 #include "engine/model/glm.h"
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
-#include "engine/model/attention.h"
-#include "engine/model/ffn.h"
+#include "engine/model/layers.h"
 #include "engine/model/loader.h"
+#include "engine/model/mtp.h"
 #include "engine/model/safetensors.h"
 #include "proto/base/log.h"
 
 namespace glm::engine {
 namespace {
-
-struct LayerWeights {
-  Tensor input_norm;  // act [H]
-  AttentionWeights attention;
-  Tensor post_attention_norm;  // act [H]
-  FfnWeights ffn;
-};
 
 struct GlmWeights {
   Tensor embedding;  // act [V, H]
@@ -29,148 +23,150 @@ struct GlmWeights {
 };
 
 WeightPlan PlanWeights(const ModelConfig& config, DType dtype, const PlanTerms& terms,
-                       GlmWeights* weights) {
+                       GlmWeights* weights, MtpWeights* mtp_weights) {
   WeightPlan plan(terms);
-  const Tensor norm(nullptr, dtype, {config.hidden_size});
   plan.AddRows(&weights->embedding, dtype, "model.embed_tokens.weight", config.vocabulary,
                config.hidden_size);
   weights->layers.resize(config.layers);
   for (int32_t i = 0; i < config.layers; ++i) {
-    const std::string prefix = absl::StrCat("model.layers.", i, ".");
-    LayerWeights& layer = weights->layers[i];
-    plan.AddWhole(&layer.input_norm, norm, prefix + "input_layernorm.weight");
-    PlanAttention(config, dtype, prefix, &plan, &layer.attention);
-    plan.AddWhole(&layer.post_attention_norm, norm, prefix + "post_attention_layernorm.weight");
-    PlanFfn(config, dtype, prefix, /*dense=*/i < config.dense_layers, &plan, &layer.ffn);
+    PlanLayer(config, dtype, absl::StrCat("model.layers.", i, "."),
+              /*dense=*/i < config.dense_layers, &plan, &weights->layers[i]);
   }
-  plan.AddWhole(&weights->norm, norm, "model.norm.weight");
+  plan.AddWhole(&weights->norm, Tensor(nullptr, dtype, {config.hidden_size}), "model.norm.weight");
   if (!config.tie_word_embeddings) {
     plan.AddRows(&weights->head.values, dtype, "lm_head.weight", config.vocabulary,
                  config.hidden_size);
   }
-  for (int32_t i = 0; i < config.mtp_layers; ++i) {
-    plan.SetAside(absl::StrCat("model.layers.", config.layers + i, "."));
+  if (mtp_weights != nullptr) {
+    PlanMtp(config, dtype, &plan, mtp_weights);
+  } else {
+    for (int32_t i = 0; i < config.mtp_layers; ++i) {
+      plan.SetAside(absl::StrCat("model.layers.", config.layers + i, "."));
+    }
   }
   return plan;
+}
+
+/// Whether the draft layer is to be loaded; `stored` null: it is where the config has one.
+absl::StatusOr<bool> WantMtp(const ModelConfig& config, const StoredTensors* stored,
+                             const GlmOptions& options) {
+  if (!options.mtp) return false;
+  if (config.mtp_layers > 1) {
+    return absl::InvalidArgumentError(absl::StrCat("num_nextn_predict_layers is ",
+                                                   config.mtp_layers, "; accepted with MTP: 0, 1"));
+  }
+  if (stored == nullptr ? config.mtp_layers > 0 : HasMtp(config, *stored)) return true;
+  LOG(INFO) << "MTP is off: the checkpoint has no draft layer, "
+            << (config.mtp_layers > 0 ? "although num_nextn_predict_layers is 1"
+                                      : "and num_nextn_predict_layers is 0");
+  return false;
 }
 
 class PagedGlm final : public Glm {
  public:
   PagedGlm(Device& device, const ModelConfig& config, DType dtype, const StepLimits& limits,
-           GlmWeights weights, int64_t weight_bytes)
+           GlmWeights weights, std::optional<MtpWeights> mtp_weights, int64_t weight_bytes)
       : device_(device),
         config_(config),
         limits_(limits),
         weights_(std::move(weights)),
         weight_bytes_(weight_bytes),
-        attention_(device, config_, dtype, limits),
-        ffn_(device, config_, dtype, limits),
-        residual_(device.NewTensor(dtype, {limits.tokens_max, config.hidden_size})),
-        normed_(device.NewTensor(dtype, {limits.tokens_max, config.hidden_size})),
-        delta_(device.NewTensor(dtype, {limits.tokens_max, config.hidden_size})),
-        logit_rows_(device.NewTensor(dtype, {limits.logit_rows_max, config.hidden_size})),
-        quantized_(device, limits.tokens_max, config.hidden_size) {}
+        layers_(device, config_, dtype, limits),
+        hidden_(device.NewTensor(dtype, {limits.tokens_max, config.hidden_size})),
+        logit_rows_(device.NewTensor(dtype, {limits.logit_rows_max, config.hidden_size})) {
+    if (mtp_weights.has_value()) {
+      mtp_.emplace(device, config_, layers_, dtype, limits, *std::move(mtp_weights));
+    }
+  }
 
   void Forward(const BatchView& batch, const KvCache& cache, const Tensor& logits) override {
     const int64_t tokens = batch.token_ids.shape[0];
     CHECK_LE(tokens, limits_.tokens_max) << "tokens of a step";
     CHECK_LE(logits.shape[0], limits_.logit_rows_max) << "logit rows of a step";
     CHECK_EQ(cache.layers.size(), weights_.layers.size()) << "layers of the cache";
-    const Tensor residual = residual_.Rows(0, tokens);
-    const Tensor normed = normed_.Rows(0, tokens);
-    const Tensor delta = delta_.Rows(0, tokens);
+    const Tensor residual = layers_.Begin(tokens);
+    const Tensor hidden = hidden_.Rows(0, tokens);
 
     device_.ops().embed(device_, {.batch = batch, .table = weights_.embedding, .out = residual});
     if (trace_) trace_("embedding", residual);
     for (size_t i = 0; i < weights_.layers.size(); ++i) {
-      const LayerWeights& layer = weights_.layers[i];
-      const TraceScope trace(trace_, "layers.", static_cast<int64_t>(i));
-      const LinearInput attention_in =
-          AddNorm(batch, i == 0 ? Tensor() : delta, residual, layer.input_norm, normed,
-                  &layer.attention.qkv, /*plain_too=*/false);
-      attention_.Forward(batch, layer.attention, cache.layers[i], attention_in, delta, trace);
-      const LinearInput ffn_in =
-          AddNorm(batch, delta, residual, layer.post_attention_norm, normed, &layer.ffn.first(),
-                  /*plain_too=*/!layer.ffn.dense());
-      ffn_.Forward(batch, layer.ffn, ffn_in, delta, trace);
+      layers_.Run(batch, weights_.layers[i], cache.layers[i], /*first=*/i == 0,
+                  TraceScope(trace_, "layers.", static_cast<int64_t>(i)));
     }
-    AddNorm(batch, delta, residual, weights_.norm, normed, nullptr, /*plain_too=*/true);
-    if (trace_) trace_("norm", normed);
-    if (logits.shape[0] > 0) Head(batch, normed, logits);
+    layers_.End(batch, weights_.norm, hidden);
+    if (trace_) trace_("norm", hidden);
+    if (logits.shape[0] == 0) return;
+    RunHead(device_, batch, hidden, weights_.head, logit_rows_.Rows(0, logits.shape[0]), logits);
+    if (trace_) trace_("logits", logits);
+  }
+
+  Tensor hidden(int64_t tokens) const override { return hidden_.Rows(0, tokens); }
+  bool has_mtp() const override { return mtp_.has_value(); }
+
+  void ForwardMtp(const BatchView& batch, const KvCache& cache, const Tensor& logits) override {
+    CHECK(mtp_.has_value()) << "the draft layer was not loaded";
+    CHECK(!cache.mtp.keys.empty()) << "a cache without the draft layer's";
+    const int64_t tokens = batch.token_ids.shape[0];
+    CHECK_LE(tokens, limits_.tokens_max) << "tokens of a step";
+    CHECK_LE(logits.shape[0], limits_.logit_rows_max) << "logit rows of a step";
+    mtp_->Forward(batch, hidden(tokens), cache.mtp, logits, trace_);
   }
 
   void SetTrace(Trace trace) override { trace_ = std::move(trace); }
   int64_t weight_bytes() const override { return weight_bytes_; }
   void ScaleCache(KvCache* cache) const override {
     CHECK_EQ(cache->layers.size(), weights_.layers.size()) << "layers of the cache";
+    const auto scale = [](const LayerWeights& weights, KvLayer* layer) {
+      layer->key_scale = weights.key_scale;
+      layer->value_scale = weights.value_scale;
+    };
     for (size_t i = 0; i < weights_.layers.size(); ++i) {
-      cache->layers[i].key_scale = weights_.layers[i].attention.key_scale;
-      cache->layers[i].value_scale = weights_.layers[i].attention.value_scale;
+      scale(weights_.layers[i], &cache->layers[i]);
     }
+    if (mtp_.has_value()) scale(mtp_->layer(), &cache->mtp);
   }
 
  private:
-  // Normalised rows in the form that `next` reads, or plain without; plain besides when told so.
-  LinearInput AddNorm(const BatchView& batch, const Tensor& delta, const Tensor& residual,
-                      const Tensor& weight, const Tensor& normed, const Weight* next,
-                      bool plain_too) const {
-    LinearInput rows;
-    if (next != nullptr) rows.quantized = quantized_.For(*next, normed.shape[0], normed.shape[1]);
-    if (plain_too || rows.quantized.values.empty()) rows.plain = normed;
-    device_.ops().add_rms_norm(device_, {.batch = batch,
-                                         .delta = delta,
-                                         .residual = residual,
-                                         .weight = weight,
-                                         .epsilon = static_cast<float>(config_.rms_norm_eps),
-                                         .out = rows.plain,
-                                         .quantized = rows.quantized});
-    return rows;
-  }
-
-  void Head(const BatchView& batch, const Tensor& normed, const Tensor& logits) const {
-    const Tensor rows = logit_rows_.Rows(0, logits.shape[0]);
-    device_.ops().gather_logit_rows(device_, {.batch = batch, .in = normed, .out = rows});
-    device_.ops().linear(device_, {.batch = batch,
-                                   .in = {rows, {}},
-                                   .weight = weights_.head,
-                                   .bias = {},
-                                   .out = logits,
-                                   .per_logit_row = true});
-    if (trace_) trace_("logits", logits);
-  }
-
   Device& device_;
   const ModelConfig config_;
   const StepLimits limits_;
   const GlmWeights weights_;
   const int64_t weight_bytes_;
-  const Attention attention_;
-  const Ffn ffn_;
+  const Layers layers_;
+  std::optional<Mtp> mtp_;
   Trace trace_;
-  Tensor residual_;          // act [T, H]
-  Tensor normed_;            // act [T, H]
-  Tensor delta_;             // act [T, H]  what attention or ffn adds to the residual
-  Tensor logit_rows_;        // act [R, H]
-  QuantizedRows quantized_;  // of normed, where the next linear is FP8
+  Tensor hidden_;      // act [T, H]  after the final norm
+  Tensor logit_rows_;  // act [R, H]
 };
+
+KvLayer NewKvLayer(Device& device, const ModelConfig& config, DType dtype, int64_t blocks,
+                   int32_t block_size) {
+  const auto tensor = [&] {
+    return device.NewTensor(dtype, {blocks, config.cache_heads(), block_size, config.cell_size()});
+  };
+  KvLayer layer;
+  layer.keys = tensor();
+  if (!config.latent_attention()) layer.values = tensor();
+  return layer;
+}
 
 }  // namespace
 
-int64_t KvCache::BytesPerBlock(const ModelConfig& config, DType dtype, int32_t block_size) {
-  return int64_t{2} * config.layers * config.kv_heads * block_size * config.head_size *
+int64_t KvCache::BytesPerBlock(const ModelConfig& config, DType dtype, int32_t block_size,
+                               bool mtp) {
+  const int64_t layers = config.layers + (mtp ? 1 : 0);
+  const int64_t tensors = config.latent_attention() ? 1 : 2;
+  return layers * tensors * config.cache_heads() * block_size * config.cell_size() *
          ByteSize(dtype);
 }
 
 KvCache KvCache::Allocate(Device& device, const ModelConfig& config, DType dtype, int64_t blocks,
-                          int32_t block_size) {
+                          int32_t block_size, bool mtp) {
   KvCache cache;
   for (int32_t i = 0; i < config.layers; ++i) {
-    KvLayer layer;
-    for (Tensor* tensor : {&layer.keys, &layer.values}) {
-      *tensor = device.NewTensor(dtype, {blocks, config.kv_heads, block_size, config.head_size});
-    }
-    cache.layers.push_back(layer);
+    cache.layers.push_back(NewKvLayer(device, config, dtype, blocks, block_size));
   }
+  if (mtp) cache.mtp = NewKvLayer(device, config, dtype, blocks, block_size);
   return cache;
 }
 
@@ -181,9 +177,9 @@ absl::Status Glm::CheckRanks(const ModelConfig& config, int32_t size) {
       if (extent % ranks != 0) list.push_back(absl::StrCat(key, " ", extent));
     };
     check("num_attention_heads", config.query_heads);
-    check("num_key_value_heads", config.kv_heads);
+    if (!config.latent_attention()) check("num_key_value_heads", config.kv_heads);
     if (config.dense_layers > 0) check("intermediate_size", config.dense_width);
-    if (config.dense_layers < config.layers) check("moe_intermediate_size", config.expert_width);
+    if (config.has_mixture()) check("moe_intermediate_size", config.expert_width);
     check("vocab_size", config.vocabulary);
     return list;
   };
@@ -199,12 +195,15 @@ absl::Status Glm::CheckRanks(const ModelConfig& config, int32_t size) {
       "; accepted: ", absl::StrJoin(accepted, ", ")));
 }
 
-absl::StatusOr<WeightPlan> Glm::Plan(const ModelConfig& config, DType dtype,
-                                     const PlanTerms& terms) {
+absl::StatusOr<WeightPlan> Glm::Plan(const ModelConfig& config, DType dtype, const PlanTerms& terms,
+                                     const GlmOptions& options) {
   const absl::Status ranks = CheckRanks(config, terms.slice.size);
   if (!ranks.ok()) return ranks;
+  const absl::StatusOr<bool> with_mtp = WantMtp(config, terms.stored, options);
+  if (!with_mtp.ok()) return with_mtp.status();
   GlmWeights weights;
-  WeightPlan plan = PlanWeights(config, dtype, terms, &weights);
+  MtpWeights mtp_weights;
+  WeightPlan plan = PlanWeights(config, dtype, terms, &weights, *with_mtp ? &mtp_weights : nullptr);
   if (!plan.status().ok()) return plan.status();
   plan.Detach();
   return plan;
@@ -212,7 +211,8 @@ absl::StatusOr<WeightPlan> Glm::Plan(const ModelConfig& config, DType dtype,
 
 absl::StatusOr<std::unique_ptr<Glm>> Glm::Load(Device& device, const ModelConfig& config,
                                                const WeightSource& source, DType dtype,
-                                               const StepLimits& limits) {
+                                               const StepLimits& limits,
+                                               const GlmOptions& options) {
   CHECK(dtype == DType::kF32 || dtype == DType::kBF16) << "activation type " << Name(dtype);
   std::optional<Checkpoint> checkpoint;
   if (!source.random) {
@@ -223,8 +223,16 @@ absl::StatusOr<std::unique_ptr<Glm>> Glm::Load(Device& device, const ModelConfig
   const PlanTerms terms{.stored = checkpoint.has_value() ? &checkpoint->tensors() : nullptr,
                         .scaling = config.quantization.weights,
                         .quantize = source.quantize};
+  const absl::StatusOr<bool> with_mtp = WantMtp(config, terms.stored, options);
+  if (!with_mtp.ok()) {
+    return absl::Status(with_mtp.status().code(),
+                        absl::StrCat(source.folder, ": ", with_mtp.status().message()));
+  }
   GlmWeights weights;
-  const WeightPlan plan = PlanWeights(config, dtype, terms, &weights);
+  std::optional<MtpWeights> mtp_weights;
+  if (*with_mtp) mtp_weights.emplace();
+  const WeightPlan plan =
+      PlanWeights(config, dtype, terms, &weights, *with_mtp ? &*mtp_weights : nullptr);
   absl::Status status = checkpoint.has_value() ? CheckPlan(plan, *checkpoint) : plan.status();
   if (status.ok() && source.admit) status = source.admit(plan.bytes());
   if (!status.ok()) return status;
@@ -233,23 +241,28 @@ absl::StatusOr<std::unique_ptr<Glm>> Glm::Load(Device& device, const ModelConfig
                : LoadRandomWeights(device, WeightSource::kRandomSeed, plan, source.threads);
   if (!status.ok()) return status;
   if (config.tie_word_embeddings) weights.head.values = weights.embedding;
+  if (*with_mtp) UseModelWeights(weights.embedding, weights.head, &*mtp_weights);
   return std::make_unique<PagedGlm>(device, config, dtype, limits, std::move(weights),
-                                    plan.bytes());
+                                    std::move(mtp_weights), plan.bytes());
 }
 
-int64_t Glm::BufferBytes(const ModelConfig& config, DType dtype, const StepLimits& limits) {
-  const int64_t rows = 3 * limits.tokens_max + limits.logit_rows_max;
-  return rows * config.hidden_size * ByteSize(dtype) +
-         QuantizedRows::Bytes(limits.tokens_max, config.hidden_size) +
-         Attention::BufferBytes(config, dtype, limits) + Ffn::BufferBytes(config, dtype, limits);
+int64_t Glm::BufferBytes(const ModelConfig& config, DType dtype, const StepLimits& limits,
+                         const GlmOptions& options) {
+  return (limits.tokens_max + limits.logit_rows_max) * config.hidden_size * ByteSize(dtype) +
+         Layers::BufferBytes(config, dtype, limits) +
+         (options.mtp ? Mtp::BufferBytes(config, dtype, limits) : 0);
 }
 
 StepLimits Glm::CompleteLimits(const ModelConfig& config, StepLimits limits) {
   limits.hidden = config.hidden_size;
   limits.query_heads = config.query_heads;
-  limits.kv_heads = config.kv_heads;
-  limits.head_size = config.head_size;
-  if (config.dense_layers < config.layers) {
+  limits.kv_heads = config.cache_heads();
+  limits.head_size = std::max(config.head_size, config.value_size);
+  if (config.latent_attention()) {
+    limits.query_latent = config.query_latent;
+    limits.latent = config.cell_size();
+  }
+  if (config.has_mixture()) {
     limits.experts = config.experts + config.shared_experts;
     limits.experts_per_token = config.experts_per_token + config.shared_experts;
     limits.expert_width = config.expert_width;
