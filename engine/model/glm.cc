@@ -214,6 +214,11 @@ absl::StatusOr<std::unique_ptr<Glm>> Glm::Load(Device& device, const ModelConfig
                                                const StepLimits& limits,
                                                const GlmOptions& options) {
   CHECK(dtype == DType::kF32 || dtype == DType::kBF16) << "activation type " << Name(dtype);
+  if (config.latent_attention() && device.ops().mla_attention == nullptr) {
+    return absl::UnimplementedError(
+        absl::StrCat("model_type is \"", config.model_type, "\": ", device.Describe(),
+                     " has no latent attention; accepted there: \"glm4_moe\""));
+  }
   std::optional<Checkpoint> checkpoint;
   if (!source.random) {
     absl::StatusOr<Checkpoint> opened = Checkpoint::Open(source.folder);

@@ -65,7 +65,8 @@ class Glm {
                                          const PlanTerms& terms, const GlmOptions& options = {});
 
   /// Reads all weights of `source` into `device` and plans the buffers of the largest step.
-  /// `dtype` is the activation type. NOT_FOUND / INVALID_ARGUMENT name the tensor or file.
+  /// `dtype` is the activation type. NOT_FOUND / INVALID_ARGUMENT name the tensor or file;
+  /// UNIMPLEMENTED when the device has no latent attention and the model needs it.
   static absl::StatusOr<std::unique_ptr<Glm>> Load(Device& device, const ModelConfig& config,
                                                    const WeightSource& source, DType dtype,
                                                    const StepLimits& limits,

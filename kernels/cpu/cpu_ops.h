@@ -67,7 +67,7 @@ void WithCacheType(DType dtype, const Body& body) {
   }
 }
 
-/// CHECKs a layer's cache: act or FP8; values as keys, or none in a latent cache (`kv_heads` 1).
+/// CHECKs the keys of a layer's cache, act or FP8, and the scales.
 void CheckCache(const KvLayer& cache, DType act, int64_t kv_heads, int64_t head_size,
                 const char* name);
 

@@ -135,10 +135,19 @@ INSTANTIATE_TEST_SUITE_P(Float32, GoldenTest,
                            return name;
                          });
 
-// In BF16 two right implementations round at different points, and now and then choose another
-// expert, so they differ by as much as each differs from float32. That is the measure: we round
-// less often than transformers, so we must not be farther from float32 than it is. Root mean
-// squares over all logits, whose standard deviation is 1.
+// The median over positions of the root mean square difference of a position's logits.
+double MedianDifference(const Rows& a, const Rows& b) {
+  std::vector<double> differences;
+  for (size_t r = 0; r < a.size(); ++r) differences.push_back(RmsDifference({a[r]}, {b[r]}));
+  std::nth_element(differences.begin(), differences.begin() + differences.size() / 2,
+                   differences.end());
+  return differences[differences.size() / 2];
+}
+
+// In BF16 two right implementations round at different points, so they differ by as much as each
+// differs from float32. That is the measure: we round less often than transformers, so we must not
+// be farther from float32 than it is. Now and then a rounding chooses another expert, which moves
+// one position's logits by tenths, hence the median; logits have a standard deviation of 1.
 TEST(GlmTest, BFloat16IsAsCloseToFloat32AsTheReference) {
   for (const std::string name : {"glm4_moe/bfloat16", "glm4_moe_lite/bfloat16"}) {
     Expected expected(name);
@@ -146,10 +155,11 @@ TEST(GlmTest, BFloat16IsAsCloseToFloat32AsTheReference) {
     const Rows logits = stepper.Step({{0, expected.integers["prompt_ids"]}});
     const Rows& exact = expected.rows["logits_f32"];
     const Rows& reference = expected.rows["logits"];
-    const double reference_error = RmsDifference(reference, exact);
-    EXPECT_LT(RmsDifference(logits, exact), reference_error) << name;
-    EXPECT_LT(RmsDifference(logits, reference), 2 * reference_error) << name;
-    EXPECT_LT(reference_error, 0.1) << name;
+    const double reference_error = MedianDifference(reference, exact);
+    EXPECT_LT(MedianDifference(logits, exact), reference_error) << name;
+    EXPECT_LT(MedianDifference(logits, reference), 2 * reference_error) << name;
+    EXPECT_LT(reference_error, 0.05) << name;
+    EXPECT_LT(RmsDifference(logits, exact), 0.1) << name;
   }
 }
 

@@ -75,6 +75,15 @@ def set_latent_epsilon(module, epsilon):
             norm.variance_epsilon = epsilon
 
 
+def shrink_latents(module, config):
+    """Makes latents so small that an epsilon of 1e-6 in their norms would show."""
+    for name, tensor in module.named_parameters():
+        if name.endswith("q_a_proj.weight"):
+            tensor.data.mul_(0.02)
+        elif name.endswith("kv_a_proj_with_mqa.weight"):
+            tensor.data[:config.kv_lora_rank].mul_(0.02)
+
+
 def write_folder(folder, case, model):
     plain.write_folder(folder, case | dict(partial_rotary_factor=1.0), model)
     path = folder / "config.json"
@@ -99,6 +108,7 @@ def draw(case, seed):
     model = Glm4MoeLiteForCausalLM(make_config(case)).eval()
     set_latent_epsilon(model, model.config.rms_norm_eps)
     plain.draw_weights(model, seed)
+    shrink_latents(model, model.config)
     if case["dtype"] == "bfloat16":
         round_to_bfloat16(model)
     prompt = torch.randint(0, case["vocab_size"], (plain.PROMPT,),
@@ -112,6 +122,7 @@ def draw(case, seed):
     draft = mtp.Draft(model, Glm4MoeLiteDecoderLayer, case["copies"]).eval()
     set_latent_epsilon(draft, model.config.rms_norm_eps)
     draft.draw(seed)
+    shrink_latents(draft, model.config)
     if case["dtype"] == "bfloat16":
         round_to_bfloat16(draft)
     of_draft, margin = mtp.expected_of_draft(model, draft, prompt, greedy)
