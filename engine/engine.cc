@@ -26,6 +26,10 @@ absl::StatusOr<DType> ActivationType(const EngineOptions& options, const ModelCo
   return config.dtype;
 }
 
+DType CacheType(const EngineOptions& options, DType activation_type) {
+  return options.kv_cache_dtype == "fp8" ? DType::kF8E4M3 : activation_type;
+}
+
 int64_t BlocksFor(int64_t tokens, int64_t block_size) {
   return (tokens + block_size - 1) / block_size;
 }
@@ -49,8 +53,8 @@ absl::StatusOr<EngineShape> PlanShape(const EngineOptions& options, const ModelC
         absl::StrFormat("max_model_len is %d, must be at most %d, the model's positions",
                         options.max_model_len, config.positions_max));
   }
-  const absl::StatusOr<int64_t> blocks =
-      CountBlocks(options, KvCache::BytesPerBlock(config, dtype, options.block_size));
+  const absl::StatusOr<int64_t> blocks = CountBlocks(
+      options, KvCache::BytesPerBlock(config, CacheType(options, dtype), options.block_size));
   if (!blocks.ok()) return blocks.status();
   EngineShape shape;
   shape.model_name = options.served_model_name;
@@ -79,6 +83,10 @@ RankOptions PlanRank(const EngineOptions& options, const ModelConfig& config,
                          ? options.cpu_threads
                          : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
   rank.dtype = dtype;
+  rank.kv_dtype = CacheType(options, dtype);
+  rank.quantize = options.quantization == "fp8";
+  rank.random_weights = options.load_format == "dummy";
+  rank.load_threads = options.load_threads;
   rank.kv_blocks = shape.kv_blocks_total;
   rank.block_size = shape.block_size;
   StepLimits limits;
@@ -100,8 +108,8 @@ void LogPlan(const EngineShape& shape, const RankMemory& memory, DType dtype,
       "%.1f MiB, %.1f MiB left; up to %d tokens a request, %d requests at once, %d steps in flight",
       shape.model_name, memory.device, Name(dtype), memory.weight_bytes / mib,
       memory.kv_bytes / mib, shape.kv_blocks_total, shape.block_size,
-      (memory.scratch_bytes + memory.batch_bytes) / mib, memory.free_bytes / mib, shape.length_max,
-      shape.sequences_max, steps_in_flight);
+      (memory.buffer_bytes + memory.scratch_bytes + memory.batch_bytes) / mib,
+      memory.free_bytes / mib, shape.length_max, shape.sequences_max, steps_in_flight);
 }
 
 }  // namespace

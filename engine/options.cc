@@ -36,6 +36,10 @@ absl::Status EngineOptions::Validate() const {
     status.Update(absl::InvalidArgumentError(
         "dtype is \"float32\", which needs device \"cpu\"; device is \"cuda\""));
   }
+  status.Update(CheckOneOf("quantization", quantization, {"none", "fp8"}));
+  status.Update(CheckOneOf("load_format", load_format, {"auto", "dummy"}));
+  status.Update(CheckRange("load_threads", load_threads, 1, 64));
+  status.Update(CheckOneOf("kv_cache_dtype", kv_cache_dtype, {"auto", "fp8"}));
   status.Update(CheckRange("cpu_threads", cpu_threads, 0, 1024));
   if (block_size != 16 && block_size != 32 && block_size != 64 && block_size != 128) {
     status.Update(absl::InvalidArgumentError(

@@ -22,11 +22,21 @@ struct EngineOptions {
   int32_t device_index = 0;
   /// Activation type: "auto" (the checkpoint's), "bfloat16", "float32" (CPU only).
   std::string dtype = "auto";
+  /// "none": weights as the checkpoint has them. "fp8": linears that are not FP8 are quantised
+  /// while loading, one scale an output channel; embeddings, head, router and norms are not.
+  std::string quantization = "none";
+  /// "auto": weights from the checkpoint. "dummy": seeded random weights by config.json alone.
+  std::string load_format = "auto";
+  /// Threads that read, convert and quantise weights; each holds two buffers of 4 MiB.
+  int32_t load_threads = 4;
   /// Threads of the CPU backend; 0: one per core.
   int32_t cpu_threads = 0;
 
   /// Token slots of one KV block: 16, 32, 64 or 128.
   int32_t block_size = 64;
+  /// Type of the KV cache: "auto" (the activations'), or "fp8", scaled by the checkpoint's k_scale
+  /// and v_scale where it has them.
+  std::string kv_cache_dtype = "auto";
   /// KV cache size in blocks; 0: as many as kv_cache_bytes holds.
   int64_t kv_blocks = 0;
   /// KV cache size in bytes, used when kv_blocks is 0.

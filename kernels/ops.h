@@ -20,6 +20,23 @@
 //              [T, ceil(columns/128)] for one per 128 columns; the scales' rank decides which. It
 //              is taken from the values rounded to act: scale = max|x| / 448 (1 when that is 0),
 //              value = x / scale. Of `out` and `quantized` at least one must be there.
+//   FP8        From end to end, every value that FP8 rounds:
+//              - Weights are the checkpoint's values and scales. When BF16 or F32 weights are
+//                quantised while loading: scale = max|x| / 448 (1 when that is 0) of an output row,
+//                or of a rank's part of it, in F32; value = x / scale.
+//              - Rows that feed an FP8 linear are quantised by the op that makes them, from values
+//                already rounded to act: add_rms_norm (attention's and the FFN's first linear, and
+//                the query latent's), attention and mla_attention (the output linear), silu_mul
+//                (down). One scale a token beside channel scales, one a token and 128 columns
+//                beside block scales. The router, the head and the draft layer's projection read
+//                act.
+//              - Inside moe_experts h is quantised from unrounded floats, one scale a token and 128
+//                columns of M, whichever scales the weights have.
+//              - Products are summed in float. Channel and token scales multiply the whole sum,
+//                block and column scales the sum of their 128 columns; then the bias is added, and
+//                the result rounded once.
+//              - An FP8 cache stores act values x / scale; attention reads value * scale as float.
+//              tests/golden/make_fp8.py says the same in float64, and is what tests hold us to.
 //   Optional   A Tensor or Activation that may be left out has an initialiser.
 //   Bounds     Shapes are CHECKed: a wrong one is our bug. Values in device memory (ids, lengths,
 //              block numbers) were checked by who made the plan.

@@ -32,6 +32,12 @@ void AddEngineFlags(CLI::App& app, engine::EngineOptions& engine) {
   app.add_option("--device", engine.device, "cpu or cuda");
   app.add_option("--device-index", engine.device_index, "First GPU of this worker");
   app.add_option("--dtype", engine.dtype, "auto, bfloat16 or float32");
+  app.add_option("--quantization", engine.quantization,
+                 "none, or fp8: quantise linears while loading");
+  app.add_option("--load-format", engine.load_format,
+                 "auto, or dummy: random weights by config.json alone");
+  app.add_option("--load-threads", engine.load_threads, "Threads that read weights");
+  app.add_option("--kv-cache-dtype", engine.kv_cache_dtype, "auto (as activations) or fp8");
   app.add_option("--cpu-threads", engine.cpu_threads, "Threads of the CPU backend; 0: one a core");
   app.add_option("--block-size", engine.block_size, "Tokens of one KV block: 16, 32, 64, 128");
   app.add_option("--kv-blocks", engine.kv_blocks, "KV cache in blocks; 0: by --kv-cache-bytes");

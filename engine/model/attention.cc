@@ -4,6 +4,28 @@
 #include <vector>
 
 namespace glm::engine {
+namespace {
+
+// The biases of a packed linear, one after the other, each cut as the linear's rows are.
+void PlanBias(const std::vector<LinearPart>& parts, DType dtype, WeightPlan* plan, Tensor* bias) {
+  const RankSlice& slice = plan->terms().slice;
+  int64_t rows = 0;
+  for (const LinearPart& part : parts) rows += slice.Of(part.rows).count;
+  const int32_t weight = plan->Add(bias, Tensor(nullptr, dtype, {rows}));
+  int64_t row = 0;
+  for (const LinearPart& part : parts) {
+    const Range share = slice.Of(part.rows);
+    plan->Fill({.name = part.name + ".bias",
+                .shape = {part.rows},
+                .rows = share,
+                .columns = {0, 1},
+                .weight = weight,
+                .weight_row = row});
+    row += share.count;
+  }
+}
+
+}  // namespace
 
 std::vector<float> RopeTable(double theta, int32_t rope_size, int64_t positions) {
   const int32_t pairs = rope_size / 2;
@@ -39,25 +61,18 @@ void PlanAttention(const ModelConfig& config, DType dtype, const std::string& pr
   const int64_t hidden = config.hidden_size;
   const int64_t query_rows = int64_t{config.query_heads} * config.head_size;
   const int64_t kv_rows = int64_t{config.kv_heads} * config.head_size;
-  const int64_t rows = query_rows + 2 * kv_rows;
-
-  const int32_t qkv = plan->Add(&weights->qkv.values, Tensor(nullptr, dtype, {rows, hidden}));
-  plan->Fill(qkv, 0, name + "q_proj.weight", {query_rows, hidden});
-  plan->Fill(qkv, query_rows, name + "k_proj.weight", {kv_rows, hidden});
-  plan->Fill(qkv, query_rows + kv_rows, name + "v_proj.weight", {kv_rows, hidden});
-  if (config.attention_bias) {
-    const int32_t bias = plan->Add(&weights->qkv_bias, Tensor(nullptr, dtype, {rows}));
-    plan->Fill(bias, 0, name + "q_proj.bias", {query_rows});
-    plan->Fill(bias, query_rows, name + "k_proj.bias", {kv_rows});
-    plan->Fill(bias, query_rows + kv_rows, name + "v_proj.bias", {kv_rows});
-  }
+  const LinearPart q{name + "q_proj", query_rows};
+  const LinearPart k{name + "k_proj", kv_rows};
+  const LinearPart v{name + "v_proj", kv_rows};
+  PlanLinear({q, k, v}, hidden, LinearSplit::kOutputs, 0, dtype, plan, &weights->qkv);
+  if (config.attention_bias) PlanBias({q, k, v}, dtype, plan, &weights->qkv_bias);
   if (config.use_qk_norm) {
     const Tensor norm(nullptr, dtype, {config.head_size});
     plan->AddWhole(&weights->q_norm, norm, name + "q_norm.weight");
     plan->AddWhole(&weights->k_norm, norm, name + "k_norm.weight");
   }
-  plan->AddWhole(&weights->out.values, Tensor(nullptr, dtype, {hidden, query_rows}),
-                 name + "o_proj.weight");
+  PlanLinear({{name + "o_proj", hidden}}, query_rows, LinearSplit::kInputs, 0, dtype, plan,
+             &weights->out);
 }
 
 Attention::Attention(Device& device, const ModelConfig& config, DType dtype,
@@ -68,20 +83,29 @@ Attention::Attention(Device& device, const ModelConfig& config, DType dtype,
   rope_ = NewRopeTensor(device, config);
   qkv_ = device.NewTensor(dtype, {limits.tokens_max, query_width + 2 * kv_width});
   heads_ = device.NewTensor(dtype, {limits.tokens_max, query_width});
+  quantized_heads_ = QuantizedRows(device, limits.tokens_max, query_width);
+}
+
+int64_t Attention::BufferBytes(const ModelConfig& config, DType dtype, const StepLimits& limits) {
+  const int64_t query_width = int64_t{config.query_heads} * config.head_size;
+  const int64_t kv_width = int64_t{config.kv_heads} * config.head_size;
+  return int64_t{config.positions_max} * config.rope_size * ByteSize(DType::kF32) +
+         limits.tokens_max * 2 * (query_width + kv_width) * ByteSize(dtype) +
+         QuantizedRows::Bytes(limits.tokens_max, query_width);
 }
 
 void Attention::Forward(const BatchView& batch, const AttentionWeights& weights,
-                        const KvLayer& cache, const Tensor& in, const Tensor& out,
+                        const KvLayer& cache, const LinearInput& in, const Tensor& out,
                         const TraceScope& trace) const {
   const OpTable& ops = device_.ops();
-  const int64_t tokens = in.shape[0];
+  const int64_t tokens = out.shape[0];
   const Tensor qkv = qkv_.Rows(0, tokens);
   const Tensor heads = heads_.Rows(0, tokens);
   const Tensor queries = qkv.Columns(0, heads.shape[1]);
   const float epsilon = static_cast<float>(config_.rms_norm_eps);
 
   ops.linear(device_, {.batch = batch,
-                       .in = {in, {}},
+                       .in = in.For(weights.qkv),
                        .weight = weights.qkv,
                        .bias = weights.qkv_bias,
                        .out = qkv});
@@ -96,15 +120,20 @@ void Attention::Forward(const BatchView& batch, const AttentionWeights& weights,
                                 .kv_heads = config_.kv_heads,
                                 .cache = cache});
   trace("queries", queries);
+  const bool plain = weights.out.scales.empty();
+  const Activation quantized = quantized_heads_.For(weights.out, tokens, heads.shape[1]);
   ops.attention(device_, {.batch = batch,
                           .queries = queries,
                           .cache = cache,
                           .scale = 1.0f / std::sqrt(static_cast<float>(config_.head_size)),
-                          .out = heads,
-                          .quantized = {}});
-  trace("heads", heads);
-  ops.linear(device_,
-             {.batch = batch, .in = {heads, {}}, .weight = weights.out, .bias = {}, .out = out});
+                          .out = plain ? heads : Tensor(),
+                          .quantized = quantized});
+  trace("heads", plain ? heads : quantized.values);
+  ops.linear(device_, {.batch = batch,
+                       .in = LinearInput(heads, quantized).For(weights.out),
+                       .weight = weights.out,
+                       .bias = {},
+                       .out = out});
   trace("attention", out);
 }
 

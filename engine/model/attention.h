@@ -8,8 +8,9 @@
 #include <vector>
 
 #include "engine/model/config.h"
-#include "engine/model/loader.h"
+#include "engine/model/linear.h"
 #include "engine/model/trace.h"
+#include "engine/model/weight_plan.h"
 #include "kernels/ops.h"
 
 namespace glm::engine {
@@ -32,10 +33,12 @@ class Attention {
  public:
   /// Allocates; `dtype` is the activation type.
   Attention(Device& device, const ModelConfig& config, DType dtype, const StepLimits& limits);
+  /// Device memory that the constructor takes.
+  static int64_t BufferBytes(const ModelConfig& config, DType dtype, const StepLimits& limits);
 
-  /// in: act [T, H], normalised; out: act [T, H], to be added to the residual.
+  /// in: [T, H], normalised; out: act [T, H], to be added to the residual.
   void Forward(const BatchView& batch, const AttentionWeights& weights, const KvLayer& cache,
-               const Tensor& in, const Tensor& out, const TraceScope& trace) const;
+               const LinearInput& in, const Tensor& out, const TraceScope& trace) const;
 
  private:
   Device& device_;
@@ -43,6 +46,7 @@ class Attention {
   Tensor rope_;   // F32 [positions_max, rope_size]
   Tensor qkv_;    // act [T, (N + 2K) * D]
   Tensor heads_;  // act [T, N * D]
+  QuantizedRows quantized_heads_;
 };
 
 /// The rotary table of the reference: F32 [positions, rope_size], of each position rope_size/2

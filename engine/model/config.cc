@@ -153,7 +153,9 @@ void ReadKind(Fields& fields, ModelConfig* config) {
     if (*value != accepted) fields.Fail("architectures", *value, Show(accepted));
   }
   if (const json* value = fields.Find("quantization_config"); value != nullptr) {
-    fields.Fail("quantization_config", *value, "null: quantised checkpoints are not supported");
+    absl::StatusOr<Quantization> quantization = ParseQuantization(*value, fields.what());
+    fields.Keep(quantization.status());
+    if (quantization.ok()) config->quantization = *quantization;
   }
   fields.Only("hidden_act", "silu");
   fields.Only("scoring_func", "sigmoid");

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "absl/status/statusor.h"
+#include "engine/model/quantization.h"
 #include "kernels/dtype.h"
 
 namespace glm::engine {
@@ -45,6 +46,7 @@ struct ModelConfig {
   double rms_norm_eps = 0;
   bool tie_word_embeddings = false;
   DType dtype = DType::kBF16;    // of the checkpoint's activations
+  Quantization quantization;     // what config.json says of FP8
   std::vector<int32_t> eos_ids;  // generation_config.json if there, else config.json
 
   /// Attention over a latent (MLA): one "kv head" of L + rope_size values a position.

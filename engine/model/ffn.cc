@@ -1,16 +1,34 @@
 #include "engine/model/ffn.h"
 
+#include <vector>
+
 #include "absl/strings/str_cat.h"
 
 namespace glm::engine {
 namespace {
 
-// The three tensors of one gated MLP named `name`, into rows of packed weights.
-void FillMlp(const std::string& name, int64_t width, int64_t hidden, int64_t index, int32_t gate_up,
-             int32_t down, WeightPlan* plan) {
-  plan->Fill(gate_up, index * 2 * width, name + "gate_proj.weight", {width, hidden});
-  plan->Fill(gate_up, index * 2 * width + width, name + "up_proj.weight", {width, hidden});
-  plan->Fill(down, index * hidden, name + "down_proj.weight", {hidden, width});
+// The linears of gated MLPs, packed: of each MLP its gate rows, then its up rows; and its down
+// rows.
+WeightScaling PlanMlps(const std::vector<std::string>& names, int64_t width, int64_t hidden,
+                       int64_t experts, DType dtype, WeightPlan* plan, Weight* gate_up,
+                       Weight* down) {
+  std::vector<LinearPart> gate_up_parts, down_parts;
+  for (const std::string& name : names) {
+    gate_up_parts.push_back({name + "gate_proj", width});
+    gate_up_parts.push_back({name + "up_proj", width});
+    down_parts.push_back({name + "down_proj", hidden});
+  }
+  const WeightScaling scaling =
+      PlanLinear(gate_up_parts, hidden, LinearSplit::kOutputs, experts, dtype, plan, gate_up);
+  const WeightScaling down_scaling =
+      PlanLinear(down_parts, width, LinearSplit::kInputs, experts, dtype, plan, down);
+  if (experts > 0 && scaling != down_scaling) {
+    plan->Refuse(absl::InvalidArgumentError(
+        absl::StrCat("tensors ", names[0], "down_proj.weight and ", names[0],
+                     "gate_proj.weight are not quantised alike; accepted: all linears of the "
+                     "experts alike")));
+  }
+  return scaling;
 }
 
 }  // namespace
@@ -21,10 +39,7 @@ void PlanFfn(const ModelConfig& config, DType dtype, const std::string& prefix, 
   const int64_t hidden = config.hidden_size;
   if (dense) {
     const int64_t width = config.dense_width;
-    const int32_t gate_up =
-        plan->Add(&weights->gate_up.values, Tensor(nullptr, dtype, {2 * width, hidden}));
-    const int32_t down = plan->Add(&weights->down.values, Tensor(nullptr, dtype, {hidden, width}));
-    FillMlp(name, width, hidden, 0, gate_up, down, plan);
+    PlanMlps({name}, width, hidden, 0, dtype, plan, &weights->gate_up, &weights->down);
     return;
   }
   const int64_t experts = config.experts + config.shared_experts;
@@ -33,16 +48,13 @@ void PlanFfn(const ModelConfig& config, DType dtype, const std::string& prefix, 
                  name + "gate.weight");
   plan->AddWhole(&weights->correction_bias, Tensor(nullptr, DType::kF32, {config.experts}),
                  name + "gate.e_score_correction_bias");
-  const int32_t gate_up = plan->Add(&weights->experts_gate_up.values,
-                                    Tensor(nullptr, dtype, {experts, 2 * width, hidden}));
-  const int32_t down =
-      plan->Add(&weights->experts_down.values, Tensor(nullptr, dtype, {experts, hidden, width}));
+  std::vector<std::string> names;
   for (int64_t expert = 0; expert < experts; ++expert) {
-    const std::string expert_name = expert < config.experts
-                                        ? absl::StrCat(name, "experts.", expert, ".")
-                                        : name + "shared_experts.";
-    FillMlp(expert_name, width, hidden, expert, gate_up, down, plan);
+    names.push_back(expert < config.experts ? absl::StrCat(name, "experts.", expert, ".")
+                                            : name + "shared_experts.");
   }
+  PlanMlps(names, width, hidden, experts, dtype, plan, &weights->experts_gate_up,
+           &weights->experts_down);
 }
 
 Ffn::Ffn(Device& device, const ModelConfig& config, DType dtype, const StepLimits& limits)
@@ -51,6 +63,7 @@ Ffn::Ffn(Device& device, const ModelConfig& config, DType dtype, const StepLimit
   if (config.dense_layers > 0) {
     gate_up_ = device.NewTensor(dtype, {tokens, 2 * int64_t{config.dense_width}});
     product_ = device.NewTensor(dtype, {tokens, config.dense_width});
+    quantized_product_ = QuantizedRows(device, tokens, config.dense_width);
   }
   if (config.has_mixture()) {
     const int64_t choices = config.experts_per_token;
@@ -61,7 +74,20 @@ Ffn::Ffn(Device& device, const ModelConfig& config, DType dtype, const StepLimit
   }
 }
 
-void Ffn::Forward(const BatchView& batch, const FfnWeights& weights, const Tensor& in,
+int64_t Ffn::BufferBytes(const ModelConfig& config, DType dtype, const StepLimits& limits) {
+  const int64_t tokens = limits.tokens_max;
+  int64_t bytes = 0;
+  if (config.dense_layers > 0) {
+    bytes += tokens * 3 * config.dense_width * ByteSize(dtype) +
+             QuantizedRows::Bytes(tokens, config.dense_width);
+  }
+  if (config.has_mixture()) {
+    bytes += (tokens * 3 * config.experts_per_token + config.experts + 1) * ByteSize(DType::kI32);
+  }
+  return bytes;
+}
+
+void Ffn::Forward(const BatchView& batch, const FfnWeights& weights, const LinearInput& in,
                   const Tensor& out, const TraceScope& trace) const {
   if (weights.dense()) {
     Dense(batch, weights, in, out, trace);
@@ -71,31 +97,42 @@ void Ffn::Forward(const BatchView& batch, const FfnWeights& weights, const Tenso
   trace("ffn", out);
 }
 
-void Ffn::Dense(const BatchView& batch, const FfnWeights& weights, const Tensor& in,
+void Ffn::Dense(const BatchView& batch, const FfnWeights& weights, const LinearInput& in,
                 const Tensor& out, const TraceScope& trace) const {
   const OpTable& ops = device_.ops();
-  const Tensor gate_up = gate_up_.Rows(0, in.shape[0]);
-  const Tensor product = product_.Rows(0, in.shape[0]);
-  ops.linear(
-      device_,
-      {.batch = batch, .in = {in, {}}, .weight = weights.gate_up, .bias = {}, .out = gate_up});
-  ops.silu_mul(device_, {.batch = batch, .gate_up = gate_up, .out = product, .quantized = {}});
-  trace("product", product);
-  ops.linear(device_,
-             {.batch = batch, .in = {product, {}}, .weight = weights.down, .bias = {}, .out = out});
+  const int64_t tokens = out.shape[0];
+  const Tensor gate_up = gate_up_.Rows(0, tokens);
+  const Tensor product = product_.Rows(0, tokens);
+  const bool plain = weights.down.scales.empty();
+  const Activation quantized = quantized_product_.For(weights.down, tokens, product.shape[1]);
+  ops.linear(device_, {.batch = batch,
+                       .in = in.For(weights.gate_up),
+                       .weight = weights.gate_up,
+                       .bias = {},
+                       .out = gate_up});
+  ops.silu_mul(device_, {.batch = batch,
+                         .gate_up = gate_up,
+                         .out = plain ? product : Tensor(),
+                         .quantized = quantized});
+  trace("product", plain ? product : quantized.values);
+  ops.linear(device_, {.batch = batch,
+                       .in = LinearInput(product, quantized).For(weights.down),
+                       .weight = weights.down,
+                       .bias = {},
+                       .out = out});
 }
 
-void Ffn::Mixture(const BatchView& batch, const FfnWeights& weights, const Tensor& in,
+void Ffn::Mixture(const BatchView& batch, const FfnWeights& weights, const LinearInput& in,
                   const Tensor& out, const TraceScope& trace) const {
   const OpTable& ops = device_.ops();
-  const int64_t tokens = in.shape[0];
+  const int64_t tokens = out.shape[0];
   const Routing routing = {
       .expert_ids = routing_.expert_ids.Rows(0, tokens),
       .expert_weights = routing_.expert_weights.Rows(0, tokens),
       .pair_order = routing_.pair_order.Rows(0, tokens * config_.experts_per_token),
       .expert_starts = routing_.expert_starts};
   ops.moe_route(device_, {.batch = batch,
-                          .in = in,
+                          .in = in.plain,
                           .gate = weights.router,
                           .correction_bias = weights.correction_bias,
                           .normalize = config_.norm_topk_prob,
@@ -104,7 +141,7 @@ void Ffn::Mixture(const BatchView& batch, const FfnWeights& weights, const Tenso
   trace("expert_ids", routing.expert_ids);
   trace("expert_weights", routing.expert_weights);
   ops.moe_experts(device_, {.batch = batch,
-                            .in = {in, {}},
+                            .in = in.For(weights.experts_gate_up),
                             .routing = routing,
                             .gate_up = weights.experts_gate_up,
                             .down = weights.experts_down,

@@ -7,8 +7,9 @@
 #include <string>
 
 #include "engine/model/config.h"
-#include "engine/model/loader.h"
+#include "engine/model/linear.h"
 #include "engine/model/trace.h"
+#include "engine/model/weight_plan.h"
 #include "kernels/ops.h"
 
 namespace glm::engine {
@@ -24,6 +25,8 @@ struct FfnWeights {
   Weight experts_down;     // [E + s, H, M]
 
   bool dense() const { return router.empty(); }
+  /// The weight that reads the normalised rows.
+  const Weight& first() const { return dense() ? gate_up : experts_gate_up; }
 };
 
 /// Puts the weights of the layer with names `prefix` + "mlp." into the plan.
@@ -35,21 +38,25 @@ class Ffn {
  public:
   /// Allocates; `dtype` is the activation type.
   Ffn(Device& device, const ModelConfig& config, DType dtype, const StepLimits& limits);
+  /// Device memory that the constructor takes.
+  static int64_t BufferBytes(const ModelConfig& config, DType dtype, const StepLimits& limits);
 
-  /// in: act [T, H], normalised; out: act [T, H], to be added to the residual.
-  void Forward(const BatchView& batch, const FfnWeights& weights, const Tensor& in,
+  /// in: [T, H], normalised, with the plain form too before a mixture, whose router reads it; out:
+  /// act [T, H], to be added to the residual.
+  void Forward(const BatchView& batch, const FfnWeights& weights, const LinearInput& in,
                const Tensor& out, const TraceScope& trace) const;
 
  private:
-  void Dense(const BatchView& batch, const FfnWeights& weights, const Tensor& in, const Tensor& out,
-             const TraceScope& trace) const;
-  void Mixture(const BatchView& batch, const FfnWeights& weights, const Tensor& in,
+  void Dense(const BatchView& batch, const FfnWeights& weights, const LinearInput& in,
+             const Tensor& out, const TraceScope& trace) const;
+  void Mixture(const BatchView& batch, const FfnWeights& weights, const LinearInput& in,
                const Tensor& out, const TraceScope& trace) const;
 
   Device& device_;
   const ModelConfig& config_;
-  Tensor gate_up_;   // act [T, 2I]; empty without dense layers
-  Tensor product_;   // act [T, I]
+  Tensor gate_up_;  // act [T, 2I]; empty without dense layers
+  Tensor product_;  // act [T, I]
+  QuantizedRows quantized_product_;
   Routing routing_;  // of [T, k]; empty without mixture layers
 };
 

@@ -5,6 +5,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/strings/str_join.h"
 #include "engine/model/layers.h"
 #include "engine/model/loader.h"
 #include "engine/model/mtp.h"
@@ -21,32 +22,41 @@ struct GlmWeights {
   Weight head;  // [V, H]; the embedding, where they are tied
 };
 
-WeightPlan PlanWeights(const ModelConfig& config, DType dtype, GlmWeights* weights) {
-  WeightPlan plan;
-  const Tensor table(nullptr, dtype, {config.vocabulary, config.hidden_size});
-  const Tensor norm(nullptr, dtype, {config.hidden_size});
-  plan.AddWhole(&weights->embedding, table, "model.embed_tokens.weight");
+WeightPlan PlanWeights(const ModelConfig& config, DType dtype, const PlanTerms& terms,
+                       GlmWeights* weights, MtpWeights* mtp_weights) {
+  WeightPlan plan(terms);
+  plan.AddRows(&weights->embedding, dtype, "model.embed_tokens.weight", config.vocabulary,
+               config.hidden_size);
   weights->layers.resize(config.layers);
   for (int32_t i = 0; i < config.layers; ++i) {
     PlanLayer(config, dtype, absl::StrCat("model.layers.", i, "."),
               /*dense=*/i < config.dense_layers, &plan, &weights->layers[i]);
   }
-  plan.AddWhole(&weights->norm, norm, "model.norm.weight");
-  if (!config.tie_word_embeddings) plan.AddWhole(&weights->head.values, table, "lm_head.weight");
+  plan.AddWhole(&weights->norm, Tensor(nullptr, dtype, {config.hidden_size}), "model.norm.weight");
+  if (!config.tie_word_embeddings) {
+    plan.AddRows(&weights->head.values, dtype, "lm_head.weight", config.vocabulary,
+                 config.hidden_size);
+  }
+  if (mtp_weights != nullptr) {
+    PlanMtp(config, dtype, &plan, mtp_weights);
+  } else {
+    for (int32_t i = 0; i < config.mtp_layers; ++i) {
+      plan.SetAside(absl::StrCat("model.layers.", config.layers + i, "."));
+    }
+  }
   return plan;
 }
 
-/// Whether the draft layer is to be loaded.
-absl::StatusOr<bool> WantMtp(const ModelConfig& config, const Checkpoint& checkpoint,
+/// Whether the draft layer is to be loaded; `stored` null: it is where the config has one.
+absl::StatusOr<bool> WantMtp(const ModelConfig& config, const StoredTensors* stored,
                              const GlmOptions& options) {
   if (!options.mtp) return false;
   if (config.mtp_layers > 1) {
-    return absl::InvalidArgumentError(absl::StrCat(checkpoint.folder(),
-                                                   ": num_nextn_predict_layers is ",
+    return absl::InvalidArgumentError(absl::StrCat("num_nextn_predict_layers is ",
                                                    config.mtp_layers, "; accepted with MTP: 0, 1"));
   }
-  if (HasMtp(config, checkpoint)) return true;
-  LOG(INFO) << checkpoint.folder() << ": MTP is off: the checkpoint has no draft layer, "
+  if (stored == nullptr ? config.mtp_layers > 0 : HasMtp(config, *stored)) return true;
+  LOG(INFO) << "MTP is off: the checkpoint has no draft layer, "
             << (config.mtp_layers > 0 ? "although num_nextn_predict_layers is 1"
                                       : "and num_nextn_predict_layers is 0");
   return false;
@@ -104,6 +114,17 @@ class PagedGlm final : public Glm {
 
   void SetTrace(Trace trace) override { trace_ = std::move(trace); }
   int64_t weight_bytes() const override { return weight_bytes_; }
+  void ScaleCache(KvCache* cache) const override {
+    CHECK_EQ(cache->layers.size(), weights_.layers.size()) << "layers of the cache";
+    const auto scale = [](const LayerWeights& weights, KvLayer* layer) {
+      layer->key_scale = weights.key_scale;
+      layer->value_scale = weights.value_scale;
+    };
+    for (size_t i = 0; i < weights_.layers.size(); ++i) {
+      scale(weights_.layers[i], &cache->layers[i]);
+    }
+    if (mtp_.has_value()) scale(mtp_->layer(), &cache->mtp);
+  }
 
  private:
   Device& device_;
@@ -149,8 +170,47 @@ KvCache KvCache::Allocate(Device& device, const ModelConfig& config, DType dtype
   return cache;
 }
 
+absl::Status Glm::CheckRanks(const ModelConfig& config, int32_t size) {
+  const auto faults = [&](int64_t ranks) {
+    std::vector<std::string> list;
+    const auto check = [&](const char* key, int64_t extent) {
+      if (extent % ranks != 0) list.push_back(absl::StrCat(key, " ", extent));
+    };
+    check("num_attention_heads", config.query_heads);
+    if (!config.latent_attention()) check("num_key_value_heads", config.kv_heads);
+    if (config.dense_layers > 0) check("intermediate_size", config.dense_width);
+    if (config.has_mixture()) check("moe_intermediate_size", config.expert_width);
+    check("vocab_size", config.vocabulary);
+    return list;
+  };
+  if (size >= 1 && faults(size).empty()) return absl::OkStatus();
+  std::vector<int64_t> accepted;
+  for (int64_t ranks = 1; ranks <= config.query_heads; ++ranks) {
+    if (faults(ranks).empty()) accepted.push_back(ranks);
+  }
+  return absl::InvalidArgumentError(absl::StrCat(
+      "tensor parallel size is ", size,
+      size < 1 ? std::string()
+               : absl::StrCat(", which does not divide ", absl::StrJoin(faults(size), ", ")),
+      "; accepted: ", absl::StrJoin(accepted, ", ")));
+}
+
+absl::StatusOr<WeightPlan> Glm::Plan(const ModelConfig& config, DType dtype, const PlanTerms& terms,
+                                     const GlmOptions& options) {
+  const absl::Status ranks = CheckRanks(config, terms.slice.size);
+  if (!ranks.ok()) return ranks;
+  const absl::StatusOr<bool> with_mtp = WantMtp(config, terms.stored, options);
+  if (!with_mtp.ok()) return with_mtp.status();
+  GlmWeights weights;
+  MtpWeights mtp_weights;
+  WeightPlan plan = PlanWeights(config, dtype, terms, &weights, *with_mtp ? &mtp_weights : nullptr);
+  if (!plan.status().ok()) return plan.status();
+  plan.Detach();
+  return plan;
+}
+
 absl::StatusOr<std::unique_ptr<Glm>> Glm::Load(Device& device, const ModelConfig& config,
-                                               const std::string& folder, DType dtype,
+                                               const WeightSource& source, DType dtype,
                                                const StepLimits& limits,
                                                const GlmOptions& options) {
   CHECK(dtype == DType::kF32 || dtype == DType::kBF16) << "activation type " << Name(dtype);
@@ -159,26 +219,43 @@ absl::StatusOr<std::unique_ptr<Glm>> Glm::Load(Device& device, const ModelConfig
         absl::StrCat("model_type is \"", config.model_type, "\": ", device.Describe(),
                      " has no latent attention; accepted there: \"glm4_moe\""));
   }
-  absl::StatusOr<Checkpoint> checkpoint = Checkpoint::Open(folder);
-  if (!checkpoint.ok()) return checkpoint.status();
-  const absl::StatusOr<bool> with_mtp = WantMtp(config, *checkpoint, options);
-  if (!with_mtp.ok()) return with_mtp.status();
+  std::optional<Checkpoint> checkpoint;
+  if (!source.random) {
+    absl::StatusOr<Checkpoint> opened = Checkpoint::Open(source.folder);
+    if (!opened.ok()) return opened.status();
+    checkpoint = *std::move(opened);
+  }
+  const PlanTerms terms{.stored = checkpoint.has_value() ? &checkpoint->tensors() : nullptr,
+                        .scaling = config.quantization.weights,
+                        .quantize = source.quantize};
+  const absl::StatusOr<bool> with_mtp = WantMtp(config, terms.stored, options);
+  if (!with_mtp.ok()) {
+    return absl::Status(with_mtp.status().code(),
+                        absl::StrCat(source.folder, ": ", with_mtp.status().message()));
+  }
   GlmWeights weights;
   std::optional<MtpWeights> mtp_weights;
-  WeightPlan plan = PlanWeights(config, dtype, &weights);
-  if (*with_mtp) {
-    PlanMtp(config, dtype, *checkpoint, &plan, &mtp_weights.emplace());
-  } else {
-    for (int32_t i = 0; i < config.mtp_layers; ++i) {
-      plan.SetAside(absl::StrCat("model.layers.", config.layers + i, "."));
-    }
-  }
-  const absl::Status status = LoadWeights(device, *checkpoint, plan);
+  if (*with_mtp) mtp_weights.emplace();
+  const WeightPlan plan =
+      PlanWeights(config, dtype, terms, &weights, *with_mtp ? &*mtp_weights : nullptr);
+  absl::Status status = checkpoint.has_value() ? CheckPlan(plan, *checkpoint) : plan.status();
+  if (status.ok() && source.admit) status = source.admit(plan.bytes());
+  if (!status.ok()) return status;
+  status = checkpoint.has_value()
+               ? LoadWeights(device, *checkpoint, plan, source.threads)
+               : LoadRandomWeights(device, WeightSource::kRandomSeed, plan, source.threads);
   if (!status.ok()) return status;
   if (config.tie_word_embeddings) weights.head.values = weights.embedding;
   if (*with_mtp) UseModelWeights(weights.embedding, weights.head, &*mtp_weights);
   return std::make_unique<PagedGlm>(device, config, dtype, limits, std::move(weights),
                                     std::move(mtp_weights), plan.bytes());
+}
+
+int64_t Glm::BufferBytes(const ModelConfig& config, DType dtype, const StepLimits& limits,
+                         const GlmOptions& options) {
+  return (limits.tokens_max + limits.logit_rows_max) * config.hidden_size * ByteSize(dtype) +
+         Layers::BufferBytes(config, dtype, limits) +
+         (options.mtp ? Mtp::BufferBytes(config, dtype, limits) : 0);
 }
 
 StepLimits Glm::CompleteLimits(const ModelConfig& config, StepLimits limits) {

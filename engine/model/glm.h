@@ -7,6 +7,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -14,6 +15,7 @@
 #include "absl/status/statusor.h"
 #include "engine/model/config.h"
 #include "engine/model/trace.h"
+#include "engine/model/weight_plan.h"
 #include "kernels/ops.h"
 
 namespace glm::engine {
@@ -36,15 +38,43 @@ struct GlmOptions {
   bool mtp = false;  // the draft layer too, where the checkpoint has one
 };
 
+/// Where the weights of a model come from, and in which form they are held.
+struct WeightSource {
+  /// Seed of the weights that come from no checkpoint.
+  static constexpr uint64_t kRandomSeed = 20240229;
+
+  WeightSource(std::string folder_in) : folder(std::move(folder_in)) {}  // NOLINT: a folder is one
+
+  std::string folder;     // of the checkpoint
+  bool random = false;    // seeded random weights instead, by the config alone
+  bool quantize = false;  // linears that are not FP8 become FP8, one scale an output channel
+  int32_t threads = 4;    // that read, convert and quantise
+  /// Called with the bytes of the weights when the checkpoint was found right, before memory is
+  /// taken; what it refuses is not loaded. May be left out.
+  std::function<absl::Status(int64_t weight_bytes)> admit;
+};
+
 class Glm {
  public:
-  /// Reads all weights of `folder` into `device` and plans the buffers of the largest step.
+  /// OK when `size` ranks can share the model; INVALID_ARGUMENT says what it does not divide, and
+  /// which sizes do.
+  static absl::Status CheckRanks(const ModelConfig& config, int32_t size);
+  /// Every part of a checkpoint that a rank reads and every weight that it holds, for reading only.
+  /// Pure: with terms.stored left out, no checkpoint is needed.
+  static absl::StatusOr<WeightPlan> Plan(const ModelConfig& config, DType dtype,
+                                         const PlanTerms& terms, const GlmOptions& options = {});
+
+  /// Reads all weights of `source` into `device` and plans the buffers of the largest step.
   /// `dtype` is the activation type. NOT_FOUND / INVALID_ARGUMENT name the tensor or file;
   /// UNIMPLEMENTED when the device has no latent attention and the model needs it.
   static absl::StatusOr<std::unique_ptr<Glm>> Load(Device& device, const ModelConfig& config,
-                                                   const std::string& folder, DType dtype,
+                                                   const WeightSource& source, DType dtype,
                                                    const StepLimits& limits,
                                                    const GlmOptions& options = {});
+
+  /// Device memory of the buffers of the largest step, but for scratch of the device.
+  static int64_t BufferBytes(const ModelConfig& config, DType dtype, const StepLimits& limits,
+                             const GlmOptions& options = {});
 
   /// What the largest step needs: fills the sizes of the model into limits given in T, S and R.
   static StepLimits CompleteLimits(const ModelConfig& config, StepLimits limits);
@@ -68,6 +98,8 @@ class Glm {
 
   /// The hook for every named intermediate; null turns it off.
   virtual void SetTrace(Trace trace) = 0;
+  /// Gives the layers of an FP8 cache the scales that the checkpoint has for them.
+  virtual void ScaleCache(KvCache* cache) const = 0;
   /// Device bytes of the weights.
   virtual int64_t weight_bytes() const = 0;
 };

@@ -1,6 +1,56 @@
 #include "engine/model/layers.h"
 
+#include <cmath>
+#include <cstring>
+
+#include "absl/strings/str_cat.h"
+
 namespace glm::engine {
+namespace {
+
+// The one number of a tensor [] or [1], or NaN.
+float ScalarOf(const StoredTensor& stored) {
+  const bool one = stored.shape.empty() || stored.shape == std::vector<int64_t>{1};
+  if (one && stored.dtype == DType::kF32) {
+    float value;
+    std::memcpy(&value, stored.data, sizeof(value));
+    return value;
+  }
+  if (one && stored.dtype == DType::kBF16) {
+    BFloat16 value;
+    std::memcpy(&value, stored.data, sizeof(value));
+    return ToFloat(value);
+  }
+  return std::nanf("");
+}
+
+// The cache scale of keys ("k") or values ("v"), under whichever of its names it has; 1 when it is
+// not there and need not be.
+float TakeCacheScale(const std::string& attention, const std::string& letter, bool required,
+                     WeightPlan* plan) {
+  const StoredTensors* stored = plan->terms().stored;
+  if (stored == nullptr) return 1;
+  for (const char* middle : {"", "attn.", letter == "k" ? "k_proj." : "v_proj."}) {
+    const std::string name = absl::StrCat(attention, middle, letter, "_scale");
+    const auto found = stored->find(name);
+    if (found == stored->end()) continue;
+    plan->Take(name);
+    const float scale = ScalarOf(found->second);
+    if (std::isfinite(scale) && scale > 0) return scale;
+    plan->Refuse(absl::InvalidArgumentError(absl::StrCat(
+        "tensor ", name, " ", ShapeText(found->second.shape), " is ", Name(found->second.dtype),
+        "; accepted: one F32 or BF16 number, finite and above 0")));
+    return 1;
+  }
+  if (required) {
+    plan->Refuse(absl::NotFoundError(absl::StrCat("tensor ", attention, letter,
+                                                  "_scale is missing, and kv_cache_scheme of "
+                                                  "config.json speaks of it")));
+  }
+  return 1;
+}
+
+}  // namespace
 
 void PlanLayer(const ModelConfig& config, DType dtype, const std::string& prefix, bool dense,
                WeightPlan* plan, LayerWeights* weights) {
@@ -13,6 +63,9 @@ void PlanLayer(const ModelConfig& config, DType dtype, const std::string& prefix
   }
   plan->AddWhole(&weights->post_attention_norm, norm, prefix + "post_attention_layernorm.weight");
   PlanFfn(config, dtype, prefix, dense, plan, &weights->ffn);
+  const bool required = config.quantization.cache_scales;
+  weights->key_scale = TakeCacheScale(prefix + "self_attn.", "k", required, plan);
+  weights->value_scale = TakeCacheScale(prefix + "self_attn.", "v", required, plan);
 }
 
 Layers::Layers(Device& device, const ModelConfig& config, DType dtype, const StepLimits& limits)
@@ -21,7 +74,8 @@ Layers::Layers(Device& device, const ModelConfig& config, DType dtype, const Ste
       ffn_(device, config, dtype, limits),
       residual_(device.NewTensor(dtype, {limits.tokens_max, config.hidden_size})),
       normed_(device.NewTensor(dtype, {limits.tokens_max, config.hidden_size})),
-      delta_(device.NewTensor(dtype, {limits.tokens_max, config.hidden_size})) {
+      delta_(device.NewTensor(dtype, {limits.tokens_max, config.hidden_size})),
+      quantized_(device, limits.tokens_max, config.hidden_size) {
   if (config.latent_attention()) {
     latent_attention_.emplace(device, config, dtype, limits);
   } else {
@@ -29,34 +83,57 @@ Layers::Layers(Device& device, const ModelConfig& config, DType dtype, const Ste
   }
 }
 
+int64_t Layers::BufferBytes(const ModelConfig& config, DType dtype, const StepLimits& limits) {
+  const int64_t attention = config.latent_attention()
+                                ? LatentAttention::BufferBytes(config, dtype, limits)
+                                : Attention::BufferBytes(config, dtype, limits);
+  return attention + Ffn::BufferBytes(config, dtype, limits) +
+         3 * limits.tokens_max * config.hidden_size * ByteSize(dtype) +
+         QuantizedRows::Bytes(limits.tokens_max, config.hidden_size);
+}
+
 void Layers::Run(const BatchView& batch, const LayerWeights& weights, const KvLayer& cache,
                  bool first, const TraceScope& trace) const {
-  const int64_t tokens = batch.token_ids.shape[0];
-  const Tensor normed = normed_.Rows(0, tokens);
-  const Tensor delta = delta_.Rows(0, tokens);
-  AddNorm(batch, first ? Tensor() : delta, weights.input_norm, normed);
+  const Tensor delta = delta_.Rows(0, batch.token_ids.shape[0]);
+  const Tensor last = first ? Tensor() : delta;
   if (latent_attention_.has_value()) {
-    latent_attention_->Forward(batch, weights.latent_attention, cache, normed, delta, trace);
+    const LatentAttentionWeights& attention = weights.latent_attention;
+    const LinearInput in = AddNorm(batch, last, weights.input_norm, attention.down, false);
+    latent_attention_->Forward(batch, attention, cache, in, delta, trace);
   } else {
-    attention_->Forward(batch, weights.attention, cache, normed, delta, trace);
+    const AttentionWeights& attention = weights.attention;
+    const LinearInput in = AddNorm(batch, last, weights.input_norm, attention.qkv, false);
+    attention_->Forward(batch, attention, cache, in, delta, trace);
   }
-  AddNorm(batch, delta, weights.post_attention_norm, normed);
-  ffn_.Forward(batch, weights.ffn, normed, delta, trace);
+  // The router of a mixture reads plain rows whatever the experts read.
+  const LinearInput in = AddNorm(batch, delta, weights.post_attention_norm, weights.ffn.first(),
+                                 /*plain_too=*/!weights.ffn.dense());
+  ffn_.Forward(batch, weights.ffn, in, delta, trace);
 }
 
 void Layers::End(const BatchView& batch, const Tensor& weight, const Tensor& out) const {
-  AddNorm(batch, delta_.Rows(0, out.shape[0]), weight, out);
+  AddNorm(batch, delta_.Rows(0, out.shape[0]), weight, LinearInput(out));
+}
+
+LinearInput Layers::AddNorm(const BatchView& batch, const Tensor& delta, const Tensor& weight,
+                            const Weight& next, bool plain_too) const {
+  const int64_t tokens = batch.token_ids.shape[0];
+  LinearInput rows;
+  rows.quantized = quantized_.For(next, tokens, config_.hidden_size);
+  if (plain_too || rows.quantized.values.empty()) rows.plain = normed_.Rows(0, tokens);
+  AddNorm(batch, delta, weight, rows);
+  return rows;
 }
 
 void Layers::AddNorm(const BatchView& batch, const Tensor& delta, const Tensor& weight,
-                     const Tensor& out) const {
+                     const LinearInput& out) const {
   device_.ops().add_rms_norm(device_, {.batch = batch,
                                        .delta = delta,
-                                       .residual = residual_.Rows(0, out.shape[0]),
+                                       .residual = residual_.Rows(0, batch.token_ids.shape[0]),
                                        .weight = weight,
                                        .epsilon = static_cast<float>(config_.rms_norm_eps),
-                                       .out = out,
-                                       .quantized = {}});
+                                       .out = out.plain,
+                                       .quantized = out.quantized});
 }
 
 void RunHead(Device& device, const BatchView& batch, const Tensor& normed, const Weight& head,

@@ -11,9 +11,10 @@
 #include "engine/model/attention.h"
 #include "engine/model/config.h"
 #include "engine/model/ffn.h"
-#include "engine/model/loader.h"
+#include "engine/model/linear.h"
 #include "engine/model/mla.h"
 #include "engine/model/trace.h"
+#include "engine/model/weight_plan.h"
 #include "kernels/ops.h"
 
 namespace glm::engine {
@@ -25,6 +26,9 @@ struct LayerWeights {
   LatentAttentionWeights latent_attention;
   Tensor post_attention_norm;  // act [H]
   FfnWeights ffn;
+  // Of an FP8 cache: a stored value stands for value * scale.
+  float key_scale = 1;
+  float value_scale = 1;
 };
 
 /// Puts the weights of the layer with names `prefix` + ... into the plan.
@@ -35,6 +39,8 @@ class Layers {
  public:
   /// Allocates; `dtype` is the activation type. `config` must outlive it.
   Layers(Device& device, const ModelConfig& config, DType dtype, const StepLimits& limits);
+  /// Device memory that the constructor takes.
+  static int64_t BufferBytes(const ModelConfig& config, DType dtype, const StepLimits& limits);
 
   /// The stream that a pass starts from: act [T, H], for an embedding or a projection to write.
   Tensor Begin(int64_t tokens) const { return residual_.Rows(0, tokens); }
@@ -45,17 +51,22 @@ class Layers {
   void End(const BatchView& batch, const Tensor& weight, const Tensor& out) const;
 
  private:
+  /// Normalised rows in the form that `next` reads, in the layers' buffers; the plain form besides
+  /// when told so.
+  LinearInput AddNorm(const BatchView& batch, const Tensor& delta, const Tensor& weight,
+                      const Weight& next, bool plain_too) const;
   void AddNorm(const BatchView& batch, const Tensor& delta, const Tensor& weight,
-               const Tensor& out) const;
+               const LinearInput& out) const;
 
   Device& device_;
   const ModelConfig& config_;
   std::optional<Attention> attention_;               // one of the two
   std::optional<LatentAttention> latent_attention_;  // is there
   const Ffn ffn_;
-  Tensor residual_;  // act [T, H]
-  Tensor normed_;    // act [T, H]
-  Tensor delta_;     // act [T, H]  what attention or ffn adds to the residual
+  Tensor residual_;          // act [T, H]
+  Tensor normed_;            // act [T, H]
+  Tensor delta_;             // act [T, H]  what attention or ffn adds to the residual
+  QuantizedRows quantized_;  // of normed, where the next linear is FP8
 };
 
 /// logits = head . the rows of `normed` that the batch names; `rows` act [R, H] is overwritten.

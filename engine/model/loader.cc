@@ -2,13 +2,20 @@
 
 #include <algorithm>
 #include <chrono>
-#include <cstring>
+#include <condition_variable>
+#include <deque>
+#include <functional>
+#include <mutex>
 #include <set>
+#include <string>
+#include <thread>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "engine/model/fill.h"
 #include "proto/base/log.h"
 
 namespace glm::engine {
@@ -17,43 +24,15 @@ namespace {
 using Clock = std::chrono::steady_clock;
 
 constexpr std::chrono::seconds kProgressEvery{2};
-// Host memory through which converted and cut parts go.
-constexpr int64_t kStagingBytes = 4 << 20;
+// Host memory of a piece, and pieces for every thread: one being filled, one being copied.
+constexpr int64_t kPieceBytes = 4 << 20;
+constexpr int64_t kBuffersPerThread = 2;
 
-int64_t RowsOf(const Tensor& tensor) {
-  return tensor.rank == 1 ? tensor.shape[0] : tensor.elements() / tensor.shape[tensor.rank - 1];
-}
-int64_t ColumnsOf(const Tensor& tensor) {
-  return tensor.rank == 1 ? 1 : tensor.shape[tensor.rank - 1];
-}
-int64_t ColumnsOf(const std::vector<int64_t>& shape) { return shape.size() == 1 ? 1 : shape[1]; }
-
-bool CanConvert(DType source, DType target) {
+bool CanConvert(SlotKind kind, DType source, DType target) {
+  const bool wide = source == DType::kF32 || source == DType::kBF16;
+  if (kind == SlotKind::kQuantized) return wide;
   if (source == target) return true;
-  return (source == DType::kF32 && target == DType::kBF16) ||
-         (source == DType::kBF16 && target == DType::kF32);
-}
-
-// `count` elements at `source`, of any alignment, as `target_type` to `target`.
-void Convert(DType source_type, const std::byte* source, DType target_type, std::byte* target,
-             int64_t count) {
-  if (source_type == target_type) {
-    std::memcpy(target, source, static_cast<size_t>(count * ByteSize(source_type)));
-  } else if (source_type == DType::kBF16) {
-    for (int64_t i = 0; i < count; ++i) {
-      BFloat16 value;
-      std::memcpy(&value, source + i * 2, 2);
-      const float wide = ToFloat(value);
-      std::memcpy(target + i * 4, &wide, 4);
-    }
-  } else {
-    for (int64_t i = 0; i < count; ++i) {
-      float value;
-      std::memcpy(&value, source + i * 4, 4);
-      const BFloat16 narrow = ToBFloat16(value);
-      std::memcpy(target + i * 2, &narrow, 2);
-    }
-  }
+  return wide && (target == DType::kF32 || target == DType::kBF16);
 }
 
 bool IsAside(const WeightPlan& plan, const std::string& name) {
@@ -62,38 +41,10 @@ bool IsAside(const WeightPlan& plan, const std::string& name) {
                      [&](const std::string& prefix) { return absl::StartsWith(name, prefix); });
 }
 
-// Copies the slot's part of the tensor into its rows of the weight.
-void FillSlot(Device& device, const Slot& slot, const StoredTensor& stored, const Tensor& weight,
-              std::vector<std::byte>* staging) {
-  const int64_t columns = ColumnsOf(stored.shape);
-  const int64_t source_size = ByteSize(stored.dtype);
-  const int64_t target_size = ByteSize(weight.dtype);
-  const std::byte* source =
-      stored.data + (slot.rows.begin * columns + slot.columns.begin) * source_size;
-  std::byte* target = weight.Data<std::byte>() + slot.weight_row * slot.columns.count * target_size;
-  if (stored.dtype == weight.dtype && slot.columns.count == columns) {
-    device.CopyToDevice(target, source, slot.rows.count * columns * source_size);
-    device.Synchronize();
-    return;
-  }
-  const int64_t row_bytes = slot.columns.count * target_size;
-  const int64_t rows_at_once = std::max<int64_t>(1, kStagingBytes / row_bytes);
-  for (int64_t row = 0; row < slot.rows.count; row += rows_at_once) {
-    const int64_t rows = std::min(rows_at_once, slot.rows.count - row);
-    staging->resize(static_cast<size_t>(rows * row_bytes));
-    for (int64_t r = 0; r < rows; ++r) {
-      Convert(stored.dtype, source + (row + r) * columns * source_size, weight.dtype,
-              staging->data() + r * row_bytes, slot.columns.count);
-    }
-    device.CopyToDevice(target + row * row_bytes, staging->data(), rows * row_bytes);
-    device.Synchronize();  // the staging memory is used again
-  }
-}
-
 // The plan's own promise: with rows filled in order, which Fill checks, every row is filled once.
 void CheckComplete(const WeightPlan& plan) {
   for (const WeightPlan::Entry& entry : plan.entries()) {
-    CHECK_EQ(entry.rows_filled, RowsOf(entry.layout)) << "rows of a weight of the plan";
+    CHECK_EQ(entry.rows_filled, entry.rows()) << "rows of a weight of the plan";
   }
 }
 
@@ -101,85 +52,172 @@ std::string Gigabytes(int64_t bytes) {
   return absl::StrFormat("%.3f GB", static_cast<double>(bytes) * 1e-9);
 }
 
-}  // namespace
-
-int32_t WeightPlan::Add(Tensor* target, const Tensor& layout) {
-  entries_.push_back({.layout = layout, .target = target});
-  return static_cast<int32_t>(entries_.size()) - 1;
+absl::Status CheckSlot(const Slot& slot, DType target, const Checkpoint& checkpoint) {
+  const auto found = checkpoint.tensors().find(slot.name);
+  if (found == checkpoint.tensors().end()) {
+    return absl::NotFoundError(
+        absl::StrCat(checkpoint.folder(), ": tensor ", slot.name, " is missing"));
+  }
+  const StoredTensor& stored = found->second;
+  if (stored.shape != slot.shape) {
+    return absl::InvalidArgumentError(absl::StrCat(checkpoint.folder(), ": tensor ", slot.name,
+                                                   " has shape ", ShapeText(stored.shape),
+                                                   "; expected: ", ShapeText(slot.shape)));
+  }
+  if (CanConvert(slot.kind, stored.dtype, target)) return absl::OkStatus();
+  const char* accepted = "F32, BF16";
+  if (target == DType::kF8E4M3 && slot.kind == SlotKind::kValues) {
+    accepted = "F8_E4M3, since its scales are there";
+  } else if (stored.dtype == DType::kF8E4M3 && slot.fan_in > 0) {
+    accepted = "F32, BF16, or F8_E4M3 with a weight_scale and a quantization_config";
+  }
+  return absl::InvalidArgumentError(absl::StrCat(checkpoint.folder(), ": tensor ", slot.name,
+                                                 " is ", Name(stored.dtype),
+                                                 "; accepted: ", accepted));
 }
 
-void WeightPlan::Fill(Slot slot) {
-  Entry& entry = entries_.at(slot.weight);
-  CHECK_EQ(slot.columns.count, ColumnsOf(entry.layout)) << "columns of " << slot.name;
-  CHECK_EQ(slot.weight_row, entry.rows_filled) << "rows are filled in order, at " << slot.name;
-  CHECK_LE(slot.rows.begin + slot.rows.count, slot.shape[0]) << "rows of " << slot.name;
-  CHECK_LE(slot.columns.begin + slot.columns.count, ColumnsOf(slot.shape))
-      << "columns of " << slot.name;
-  entry.rows_filled += slot.rows.count;
-  slots_.push_back(std::move(slot));
+using FillFunction = std::function<absl::Status(const Piece&, DType, FilledPiece*)>;
+
+// Pieces in order, filled by threads into a fixed number of buffers, handed to one taker.
+class FillLine {
+ public:
+  struct Done {
+    size_t piece = 0;
+    FilledPiece filled;
+    absl::Status status;
+  };
+
+  FillLine(const WeightPlan& plan, const std::vector<Piece>& pieces, const FillFunction& fill,
+           int32_t threads)
+      : plan_(plan), pieces_(pieces), fill_(fill) {
+    const int64_t useful = std::clamp<int64_t>(static_cast<int64_t>(pieces.size()), 1, threads);
+    free_.resize(useful * kBuffersPerThread);
+    for (int64_t i = 0; i < useful; ++i) threads_.emplace_back([this] { Run(); });
+  }
+  FillLine(const FillLine&) = delete;
+  FillLine& operator=(const FillLine&) = delete;
+  ~FillLine() {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      ending_ = true;
+    }
+    changed_.notify_all();
+    for (std::thread& thread : threads_) thread.join();
+  }
+
+  // The next filled piece; blocks. REQUIRES that fewer were taken than there are pieces.
+  Done Take() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    changed_.wait(lock, [this] { return !done_.empty(); });
+    Done done = std::move(done_.front());
+    done_.pop_front();
+    return done;
+  }
+  // Gives the buffer back.
+  void Return(FilledPiece filled) {
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      free_.push_back(std::move(filled));
+    }
+    changed_.notify_all();
+  }
+
+ private:
+  void Run() {
+    for (;;) {
+      Done done;
+      {
+        std::unique_lock<std::mutex> lock(mutex_);
+        changed_.wait(lock, [this] { return ending_ || !free_.empty(); });
+        if (ending_ || next_ == pieces_.size()) return;
+        done.piece = next_++;
+        done.filled = std::move(free_.back());
+        free_.pop_back();
+      }
+      const Piece& piece = pieces_[done.piece];
+      const DType type = plan_.entries()[piece.slot->weight].layout.dtype;
+      done.status = fill_(piece, type, &done.filled);
+      {
+        const std::lock_guard<std::mutex> lock(mutex_);
+        done_.push_back(std::move(done));
+      }
+      changed_.notify_all();
+    }
+  }
+
+  const WeightPlan& plan_;
+  const std::vector<Piece>& pieces_;
+  const FillFunction& fill_;
+  std::mutex mutex_;  // "Fill line": guards all below
+  std::condition_variable changed_;
+  std::vector<FilledPiece> free_;
+  std::deque<Done> done_;  // no longer than the buffers
+  size_t next_ = 0;
+  bool ending_ = false;
+  std::vector<std::thread> threads_;
+};
+
+std::vector<Piece> CutPieces(const WeightPlan& plan) {
+  std::vector<Piece> pieces;
+  for (const Slot& slot : plan.slots()) {
+    const int64_t row_bytes =
+        slot.columns.count * ByteSize(plan.entries()[slot.weight].layout.dtype);
+    const int64_t rows_max = std::max<int64_t>(1, kPieceBytes / std::max<int64_t>(row_bytes, 1));
+    for (int64_t row = 0; row < slot.rows.count; row += rows_max) {
+      pieces.push_back({&slot, row, std::min(rows_max, slot.rows.count - row)});
+    }
+  }
+  return pieces;
 }
 
-void WeightPlan::Fill(int32_t weight, int64_t weight_row, std::string name,
-                      std::vector<int64_t> shape) {
-  const Range rows{0, shape[0]};
-  const Range columns{0, ColumnsOf(shape)};
-  Fill({.name = std::move(name),
-        .shape = std::move(shape),
-        .rows = rows,
-        .columns = columns,
-        .weight = weight,
-        .weight_row = weight_row});
-}
-
-void WeightPlan::AddWhole(Tensor* target, const Tensor& layout, std::string name) {
-  const std::vector<int64_t> shape(layout.shape.begin(), layout.shape.begin() + layout.rank);
-  Fill(Add(target, layout), 0, std::move(name), shape);
-}
-
-void WeightPlan::SetAside(std::string prefix) { prefixes_aside_.push_back(std::move(prefix)); }
-
-int64_t WeightPlan::bytes() const {
-  int64_t bytes = 0;
-  for (const Entry& entry : entries_) bytes += entry.layout.bytes();
+// Copies a filled piece to its place; returns its bytes.
+int64_t CopyPiece(Device& device, const WeightPlan& plan, const Piece& piece,
+                  const FilledPiece& filled) {
+  const Slot& slot = *piece.slot;
+  const Tensor& weight = *plan.entries()[slot.weight].target;
+  const int64_t row = slot.weight_row + piece.row;
+  const int64_t row_bytes = slot.columns.count * ByteSize(weight.dtype);
+  auto bytes = static_cast<int64_t>(filled.values.size());
+  device.CopyToDevice(weight.Data<std::byte>() + row * row_bytes, filled.values.data(), bytes);
+  if (slot.kind == SlotKind::kQuantized) {
+    const Tensor& scales = *plan.entries()[slot.scale_weight].target;
+    const auto scale_bytes = static_cast<int64_t>(filled.scales.size() * sizeof(float));
+    device.CopyToDevice(scales.Data<float>() + row, filled.scales.data(), scale_bytes);
+    bytes += scale_bytes;
+  }
+  device.Synchronize();  // the buffer is used again
   return bytes;
 }
 
-absl::Status CheckPlan(const WeightPlan& plan, const Checkpoint& checkpoint) {
-  CheckComplete(plan);
-  std::set<std::string> used;
-  for (const Slot& slot : plan.slots()) {
-    used.insert(slot.name);
-    const auto found = checkpoint.tensors().find(slot.name);
-    if (found == checkpoint.tensors().end()) {
-      return absl::NotFoundError(
-          absl::StrCat(checkpoint.folder(), ": tensor ", slot.name, " is missing"));
-    }
-    const StoredTensor& stored = found->second;
-    const DType target = plan.entries()[slot.weight].layout.dtype;
-    if (stored.shape != slot.shape) {
-      return absl::InvalidArgumentError(absl::StrCat(checkpoint.folder(), ": tensor ", slot.name,
-                                                     " has shape ", ShapeText(stored.shape),
-                                                     "; expected: ", ShapeText(slot.shape)));
-    }
-    if (!CanConvert(stored.dtype, target)) {
-      return absl::InvalidArgumentError(absl::StrCat(checkpoint.folder(), ": tensor ", slot.name,
-                                                     " is ", Name(stored.dtype),
-                                                     "; accepted: F32, BF16"));
-    }
-  }
-  for (const auto& [name, stored] : checkpoint.tensors()) {
-    if (used.count(name) == 0 && !IsAside(plan, name)) {
-      return absl::InvalidArgumentError(absl::StrCat(checkpoint.folder(), ": tensor ", name, " ",
-                                                     ShapeText(stored.shape),
-                                                     " has no place in this model"));
-    }
-  }
-  return absl::OkStatus();
-}
+// Lines of the log while weights are loaded.
+class Progress {
+ public:
+  explicit Progress(int64_t bytes_all) : bytes_all_(bytes_all), start_(Clock::now()) {}
 
-absl::Status LoadWeights(Device& device, const Checkpoint& checkpoint, const WeightPlan& plan) {
-  const absl::Status checked = CheckPlan(plan, checkpoint);
-  if (!checked.ok()) return checked;
+  void Add(int64_t bytes) {
+    bytes_done_ += bytes;
+    const Clock::time_point now = Clock::now();
+    if (now - last_line_ < kProgressEvery) return;
+    last_line_ = now;
+    const double rate = static_cast<double>(bytes_done_) / seconds();
+    LOG(INFO) << "loading weights: " << Gigabytes(bytes_done_) << " of " << Gigabytes(bytes_all_)
+              << ", " << Gigabytes(static_cast<int64_t>(rate)) << "/s, "
+              << absl::StrFormat("%.0f s to go",
+                                 static_cast<double>(bytes_all_ - bytes_done_) / rate);
+  }
+  double seconds() const { return std::chrono::duration<double>(Clock::now() - start_).count(); }
+  int64_t bytes_done() const { return bytes_done_; }
+
+ private:
+  const int64_t bytes_all_;
+  const Clock::time_point start_;
+  Clock::time_point last_line_ = start_;
+  int64_t bytes_done_ = 0;
+};
+
+// Allocates the plan's weights and fills them.
+absl::Status FillPlan(Device& device, const WeightPlan& plan, const FillFunction& fill,
+                      int32_t threads, const std::string& source) {
   if (plan.bytes() > device.BytesFree()) {
     return absl::ResourceExhaustedError(absl::StrCat("the weights take ", Gigabytes(plan.bytes()),
                                                      ", ", device.Describe(), " has ",
@@ -189,35 +227,71 @@ absl::Status LoadWeights(Device& device, const Checkpoint& checkpoint, const Wei
     *entry.target = entry.layout;
     entry.target->data = device.Allocate(entry.layout.bytes());
   }
-
-  const Clock::time_point start = Clock::now();
-  Clock::time_point last_line = start;
-  std::vector<std::byte> staging;
-  int64_t bytes_done = 0;
-  for (const Slot& slot : plan.slots()) {
-    const Tensor& weight = *plan.entries()[slot.weight].target;
-    FillSlot(device, slot, checkpoint.tensors().at(slot.name), weight, &staging);
-    bytes_done += slot.rows.count * slot.columns.count * ByteSize(weight.dtype);
-    const Clock::time_point now = Clock::now();
-    if (now - last_line < kProgressEvery) continue;
-    last_line = now;
-    const double seconds = std::chrono::duration<double>(now - start).count();
-    const double rate = static_cast<double>(bytes_done) / seconds;
-    LOG(INFO) << "loading weights: " << Gigabytes(bytes_done) << " of " << Gigabytes(plan.bytes())
-              << ", " << Gigabytes(static_cast<int64_t>(rate)) << "/s, "
-              << absl::StrFormat("%.0f s to go",
-                                 static_cast<double>(plan.bytes() - bytes_done) / rate);
+  const std::vector<Piece> pieces = CutPieces(plan);
+  Progress progress(plan.bytes());
+  FillLine line(plan, pieces, fill, threads);
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    FillLine::Done done = line.Take();
+    if (!done.status.ok()) {
+      return absl::Status(done.status.code(), absl::StrCat(source, ": ", done.status.message()));
+    }
+    progress.Add(CopyPiece(device, plan, pieces[done.piece], done.filled));
+    line.Return(std::move(done.filled));
   }
-  CHECK_EQ(bytes_done, plan.bytes()) << "bytes of the plan";
-
-  int64_t aside = 0;
-  for (const auto& [name, stored] : checkpoint.tensors()) aside += IsAside(plan, name) ? 1 : 0;
-  LOG(INFO) << "loaded " << plan.slots().size() << " tensors of " << checkpoint.folder() << ", "
+  CHECK_EQ(progress.bytes_done(), plan.bytes()) << "bytes of the plan";
+  const double rate = static_cast<double>(plan.bytes()) / std::max(progress.seconds(), 1e-6);
+  LOG(INFO) << "loaded " << plan.slots().size() << " tensors of " << source << ", "
             << Gigabytes(plan.bytes()) << " of weights in "
-            << absl::StrFormat("%.2f s",
-                               std::chrono::duration<double>(Clock::now() - start).count())
-            << (aside > 0 ? absl::StrCat("; ", aside, " tensors of the MTP layer set aside") : "");
+            << absl::StrFormat("%.2f s, ", progress.seconds())
+            << Gigabytes(static_cast<int64_t>(rate)) << "/s";
   return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status CheckPlan(const WeightPlan& plan, const Checkpoint& checkpoint) {
+  if (!plan.status().ok()) {
+    return absl::Status(plan.status().code(),
+                        absl::StrCat(checkpoint.folder(), ": ", plan.status().message()));
+  }
+  CheckComplete(plan);
+  std::set<std::string> used(plan.names_taken().begin(), plan.names_taken().end());
+  for (const Slot& slot : plan.slots()) {
+    used.insert(slot.name);
+    const absl::Status status =
+        CheckSlot(slot, plan.entries()[slot.weight].layout.dtype, checkpoint);
+    if (!status.ok()) return status;
+  }
+  for (const auto& [name, stored] : checkpoint.tensors()) {
+    if (used.count(name) != 0 || IsAside(plan, name)) continue;
+    return absl::InvalidArgumentError(absl::StrCat(checkpoint.folder(), ": tensor ", name, " ",
+                                                   ShapeText(stored.shape),
+                                                   " has no place in this model"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status LoadWeights(Device& device, const Checkpoint& checkpoint, const WeightPlan& plan,
+                         int32_t threads) {
+  const absl::Status checked = CheckPlan(plan, checkpoint);
+  if (!checked.ok()) return checked;
+  const auto aside = std::count_if(checkpoint.tensors().begin(), checkpoint.tensors().end(),
+                                   [&](const auto& entry) { return IsAside(plan, entry.first); });
+  if (aside > 0) LOG(INFO) << aside << " tensors of the MTP layer are not loaded";
+  const FillFunction fill = [&](const Piece& piece, DType type, FilledPiece* filled) {
+    return FillFromFile(piece, checkpoint.tensors().at(piece.slot->name), type, filled);
+  };
+  return FillPlan(device, plan, fill, threads, checkpoint.folder());
+}
+
+absl::Status LoadRandomWeights(Device& device, uint64_t seed, const WeightPlan& plan,
+                               int32_t threads) {
+  if (!plan.status().ok()) return plan.status();
+  CheckComplete(plan);
+  const FillFunction fill = [&](const Piece& piece, DType type, FilledPiece* filled) {
+    return FillAtRandom(piece, seed, type, filled);
+  };
+  return FillPlan(device, plan, fill, threads, absl::StrCat("random weights, seed ", seed));
 }
 
 }  // namespace glm::engine

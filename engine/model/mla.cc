@@ -17,22 +17,27 @@ void PlanLatentAttention(const ModelConfig& config, DType dtype, const std::stri
   const int64_t up_rows = config.head_size - config.rope_size + config.value_size;
   const int64_t out_columns = heads * config.value_size;
 
-  const int32_t down =
-      plan->Add(&weights->down.values, Tensor(nullptr, dtype, {query_latent + cell, hidden}));
-  plan->Fill(down, 0, name + "q_a_proj.weight", {query_latent, hidden});
-  plan->Fill(down, query_latent, name + "kv_a_proj_with_mqa.weight", {cell, hidden});
+  // The latents are small and every rank wants them whole; heads are shared out.
+  PlanLinear({{name + "q_a_proj", query_latent}, {name + "kv_a_proj_with_mqa", cell}}, hidden,
+             LinearSplit::kNone, 0, dtype, plan, &weights->down);
   plan->AddWhole(&weights->query_norm, Tensor(nullptr, dtype, {query_latent}),
                  name + "q_a_layernorm.weight");
-  plan->AddWhole(&weights->query_up.values,
-                 Tensor(nullptr, dtype, {heads * config.head_size, query_latent}),
-                 name + "q_b_proj.weight");
+  PlanLinear({{name + "q_b_proj", heads * config.head_size}}, query_latent, LinearSplit::kOutputs,
+             0, dtype, plan, &weights->query_up);
   plan->AddWhole(&weights->kv_norm, Tensor(nullptr, dtype, {kv_latent}),
                  name + "kv_a_layernorm.weight");
+  const Range up = plan->terms().slice.Of(heads * up_rows);
   const int32_t kv_up =
-      plan->Add(&weights->kv_up, Tensor(nullptr, dtype, {heads, up_rows, kv_latent}));
-  plan->Fill(kv_up, 0, name + "kv_b_proj.weight", {heads * up_rows, kv_latent});
-  plan->AddWhole(&weights->out.values, Tensor(nullptr, dtype, {hidden, out_columns}),
-                 name + "o_proj.weight");
+      plan->Add(&weights->kv_up, Tensor(nullptr, dtype, {up.count / up_rows, up_rows, kv_latent}));
+  plan->Fill({.name = name + "kv_b_proj.weight",
+              .shape = {heads * up_rows, kv_latent},
+              .rows = up,
+              .columns = {0, kv_latent},
+              .weight = kv_up,
+              .weight_row = 0,
+              .fan_in = kv_latent});
+  PlanLinear({{name + "o_proj", hidden}}, out_columns, LinearSplit::kInputs, 0, dtype, plan,
+             &weights->out);
 }
 
 LatentAttention::LatentAttention(Device& device, const ModelConfig& config, DType dtype,
@@ -45,31 +50,52 @@ LatentAttention::LatentAttention(Device& device, const ModelConfig& config, DTyp
   query_latent_ = device.NewTensor(dtype, {tokens, config.query_latent});
   queries_ = device.NewTensor(dtype, {tokens, heads * config.head_size});
   heads_ = device.NewTensor(dtype, {tokens, heads * config.value_size});
+  quantized_query_latent_ = QuantizedRows(device, tokens, config.query_latent);
+  quantized_heads_ = QuantizedRows(device, tokens, heads * config.value_size);
+}
+
+int64_t LatentAttention::BufferBytes(const ModelConfig& config, DType dtype,
+                                     const StepLimits& limits) {
+  const int64_t tokens = limits.tokens_max;
+  const int64_t heads = config.query_heads;
+  return int64_t{config.positions_max} * config.rope_size * ByteSize(DType::kF32) +
+         tokens *
+             (2 * config.query_latent + config.cell_size() +
+              heads * (config.head_size + config.value_size)) *
+             ByteSize(dtype) +
+         QuantizedRows::Bytes(tokens, config.query_latent) +
+         QuantizedRows::Bytes(tokens, heads * config.value_size);
 }
 
 void LatentAttention::Forward(const BatchView& batch, const LatentAttentionWeights& weights,
-                              const KvLayer& cache, const Tensor& in, const Tensor& out,
+                              const KvLayer& cache, const LinearInput& in, const Tensor& out,
                               const TraceScope& trace) const {
   const OpTable& ops = device_.ops();
-  const int64_t tokens = in.shape[0];
+  const int64_t tokens = out.shape[0];
   const Tensor latents = latents_.Rows(0, tokens);
   const Tensor query_latent = query_latent_.Rows(0, tokens);
   const Tensor queries = queries_.Rows(0, tokens);
   const Tensor heads = heads_.Rows(0, tokens);
   const float epsilon = static_cast<float>(config_.rms_norm_eps);
 
-  ops.linear(device_,
-             {.batch = batch, .in = {in, {}}, .weight = weights.down, .bias = {}, .out = latents});
+  ops.linear(device_, {.batch = batch,
+                       .in = in.For(weights.down),
+                       .weight = weights.down,
+                       .bias = {},
+                       .out = latents});
   trace("latents", latents);
+  const bool plain_query = weights.query_up.scales.empty();
+  const Activation quantized_query =
+      quantized_query_latent_.For(weights.query_up, tokens, config_.query_latent);
   ops.add_rms_norm(device_, {.batch = batch,
                              .delta = latents.Columns(0, config_.query_latent),
                              .residual = {},
                              .weight = weights.query_norm,
                              .epsilon = epsilon,
-                             .out = query_latent,
-                             .quantized = {}});
+                             .out = plain_query ? query_latent : Tensor(),
+                             .quantized = quantized_query});
   ops.linear(device_, {.batch = batch,
-                       .in = {query_latent, {}},
+                       .in = LinearInput(query_latent, quantized_query).For(weights.query_up),
                        .weight = weights.query_up,
                        .bias = {},
                        .out = queries});
@@ -82,16 +108,21 @@ void LatentAttention::Forward(const BatchView& batch, const LatentAttentionWeigh
                                .query_heads = config_.query_heads,
                                .cache = cache});
   trace("queries", queries);
+  const bool plain = weights.out.scales.empty();
+  const Activation quantized = quantized_heads_.For(weights.out, tokens, heads.shape[1]);
   ops.mla_attention(device_, {.batch = batch,
                               .queries = queries,
                               .cache = cache,
                               .kv_up = weights.kv_up,
                               .scale = 1.0f / std::sqrt(static_cast<float>(config_.head_size)),
-                              .out = heads,
-                              .quantized = {}});
-  trace("heads", heads);
-  ops.linear(device_,
-             {.batch = batch, .in = {heads, {}}, .weight = weights.out, .bias = {}, .out = out});
+                              .out = plain ? heads : Tensor(),
+                              .quantized = quantized});
+  trace("heads", plain ? heads : quantized.values);
+  ops.linear(device_, {.batch = batch,
+                       .in = LinearInput(heads, quantized).For(weights.out),
+                       .weight = weights.out,
+                       .bias = {},
+                       .out = out});
   trace("attention", out);
 }
 

@@ -9,8 +9,9 @@
 #include <string>
 
 #include "engine/model/config.h"
-#include "engine/model/loader.h"
+#include "engine/model/linear.h"
 #include "engine/model/trace.h"
+#include "engine/model/weight_plan.h"
 #include "kernels/ops.h"
 
 namespace glm::engine {
@@ -36,9 +37,12 @@ class LatentAttention {
   /// Allocates; `dtype` is the activation type.
   LatentAttention(Device& device, const ModelConfig& config, DType dtype, const StepLimits& limits);
 
-  /// in: act [T, H], normalised; out: act [T, H], to be added to the residual.
+  /// Device memory that the constructor takes.
+  static int64_t BufferBytes(const ModelConfig& config, DType dtype, const StepLimits& limits);
+
+  /// in: [T, H], normalised; out: act [T, H], to be added to the residual.
   void Forward(const BatchView& batch, const LatentAttentionWeights& weights, const KvLayer& cache,
-               const Tensor& in, const Tensor& out, const TraceScope& trace) const;
+               const LinearInput& in, const Tensor& out, const TraceScope& trace) const;
 
  private:
   Device& device_;
@@ -48,6 +52,8 @@ class LatentAttention {
   Tensor query_latent_;  // act [T, Q], normed
   Tensor queries_;       // act [T, N * D]
   Tensor heads_;         // act [T, N * v]
+  QuantizedRows quantized_query_latent_;
+  QuantizedRows quantized_heads_;
 };
 
 }  // namespace glm::engine

@@ -15,13 +15,12 @@ std::string PrefixOf(const ModelConfig& config) {
 }
 
 /// Whether tensor `name` of the draft layer is not there, or a copy of the model's `model_name`.
-bool IsTheModels(const Checkpoint& checkpoint, const std::string& name,
+bool IsTheModels(const StoredTensors& stored, const std::string& name,
                  const std::string& model_name) {
-  const StoredTensors& tensors = checkpoint.tensors();
-  const auto own = tensors.find(name);
-  if (own == tensors.end()) return true;
-  const auto model = tensors.find(model_name);
-  return model != tensors.end() && own->second.dtype == model->second.dtype &&
+  const auto own = stored.find(name);
+  if (own == stored.end()) return true;
+  const auto model = stored.find(model_name);
+  return model != stored.end() && own->second.dtype == model->second.dtype &&
          own->second.shape == model->second.shape &&
          std::memcmp(own->second.data, model->second.data,
                      static_cast<size_t>(own->second.bytes)) == 0;
@@ -29,29 +28,28 @@ bool IsTheModels(const Checkpoint& checkpoint, const std::string& name,
 
 }  // namespace
 
-bool HasMtp(const ModelConfig& config, const Checkpoint& checkpoint) {
+bool HasMtp(const ModelConfig& config, const StoredTensors& stored) {
   const std::string prefix = PrefixOf(config);
-  const auto first = checkpoint.tensors().lower_bound(prefix);
-  return config.mtp_layers > 0 && first != checkpoint.tensors().end() &&
-         absl::StartsWith(first->first, prefix);
+  const auto first = stored.lower_bound(prefix);
+  return config.mtp_layers > 0 && first != stored.end() && absl::StartsWith(first->first, prefix);
 }
 
-void PlanMtp(const ModelConfig& config, DType dtype, const Checkpoint& checkpoint, WeightPlan* plan,
-             MtpWeights* weights) {
+void PlanMtp(const ModelConfig& config, DType dtype, WeightPlan* plan, MtpWeights* weights) {
+  const StoredTensors* stored = plan->terms().stored;
   const std::string prefix = PrefixOf(config);
   const int64_t hidden = config.hidden_size;
   const Tensor norm(nullptr, dtype, {hidden});
-  const Tensor table(nullptr, dtype, {config.vocabulary, hidden});
   const auto add_table = [&](Tensor* target, const std::string& name,
                              const std::string& model_name) {
-    if (IsTheModels(checkpoint, name, model_name)) {
-      plan->SetAside(name);
-      LOG(INFO) << checkpoint.folder() << ": MTP uses " << model_name;
+    if (stored != nullptr && IsTheModels(*stored, name, model_name)) {
+      plan->Take(name);
+      LOG(INFO) << "MTP uses " << model_name;
     } else {
-      plan->AddWhole(target, table, name);
+      plan->AddRows(target, dtype, name, config.vocabulary, hidden);
     }
   };
   const std::string embedding = "model.embed_tokens.weight";
+  const std::string head = prefix + "shared_head.head.weight";
   add_table(&weights->embedding, prefix + "embed_tokens.weight", embedding);
   plan->AddWhole(&weights->embedding_norm, norm, prefix + "enorm.weight");
   plan->AddWhole(&weights->hidden_norm, norm, prefix + "hnorm.weight");
@@ -59,8 +57,15 @@ void PlanMtp(const ModelConfig& config, DType dtype, const Checkpoint& checkpoin
                  prefix + "eh_proj.weight");
   PlanLayer(config, dtype, prefix, /*dense=*/false, plan, &weights->layer);
   plan->AddWhole(&weights->norm, norm, prefix + "shared_head.norm.weight");
-  add_table(&weights->head.values, prefix + "shared_head.head.weight",
-            config.tie_word_embeddings ? embedding : "lm_head.weight");
+  const bool float8 = plan->terms().scaling != WeightScaling::kNone &&
+                      (stored == nullptr || stored->count(head + "_scale") != 0);
+  if (float8) {
+    plan->Take(head);
+    plan->Take(head + "_scale");
+  } else {
+    add_table(&weights->head.values, head,
+              config.tie_word_embeddings ? embedding : "lm_head.weight");
+  }
 }
 
 void UseModelWeights(const Tensor& embedding, const Weight& head, MtpWeights* weights) {
@@ -77,6 +82,10 @@ Mtp::Mtp(Device& device, const ModelConfig& config, const Layers& layers, DType 
       embedded_(device.NewTensor(dtype, {limits.tokens_max, config.hidden_size})),
       joined_(device.NewTensor(dtype, {limits.tokens_max, 2 * int64_t{config.hidden_size}})),
       logit_rows_(device.NewTensor(dtype, {limits.logit_rows_max, config.hidden_size})) {}
+
+int64_t Mtp::BufferBytes(const ModelConfig& config, DType dtype, const StepLimits& limits) {
+  return (3 * limits.tokens_max + limits.logit_rows_max) * config.hidden_size * ByteSize(dtype);
+}
 
 void Mtp::Forward(const BatchView& batch, const Tensor& hidden, const KvLayer& cache,
                   const Tensor& logits, const Trace& trace) const {

@@ -12,8 +12,8 @@
 
 #include "engine/model/config.h"
 #include "engine/model/layers.h"
-#include "engine/model/loader.h"
 #include "engine/model/trace.h"
+#include "engine/model/weight_plan.h"
 #include "kernels/ops.h"
 
 namespace glm::engine {
@@ -29,12 +29,13 @@ struct MtpWeights {
 };
 
 /// True when the checkpoint has any tensor of the draft layer.
-bool HasMtp(const ModelConfig& config, const Checkpoint& checkpoint);
+bool HasMtp(const ModelConfig& config, const StoredTensors& stored);
 
-/// Puts the draft layer's weights into the plan. An embedding or head that is the model's is set
-/// aside and stays empty: UseModelWeights fills it in. Reads the copies to compare them.
-void PlanMtp(const ModelConfig& config, DType dtype, const Checkpoint& checkpoint, WeightPlan* plan,
-             MtpWeights* weights);
+/// Puts the draft layer's weights into the plan. An embedding or head that is the model's is not
+/// loaded and stays empty: UseModelWeights fills it in. Reads the copies to compare them; without a
+/// checkpoint they count as the layer's own. A head in FP8 is a rounded copy of the model's, which
+/// is used in its place: what a draft loses by it is less than what rounding its input would cost.
+void PlanMtp(const ModelConfig& config, DType dtype, WeightPlan* plan, MtpWeights* weights);
 void UseModelWeights(const Tensor& embedding, const Weight& head, MtpWeights* weights);
 
 class Mtp {
@@ -42,6 +43,11 @@ class Mtp {
   /// Allocates. `config` and `layers`, whose buffers it uses, must outlive it.
   Mtp(Device& device, const ModelConfig& config, const Layers& layers, DType dtype,
       const StepLimits& limits, MtpWeights weights);
+
+  /// Device memory that the constructor takes.
+  static int64_t BufferBytes(const ModelConfig& config, DType dtype, const StepLimits& limits);
+
+  const LayerWeights& layer() const { return weights_.layer; }
 
   /// batch: the step's, with the token *after* each position as its token id. hidden: act [T, H],
   /// after the model's final norm. Stores K and V into `cache`, the draft layer's own; writes the

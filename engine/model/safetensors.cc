@@ -144,40 +144,6 @@ absl::Status CheckCover(const std::string& path, const StoredTensors& tensors,
   return absl::OkStatus();
 }
 
-absl::StatusOr<StoredTensors> ParseHeader(const std::string& path, const std::byte* map,
-                                          int64_t file_bytes) {
-  uint64_t header_bytes = 0;
-  for (int i = 0; i < kLengthBytes; ++i) {
-    header_bytes |= static_cast<uint64_t>(map[i]) << (8 * i);
-  }
-  if (header_bytes > static_cast<uint64_t>(SafetensorsFile::kHeaderBytesMax)) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": header of ", header_bytes,
-                                                   " bytes; accepted: at most ",
-                                                   SafetensorsFile::kHeaderBytesMax));
-  }
-  const int64_t header_end = kLengthBytes + static_cast<int64_t>(header_bytes);
-  if (header_end > file_bytes) {
-    return absl::InvalidArgumentError(absl::StrCat(path, ": truncated: the header ends at byte ",
-                                                   header_end, ", the file at ", file_bytes));
-  }
-  const absl::string_view text(reinterpret_cast<const char*>(map) + kLengthBytes, header_bytes);
-  absl::StatusOr<json> header = ParseJsonObject(text, absl::StrCat(path, ": header"));
-  if (!header.ok()) return header.status();
-
-  const std::byte* data = map + header_end;
-  const int64_t data_bytes = file_bytes - header_end;
-  StoredTensors tensors;
-  for (const auto& [name, entry] : header->items()) {
-    if (name == "__metadata__") continue;  // free text
-    absl::StatusOr<StoredTensor> tensor = ParseEntry(path, name, entry, data, data_bytes);
-    if (!tensor.ok()) return tensor.status();
-    tensors.emplace(name, *std::move(tensor));
-  }
-  const absl::Status cover = CheckCover(path, tensors, data, data_bytes);
-  if (!cover.ok()) return cover;
-  return tensors;
-}
-
 // File of each tensor, from the index.
 absl::StatusOr<std::map<std::string, std::string>> ReadIndex(const std::string& path) {
   absl::StatusOr<std::string> text = ReadFile(path, kIndexBytesMax);
@@ -215,6 +181,44 @@ std::string ShapeText(const std::vector<int64_t>& shape) {
   return absl::StrCat("[", absl::StrJoin(shape, ", "), "]");
 }
 
+absl::StatusOr<StoredTensors> ParseSafetensors(const std::string& path, const std::byte* map,
+                                               int64_t file_bytes) {
+  if (file_bytes < kLengthBytes) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        path, ": truncated: ", file_bytes, " bytes, a header needs at least ", kLengthBytes));
+  }
+  uint64_t header_bytes = 0;
+  for (int i = 0; i < kLengthBytes; ++i) {
+    header_bytes |= static_cast<uint64_t>(map[i]) << (8 * i);
+  }
+  if (header_bytes > static_cast<uint64_t>(SafetensorsFile::kHeaderBytesMax)) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": header of ", header_bytes,
+                                                   " bytes; accepted: at most ",
+                                                   SafetensorsFile::kHeaderBytesMax));
+  }
+  const int64_t header_end = kLengthBytes + static_cast<int64_t>(header_bytes);
+  if (header_end > file_bytes) {
+    return absl::InvalidArgumentError(absl::StrCat(path, ": truncated: the header ends at byte ",
+                                                   header_end, ", the file at ", file_bytes));
+  }
+  const absl::string_view text(reinterpret_cast<const char*>(map) + kLengthBytes, header_bytes);
+  absl::StatusOr<json> header = ParseJsonObject(text, absl::StrCat(path, ": header"));
+  if (!header.ok()) return header.status();
+
+  const std::byte* data = map + header_end;
+  const int64_t data_bytes = file_bytes - header_end;
+  StoredTensors tensors;
+  for (const auto& [name, entry] : header->items()) {
+    if (name == "__metadata__") continue;  // free text
+    absl::StatusOr<StoredTensor> tensor = ParseEntry(path, name, entry, data, data_bytes);
+    if (!tensor.ok()) return tensor.status();
+    tensors.emplace(name, *std::move(tensor));
+  }
+  const absl::Status cover = CheckCover(path, tensors, data, data_bytes);
+  if (!cover.ok()) return cover;
+  return tensors;
+}
+
 absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std::string& path) {
   const int descriptor = open(path.c_str(), O_RDONLY | O_CLOEXEC);
   if (descriptor < 0) return absl::NotFoundError(absl::StrCat(path, ": ", std::strerror(errno)));
@@ -237,7 +241,7 @@ absl::StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std
   }
   std::unique_ptr<SafetensorsFile> file(new SafetensorsFile(map, bytes));
   absl::StatusOr<StoredTensors> tensors =
-      ParseHeader(path, static_cast<const std::byte*>(map), bytes);
+      ParseSafetensors(path, static_cast<const std::byte*>(map), bytes);
   if (!tensors.ok()) return tensors.status();
   file->tensors_ = *std::move(tensors);
   return file;

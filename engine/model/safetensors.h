@@ -32,6 +32,11 @@ using StoredTensors = std::map<std::string, StoredTensor>;
 /// "[12, 4096]", for messages.
 std::string ShapeText(const std::vector<int64_t>& shape);
 
+/// The directory of a .safetensors file that lies at `map`: what SafetensorsFile::Open reads.
+/// INVALID_ARGUMENT opens with `path` and names the tensor and the fault.
+absl::StatusOr<StoredTensors> ParseSafetensors(const std::string& path, const std::byte* map,
+                                               int64_t file_bytes);
+
 /// One mapped .safetensors file.
 class SafetensorsFile {
  public:

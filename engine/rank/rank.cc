@@ -1,5 +1,6 @@
 #include "engine/rank/rank.h"
 
+#include <algorithm>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -117,30 +118,61 @@ absl::Status Rank::SetUp() {
   }
   Device& device = *machine_->device;
   memory_.device = device.Describe();
+  WeightSource source(options_.folder);
+  source.random = options_.random_weights;
+  source.quantize = options_.quantize;
+  source.threads = options_.load_threads;
+  source.admit = [this](int64_t weight_bytes) { return PlanMemory(weight_bytes); };
   absl::StatusOr<std::unique_ptr<Glm>> model =
-      Glm::Load(device, config_, options_.folder, options_.dtype, options_.batch.step);
+      Glm::Load(device, config_, source, options_.dtype, options_.batch.step);
   if (!model.ok()) return model.status();
   machine_->model = *std::move(model);
-  memory_.weight_bytes = machine_->model->weight_bytes();
-  return PlanMemory();
+  AllocateMemory();
+  return absl::OkStatus();
 }
 
-absl::Status Rank::PlanMemory() {
-  Device& device = *machine_->device;
-  memory_.kv_bytes =
-      options_.kv_blocks * KvCache::BytesPerBlock(config_, options_.dtype, options_.block_size);
+absl::Status Rank::PlanMemory(int64_t weight_bytes) {
+  const Device& device = *machine_->device;
+  const int64_t block_bytes =
+      KvCache::BytesPerBlock(config_, options_.kv_dtype, options_.block_size);
+  memory_.weight_bytes = weight_bytes;
+  memory_.kv_bytes = options_.kv_blocks * block_bytes;
+  memory_.buffer_bytes = Glm::BufferBytes(config_, options_.dtype, options_.batch.step);
   memory_.scratch_bytes = device.ScratchBytes(options_.batch.step);
   memory_.batch_bytes = Batch::DeviceBytes(options_.batch);
-  const int64_t wanted = memory_.kv_bytes + memory_.scratch_bytes + memory_.batch_bytes;
-  if (wanted > device.BytesFree()) {
-    return absl::ResourceExhaustedError(absl::StrCat(
-        "kv_blocks is ", options_.kv_blocks, ": the KV cache needs ", memory_.kv_bytes,
-        " bytes and the buffers of a step ", memory_.scratch_bytes + memory_.batch_bytes,
-        " bytes, but ", memory_.device, " has ", device.BytesFree(), " bytes free after ",
-        memory_.weight_bytes, " bytes of weights"));
+  const int64_t buffers = memory_.buffer_bytes + memory_.scratch_bytes + memory_.batch_bytes;
+  const int64_t wanted = weight_bytes + buffers + memory_.kv_bytes;
+  const int64_t free = device.BytesFree();
+  const double gib = 1 << 30;
+  LOG(INFO) << absl::StrFormat(
+      "memory plan of %s: weights %.3f GiB, step buffers %.3f GiB, KV cache %.3f GiB (%d blocks of "
+      "%d bytes, %s); %.3f GiB of %.3f GiB free",
+      memory_.device, weight_bytes / gib, buffers / gib, memory_.kv_bytes / gib, options_.kv_blocks,
+      block_bytes, Name(options_.kv_dtype), wanted / gib, free / gib);
+  if (wanted <= free) return absl::OkStatus();
+  const int64_t blocks_fit = std::max<int64_t>(0, free - weight_bytes - buffers) / block_bytes;
+  std::string fits;
+  if (blocks_fit > 0) {
+    fits = absl::StrCat("kv_blocks ", blocks_fit, " would fit, for max_model_len up to ",
+                        std::min<int64_t>(blocks_fit * options_.block_size, config_.positions_max));
+  } else {
+    fits = absl::StrCat("no KV cache would fit: weights and buffers alone need ",
+                        weight_bytes + buffers + block_bytes, " bytes with one block",
+                        config_.quantization.weights == WeightScaling::kNone && !options_.quantize
+                            ? "; quantization \"fp8\" would take about half of the weights' bytes"
+                            : "");
   }
-  machine_->cache =
-      KvCache::Allocate(device, config_, options_.dtype, options_.kv_blocks, options_.block_size);
+  return absl::ResourceExhaustedError(
+      absl::StrCat("kv_blocks is ", options_.kv_blocks, ": the KV cache needs ", memory_.kv_bytes,
+                   " bytes, the weights ", weight_bytes, " and the buffers of a step ", buffers,
+                   ", but ", memory_.device, " has ", free, " bytes free; ", fits));
+}
+
+void Rank::AllocateMemory() {
+  Device& device = *machine_->device;
+  machine_->cache = KvCache::Allocate(device, config_, options_.kv_dtype, options_.kv_blocks,
+                                      options_.block_size);
+  machine_->model->ScaleCache(&machine_->cache);
   machine_->batch.emplace(device, options_.batch);
   for (int32_t i = 0; i < options_.batch.steps_in_flight_max; ++i) {
     machine_->events.push_back(device.NewEvent());
@@ -149,7 +181,6 @@ absl::Status Rank::PlanMemory() {
   device.Seal();
   device.Synchronize();
   memory_.free_bytes = device.BytesFree();
-  return absl::OkStatus();
 }
 
 const StepPlan* Rank::TakePlan() {

@@ -21,11 +21,15 @@
 namespace glm::engine {
 
 struct RankOptions {
-  std::string folder;         // of the checkpoint
-  std::string device;         // "cpu" or "cuda"
-  int32_t device_index = 0;   // of the GPU
-  int32_t cpu_threads = 1;    // of the CPU device, at least 1
-  DType dtype = DType::kF32;  // of activations and KV cache
+  std::string folder;            // of the checkpoint
+  std::string device;            // "cpu" or "cuda"
+  int32_t device_index = 0;      // of the GPU
+  int32_t cpu_threads = 1;       // of the CPU device, at least 1
+  DType dtype = DType::kF32;     // of activations
+  DType kv_dtype = DType::kF32;  // of the KV cache: as activations, or FP8
+  bool quantize = false;         // linears to FP8 while loading
+  bool random_weights = false;   // by the config alone
+  int32_t load_threads = 1;
   int64_t kv_blocks = 0;
   int32_t block_size = 0;
   BatchLimits batch;  // `step` complete, as Glm::CompleteLimits leaves it
@@ -36,6 +40,7 @@ struct RankMemory {
   std::string device;
   int64_t weight_bytes = 0;
   int64_t kv_bytes = 0;
+  int64_t buffer_bytes = 0;  // of the model's activations
   int64_t scratch_bytes = 0;
   int64_t batch_bytes = 0;
   int64_t free_bytes = 0;
@@ -73,7 +78,9 @@ class Rank final : public StepRunner {
   Rank(const RankOptions& options, const ModelConfig& config);
   void Run();
   absl::Status SetUp();
-  absl::Status PlanMemory();
+  /// Logs where the memory will go and refuses what does not fit, saying what would.
+  absl::Status PlanMemory(int64_t weight_bytes);
+  void AllocateMemory();
   /// Blocks for the next plan; null: the rank ends.
   const StepPlan* TakePlan();
   Issued Issue(const StepPlan& plan);

@@ -152,10 +152,13 @@ TEST(ConfigTest, WrongKeysOfLatentAttentionAreRefusedByName) {
   EXPECT_THAT(message("mlp_layer_types", 3), HasSubstr("mlp_layer_types is 3"));
 }
 
-TEST(ConfigTest, WhatIsNotSupportedYetIsRefusedByName) {
+TEST(ConfigTest, PublishedFloat8ConfigsAreScaledByChannel) {
   for (const std::string name : {"GLM-4.5-Air-FP8", "GLM-4.7-FP8"}) {
-    EXPECT_THAT(ModelConfig::Parse(Published(name)).status().message(),
-                HasSubstr("quantization_config"));
+    const auto config = ModelConfig::Parse(Published(name));
+    ASSERT_TRUE(config.ok()) << config.status();
+    EXPECT_EQ(config->quantization.weights, WeightScaling::kChannel);
+    EXPECT_FALSE(config->quantization.cache_scales);
+    EXPECT_EQ(config->dtype, DType::kBF16);
   }
 }
 

@@ -2,6 +2,7 @@
 // that does not fit the model is refused by the tensor's name.
 #include "engine/model/loader.h"
 
+#include <cmath>
 #include <cstring>
 #include <limits>
 #include <string>
@@ -38,11 +39,12 @@ std::vector<float> Values(const Tensor& tensor) {
 // Tests of plans over a folder with chosen tensors.
 class PlanTest : public testing::Test {
  protected:
-  absl::Status Load(const TinyTensors& tensors, const WeightPlan& plan) {
+  absl::Status Load(const TinyTensors& tensors, const WeightPlan& plan,
+                    int32_t threads = kLoadThreads) {
     WriteFile(folder_.path() + "/model.safetensors", test::SafetensorsBytes(tensors));
     auto checkpoint = Checkpoint::Open(folder_.path());
     EXPECT_TRUE(checkpoint.ok()) << checkpoint.status();
-    return LoadWeights(*device_, *checkpoint, plan);
+    return LoadWeights(*device_, *checkpoint, plan, threads);
   }
   TempFolder folder_;
   std::unique_ptr<Device> device_ = CreateCpuDevice(1);
@@ -114,6 +116,75 @@ TEST_F(PlanTest, ConvertsLargeTensors) {
   plan.AddWhole(&loaded, Tensor(nullptr, DType::kF32, {kRows, kColumns}), "large");
   ASSERT_TRUE(Load({{"large", large}}, plan).ok());
   EXPECT_EQ(Values(loaded), large.values);
+}
+
+// Rows become FP8 by their own largest value; a rank quantises the columns that it holds.
+TEST_F(PlanTest, QuantisesRows) {
+  const TinyTensors tensors = {
+      {"w", {DType::kBF16, {3, 4}, {448, -1, 0.5f, 0, 0, 0, 0, 0, 2, -4, 896, 3}}}};
+  Tensor values, scales;
+  WeightPlan plan;
+  const int32_t weight = plan.Add(&values, Tensor(nullptr, DType::kF8E4M3, {3, 2}));
+  plan.Fill({.name = "w",
+             .shape = {3, 4},
+             .rows = {0, 3},
+             .columns = {0, 2},
+             .weight = weight,
+             .kind = SlotKind::kQuantized,
+             .scale_weight = plan.Add(&scales, Tensor(nullptr, DType::kF32, {3}))});
+  ASSERT_TRUE(Load(tensors, plan).ok());
+  EXPECT_THAT(Values(scales), ElementsAre(1, 1, 4 / 448.0f));
+  std::vector<float> codes;
+  for (int i = 0; i < 6; ++i) codes.push_back(ToFloat(values.Data<Float8>()[i]));
+  EXPECT_THAT(codes, ElementsAre(448, -1, 0, 0, 224, -448));
+}
+
+TEST_F(PlanTest, ThreadsDoNotMatter) {
+  TinyTensors tensors;
+  for (int i = 0; i < 40; ++i) {
+    test::TinyTensor tensor{DType::kBF16, {100 + i, 64}, {}};
+    for (int64_t j = 0; j < tensor.shape[0] * 64; ++j) {
+      tensor.values.push_back(static_cast<float>((i * 31 + j) % 255));
+    }
+    tensors["t" + std::to_string(i)] = tensor;
+  }
+  for (const int32_t threads : {1, 2, 7, 64}) {
+    std::vector<Tensor> loaded(tensors.size());
+    WeightPlan plan;
+    size_t index = 0;
+    for (const auto& [name, tensor] : tensors) {
+      plan.AddWhole(&loaded[index++], Tensor(nullptr, DType::kF32, {tensor.shape[0], 64}), name);
+    }
+    ASSERT_TRUE(Load(tensors, plan, threads).ok());
+    index = 0;
+    for (const auto& [name, tensor] : tensors) {
+      EXPECT_EQ(Values(loaded[index++]), tensor.values) << name;
+    }
+  }
+}
+
+TEST_F(PlanTest, RandomWeightsDependOnSeedNameAndPlaceAlone) {
+  const auto load = [&](uint64_t seed, int32_t threads, RankSlice slice) {
+    Tensor tensor;
+    WeightPlan plan(PlanTerms{.slice = slice});
+    plan.AddRows(&tensor, DType::kF32, "model.embed_tokens.weight", 6000, 500);
+    EXPECT_TRUE(LoadRandomWeights(*device_, seed, plan, threads).ok());
+    return Values(tensor);
+  };
+  const std::vector<float> whole = load(1, 4, {});
+  EXPECT_EQ(load(1, 1, {}), whole);
+  EXPECT_NE(load(2, 1, {}), whole);
+  std::vector<float> halves = load(1, 2, {0, 2});
+  const std::vector<float> second = load(1, 2, {1, 2});
+  halves.insert(halves.end(), second.begin(), second.end());
+  EXPECT_EQ(halves, whole);
+  double sum = 0, squares = 0;
+  for (const float value : whole) {
+    sum += value;
+    squares += double{value} * value;
+  }
+  EXPECT_NEAR(sum / 3e6, 0, 0.01);
+  EXPECT_NEAR(squares / 3e6, 1, 0.01);
 }
 
 TEST_F(PlanTest, RefusesWhatDoesNotFit) {
@@ -202,6 +273,66 @@ TEST_F(ModelTest, EveryKindLoads) {
       device->PlanScratch(limits);
       const auto model = Glm::Load(*device, *config, folder.path(), dtype, limits);
       EXPECT_TRUE(model.ok()) << model.status();
+    }
+  }
+}
+
+// Random weights by the config alone, of every kind that a config can ask for: one step gives
+// finite logits of a sensible size.
+TEST_F(ModelTest, RandomWeightsRun) {
+  TinyModelOptions block{.dtype = DType::kBF16, .query_heads = 8, .kv_heads = 8};
+  block.dense_width = block.expert_width = 128;
+  block.float8 = test::TinyFloat8::kBlock;
+  const std::vector<TinyModelOptions> kinds = {
+      {.dtype = DType::kBF16},
+      {.dtype = DType::kBF16, .mtp_layers = 1, .float8 = test::TinyFloat8::kChannel},
+      block};
+  for (const TinyModelOptions& options : kinds) {
+    for (const bool quantize : {false, true}) {
+      WriteFile(folder_.path() + "/config.json", test::TinyConfig(options).dump());
+      auto config = ModelConfig::Read(folder_.path());
+      ASSERT_TRUE(config.ok()) << config.status();
+      constexpr int32_t kTokens = 4;
+      const StepLimits limits = Glm::CompleteLimits(
+          *config, {.tokens_max = kTokens, .sequences_max = 1, .logit_rows_max = kTokens});
+      auto device = CreateCpuDevice(1);
+      device->PlanScratch(limits);
+      WeightSource source(folder_.path());
+      source.random = true;
+      source.quantize = quantize;
+      const int64_t free = device->BytesFree();
+      auto model = Glm::Load(*device, *config, source, DType::kBF16, limits, {.mtp = true});
+      ASSERT_TRUE(model.ok()) << model.status();
+      EXPECT_EQ((*model)->has_mtp(), options.mtp_layers > 0);
+      // What the memory plan says is what was taken, but for the alignment of every tensor.
+      const int64_t planned =
+          (*model)->weight_bytes() +
+          Glm::BufferBytes(*config, DType::kBF16, limits, {.mtp = (*model)->has_mtp()});
+      EXPECT_GE(free - device->BytesFree(), planned);
+      EXPECT_LE(free - device->BytesFree(), planned + 256 * 200);
+      const KvCache cache = KvCache::Allocate(*device, *config, DType::kBF16, 1, 16, true);
+      int32_t ids[kTokens] = {5, 6, 7, 8}, positions[kTokens] = {0, 1, 2, 3}, owners[kTokens] = {};
+      int32_t starts[] = {0, kTokens}, lengths[] = {kTokens}, table[] = {0};
+      int32_t counts[] = {kTokens, 1, kTokens}, last[] = {0};
+      const auto view = [](int32_t* values, int64_t count) {
+        return Tensor(values, DType::kI32, {count});
+      };
+      const BatchView batch{.token_ids = view(ids, kTokens),
+                            .positions = view(positions, kTokens),
+                            .token_sequences = view(owners, kTokens),
+                            .query_starts = view(starts, 2),
+                            .kv_lengths = view(lengths, 1),
+                            .block_tables = Tensor(table, DType::kI32, {1, 1}),
+                            .logit_tokens = view(positions, kTokens),
+                            .counts = view(counts, 3),
+                            .last_ids = view(last, 1)};
+      const Tensor logits = device->NewTensor(DType::kF32, {kTokens, config->vocabulary});
+      (*model)->Forward(batch, cache, logits);
+      double squares = 0;
+      for (const float logit : Values(logits)) squares += double{logit} * logit;
+      const double deviation = std::sqrt(squares / static_cast<double>(logits.elements()));
+      EXPECT_GT(deviation, 0.3);
+      EXPECT_LT(deviation, 3);
     }
   }
 }

@@ -1,5 +1,6 @@
 #include "tests/support/tiny_model.h"
 
+#include <algorithm>
 #include <cmath>
 #include <cstring>
 #include <filesystem>
@@ -189,6 +190,70 @@ json Tokenizer() {
           {"model", model}};
 }
 
+json QuantizationConfig(TinyFloat8 float8) {
+  if (float8 == TinyFloat8::kBlock) {
+    return {{"quant_method", "fp8"},
+            {"activation_scheme", "dynamic"},
+            {"fmt", "e4m3"},
+            {"weight_block_size", json::array({128, 128})}};
+  }
+  const json weights = {{"num_bits", 8},
+                        {"type", "float"},
+                        {"strategy", "channel"},
+                        {"symmetric", true},
+                        {"dynamic", false}};
+  const json activations = {
+      {"num_bits", 8}, {"type", "float"}, {"strategy", "token"}, {"dynamic", true}};
+  return {{"quant_method", "compressed-tensors"},
+          {"format", "float-quantized"},
+          {"config_groups",
+           {{"group_0",
+             {{"targets", json::array({"Linear"})},
+              {"weights", weights},
+              {"input_activations", activations}}}}},
+          {"ignore", json::array({"lm_head"})}};
+}
+
+bool EndsWith(const std::string& text, const std::string& end) {
+  return text.size() >= end.size() && text.compare(text.size() - end.size(), end.size(), end) == 0;
+}
+
+// Turns a matrix into FP8 values in place; returns its scales.
+TinyTensor Quantize(TinyTensor* tensor, int64_t block_rows, int64_t block_columns) {
+  const int64_t rows = tensor->shape[0], columns = tensor->shape[1];
+  const int64_t row_blocks = (rows + block_rows - 1) / block_rows;
+  const int64_t column_blocks = (columns + block_columns - 1) / block_columns;
+  TinyTensor scales{DType::kF32, {row_blocks, column_blocks}, {}};
+  scales.values.assign(row_blocks * column_blocks, 0.0f);
+  const auto scale_at = [&](int64_t row, int64_t column) -> float& {
+    return scales.values[row / block_rows * column_blocks + column / block_columns];
+  };
+  for (int64_t i = 0; i < rows * columns; ++i) {
+    float& scale = scale_at(i / columns, i % columns);
+    scale = std::max(scale, std::abs(tensor->values[i]) / kFloat8Max);
+  }
+  for (float& scale : scales.values) scale = scale == 0 ? 1 : scale;
+  for (int64_t i = 0; i < rows * columns; ++i) {
+    tensor->values[i] /= scale_at(i / columns, i % columns);
+  }
+  tensor->dtype = DType::kF8E4M3;
+  return scales;
+}
+
+void QuantizeLinears(TinyFloat8 float8, TinyTensors* tensors) {
+  TinyTensors scales;
+  for (auto& [name, tensor] : *tensors) {
+    if (!EndsWith(name, "_proj.weight") && !EndsWith(name, "shared_head.head.weight")) continue;
+    if (EndsWith(name, "eh_proj.weight")) continue;
+    if (float8 == TinyFloat8::kBlock) {
+      scales[name + "_scale_inv"] = Quantize(&tensor, 128, 128);
+    } else {
+      scales[name + "_scale"] = Quantize(&tensor, 1, tensor.shape[1]);
+    }
+  }
+  tensors->merge(scales);
+}
+
 json EosIds(const TinyModelOptions& options) {
   return options.tokenizer ? json::array({256, 263, 265}) : json::array({1, 3});
 }
@@ -230,36 +295,38 @@ void WriteShards(const std::string& folder, const TinyTensors& tensors, int32_t 
 }  // namespace
 
 json TinyConfig(const TinyModelOptions& o) {
-  return {{"architectures", json::array({"Glm4MoeForCausalLM"})},
-          {"model_type", "glm4_moe"},
-          {"attention_bias", o.attention_bias},
-          {"eos_token_id", EosIds(o)},
-          {"first_k_dense_replace", o.dense_layers},
-          {"head_dim", o.head_size},
-          {"hidden_act", "silu"},
-          {"hidden_size", o.hidden_size},
-          {"intermediate_size", o.dense_width},
-          {"max_position_embeddings", o.positions_max},
-          {"moe_intermediate_size", o.expert_width},
-          {"n_group", 1},
-          {"n_routed_experts", o.experts},
-          {"n_shared_experts", o.shared_experts},
-          {"norm_topk_prob", true},
-          {"num_attention_heads", o.query_heads},
-          {"num_experts_per_tok", o.experts_per_token},
-          {"num_hidden_layers", o.layers},
-          {"num_key_value_heads", o.kv_heads},
-          {"num_nextn_predict_layers", o.mtp_layers},
-          {"partial_rotary_factor", 0.5},
-          {"rms_norm_eps", 1e-5},
-          {"rope_scaling", nullptr},
-          {"rope_theta", 1000000},
-          {"routed_scaling_factor", 2.5},
-          {"tie_word_embeddings", o.tie_word_embeddings},
-          {"topk_group", 1},
-          {"torch_dtype", o.dtype == DType::kBF16 ? "bfloat16" : "float32"},
-          {"use_qk_norm", o.use_qk_norm},
-          {"vocab_size", o.vocabulary}};
+  json config = {{"architectures", json::array({"Glm4MoeForCausalLM"})},
+                 {"model_type", "glm4_moe"},
+                 {"attention_bias", o.attention_bias},
+                 {"eos_token_id", EosIds(o)},
+                 {"first_k_dense_replace", o.dense_layers},
+                 {"head_dim", o.head_size},
+                 {"hidden_act", "silu"},
+                 {"hidden_size", o.hidden_size},
+                 {"intermediate_size", o.dense_width},
+                 {"max_position_embeddings", o.positions_max},
+                 {"moe_intermediate_size", o.expert_width},
+                 {"n_group", 1},
+                 {"n_routed_experts", o.experts},
+                 {"n_shared_experts", o.shared_experts},
+                 {"norm_topk_prob", true},
+                 {"num_attention_heads", o.query_heads},
+                 {"num_experts_per_tok", o.experts_per_token},
+                 {"num_hidden_layers", o.layers},
+                 {"num_key_value_heads", o.kv_heads},
+                 {"num_nextn_predict_layers", o.mtp_layers},
+                 {"partial_rotary_factor", 0.5},
+                 {"rms_norm_eps", 1e-5},
+                 {"rope_scaling", nullptr},
+                 {"rope_theta", 1000000},
+                 {"routed_scaling_factor", 2.5},
+                 {"tie_word_embeddings", o.tie_word_embeddings},
+                 {"topk_group", 1},
+                 {"torch_dtype", o.dtype == DType::kBF16 ? "bfloat16" : "float32"},
+                 {"use_qk_norm", o.use_qk_norm},
+                 {"vocab_size", o.vocabulary}};
+  if (o.float8 != TinyFloat8::kNone) config["quantization_config"] = QuantizationConfig(o.float8);
+  return config;
 }
 
 TinyTensors MakeTinyTensors(const TinyModelOptions& o) {
@@ -279,7 +346,9 @@ TinyTensors MakeTinyTensors(const TinyModelOptions& o) {
     weights.Norm(name + "shared_head.norm", o.hidden_size);
     weights.Linear(name + "shared_head.head", o.vocabulary, o.hidden_size);
   }
-  return weights.Take();
+  TinyTensors tensors = weights.Take();
+  if (o.float8 != TinyFloat8::kNone) QuantizeLinears(o.float8, &tensors);
+  return tensors;
 }
 
 std::string SafetensorsBytes(const TinyTensors& tensors) {

@@ -15,6 +15,14 @@
 
 namespace glm::test {
 
+/// Which linears are written in FP8: all but embeddings, head, router and eh_proj, as in the
+/// published FP8 checkpoints.
+enum class TinyFloat8 {
+  kNone,
+  kChannel,  // compressed-tensors: weight_scale [out, 1]
+  kBlock,    // quant_method fp8: weight_scale_inv of 128 x 128 blocks
+};
+
 struct TinyModelOptions {
   uint64_t seed = 1;
   DType dtype = DType::kF32;  // or kBF16
@@ -35,6 +43,7 @@ struct TinyModelOptions {
   bool use_qk_norm = true;
   bool tie_word_embeddings = false;
   int32_t mtp_layers = 0;
+  TinyFloat8 float8 = TinyFloat8::kNone;
   int32_t shards = 1;  // more than one: with an index
   /// Writes tokenizer.json: a token per byte, then the added tokens of the published models.
   bool tokenizer = false;

@@ -1,0 +1,170 @@
+#include "engine/model/fill.h"
+
+#include <algorithm>
+#include <cmath>
+#include <cstring>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+
+namespace glm::engine {
+namespace {
+
+int64_t ColumnsOf(const std::vector<int64_t>& shape) { return shape.size() == 1 ? 1 : shape[1]; }
+
+absl::Status NotFinite(const Slot& slot, int64_t row, const char* wanted) {
+  return absl::InvalidArgumentError(
+      absl::StrCat("tensor ", slot.name, ", row ", row, ": holds a value that is not ", wanted));
+}
+
+// `count` elements at `source`, of any alignment, as floats.
+void Widen(DType type, const std::byte* source, float* target, int64_t count) {
+  if (type == DType::kF32) {
+    std::memcpy(target, source, static_cast<size_t>(count) * sizeof(float));
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    BFloat16 value;
+    std::memcpy(&value, source + i * 2, 2);
+    target[i] = ToFloat(value);
+  }
+}
+
+// Floats as `type` to `target`.
+void Narrow(const float* source, DType type, std::byte* target, int64_t count) {
+  if (type == DType::kF32) {
+    std::memcpy(target, source, static_cast<size_t>(count) * sizeof(float));
+    return;
+  }
+  for (int64_t i = 0; i < count; ++i) {
+    if (type == DType::kF8E4M3) {
+      target[i] = static_cast<std::byte>(ToFloat8(source[i]).bits);
+    } else {
+      const BFloat16 narrow = ToBFloat16(source[i]);
+      std::memcpy(target + i * 2, &narrow, 2);
+    }
+  }
+}
+
+// A row in FP8 and its scale. False when a value is not finite.
+bool Quantize(float* row, int64_t count, std::byte* codes, float* scale) {
+  float largest = 0;
+  bool finite = true;
+  for (int64_t i = 0; i < count; ++i) {
+    finite = finite && std::isfinite(row[i]);
+    largest = std::max(largest, std::abs(row[i]));
+  }
+  if (!finite) return false;
+  *scale = largest == 0 ? 1.0f : largest / kFloat8Max;
+  for (int64_t i = 0; i < count; ++i) row[i] /= *scale;
+  Narrow(row, DType::kF8E4M3, codes, count);
+  return true;
+}
+
+// One round of a well mixed 64-bit hash (the finaliser of SplitMix64).
+uint64_t Mix(uint64_t x) {
+  x += 0x9E3779B97F4A7C15u;
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+  return x ^ (x >> 31);
+}
+
+uint64_t NameSeed(uint64_t seed, const std::string& name) {
+  uint64_t hash = seed;
+  for (const char c : name) hash = Mix(hash ^ static_cast<unsigned char>(c));
+  return hash;
+}
+
+// What random weights of a tensor look like: uniform, with this mean and largest distance from it.
+struct Spread {
+  float mean = 0;
+  float width = 0;
+};
+
+constexpr float kUniformWidth = 1.7320508f;  // of a uniform number whose deviation is 1
+
+Spread SpreadOf(const Slot& slot, DType type) {
+  const float linear =
+      slot.fan_in > 0 ? kUniformWidth / std::sqrt(static_cast<float>(slot.fan_in)) : 0.0f;
+  if (slot.kind == SlotKind::kScales) return {linear / kFloat8Max, 0};
+  if (slot.fan_in > 0)
+    return {0, type == DType::kF8E4M3 && slot.kind == SlotKind::kValues ? kFloat8Max : linear};
+  if (absl::StrContains(slot.name, "norm.")) return {1, 0.1f};
+  if (absl::EndsWith(slot.name, "embed_tokens.weight")) return {0, kUniformWidth};
+  return {0, 0.02f};  // biases
+}
+
+}  // namespace
+
+absl::Status FillFromFile(const Piece& piece, const StoredTensor& stored, DType type,
+                          FilledPiece* filled) {
+  const Slot& slot = *piece.slot;
+  const int64_t count = slot.columns.count;
+  const int64_t source_size = ByteSize(stored.dtype);
+  const int64_t row_bytes = count * ByteSize(type);
+  const int64_t row_stride = ColumnsOf(stored.shape) * source_size;
+  const std::byte* source =
+      stored.data + (slot.rows.begin + piece.row) * row_stride + slot.columns.begin * source_size;
+  filled->values.resize(static_cast<size_t>(piece.rows * row_bytes));
+  filled->scales.resize(slot.kind == SlotKind::kQuantized ? piece.rows : 0);
+  std::byte* target = filled->values.data();
+  if (stored.dtype == type && slot.kind == SlotKind::kValues) {
+    if (row_stride == row_bytes) {
+      std::memcpy(target, source, filled->values.size());
+      return absl::OkStatus();
+    }
+    for (int64_t r = 0; r < piece.rows; ++r) {
+      std::memcpy(target + r * row_bytes, source + r * row_stride, row_bytes);
+    }
+    return absl::OkStatus();
+  }
+  std::vector<float> row(count);
+  for (int64_t r = 0; r < piece.rows; ++r) {
+    const int64_t row_number = slot.rows.begin + piece.row + r;
+    Widen(stored.dtype, source + r * row_stride, row.data(), count);
+    if (slot.kind == SlotKind::kQuantized) {
+      if (!Quantize(row.data(), count, target + r * row_bytes, &filled->scales[r])) {
+        return NotFinite(slot, row_number, "finite");
+      }
+      continue;
+    }
+    if (slot.kind == SlotKind::kScales) {
+      const bool valid = std::all_of(
+          row.begin(), row.end(), [](float scale) { return std::isfinite(scale) && scale >= 0; });
+      if (!valid) return NotFinite(slot, row_number, "a scale: finite and not negative");
+    }
+    Narrow(row.data(), type, target + r * row_bytes, count);
+  }
+  return absl::OkStatus();
+}
+
+absl::Status FillAtRandom(const Piece& piece, uint64_t seed, DType type, FilledPiece* filled) {
+  const Slot& slot = *piece.slot;
+  const int64_t count = slot.columns.count;
+  const int64_t columns = ColumnsOf(slot.shape);
+  const int64_t row_bytes = count * ByteSize(type);
+  const Spread spread = SpreadOf(slot, type);
+  const uint64_t name_seed = NameSeed(seed, slot.name);
+  filled->values.resize(static_cast<size_t>(piece.rows * row_bytes));
+  filled->scales.resize(slot.kind == SlotKind::kQuantized ? piece.rows : 0);
+  std::vector<float> row(count);
+  for (int64_t r = 0; r < piece.rows; ++r) {
+    const int64_t first = (slot.rows.begin + piece.row + r) * columns + slot.columns.begin;
+    for (int64_t i = 0; i < count; ++i) {
+      // 24 bits of the hash, as a number from -1 to 1.
+      const auto bits =
+          static_cast<int32_t>(Mix(name_seed + static_cast<uint64_t>(first + i)) >> 40);
+      const float uniform = static_cast<float>(bits - (1 << 23)) * (1.0f / (1 << 23));
+      row[i] = spread.mean + spread.width * uniform;
+    }
+    std::byte* target = filled->values.data() + r * row_bytes;
+    if (slot.kind == SlotKind::kQuantized) {
+      Quantize(row.data(), count, target, &filled->scales[r]);
+    } else {
+      Narrow(row.data(), type, target, count);
+    }
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace glm::engine
