@@ -34,6 +34,14 @@ TEST(OptionsTest, RefusalsNameFieldValueAndLimit) {
          o->dtype = "float32";
          o->device = "cuda";
        }},
+      {"tensor_parallel_size is 3, must be 1, 2, 4 or 8",
+       [](EngineOptions* o) { o->tensor_parallel_size = 3; }},
+      {"tensor_parallel_size is 2 and device is \"cuda\": there is no communication between GPUs "
+       "yet; must be 1, or device \"cpu\"",
+       [](EngineOptions* o) {
+         o->tensor_parallel_size = 2;
+         o->device = "cuda";
+       }},
       {"cpu_threads is -1, must be in [0, 1024]", [](EngineOptions* o) { o->cpu_threads = -1; }},
       {"block_size is 48, must be 16, 32, 64 or 128", [](EngineOptions* o) { o->block_size = 48; }},
       {"kv_blocks is -1, must be in [0, 16777215]", [](EngineOptions* o) { o->kv_blocks = -1; }},
