@@ -188,7 +188,7 @@ absl::Status Glm::CheckRanks(const ModelConfig& config, int32_t size) {
     if (faults(ranks).empty()) accepted.push_back(ranks);
   }
   return absl::InvalidArgumentError(absl::StrCat(
-      "tensor parallel size is ", size,
+      "tensor_parallel_size is ", size,
       size < 1 ? std::string()
                : absl::StrCat(", which does not divide ", absl::StrJoin(faults(size), ", ")),
       "; accepted: ", absl::StrJoin(accepted, ", ")));
