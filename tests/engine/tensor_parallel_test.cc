@@ -127,16 +127,23 @@ INSTANTIATE_TEST_SUITE_P(Checkpoints, GoldenRanksTest,
                            return name + "_" + std::to_string(param.param.ranks);
                          });
 
-double RmsDifference(const Rows& a, const Rows& b) {
-  double sum = 0, count = 0;
+// The median over positions of the root mean square difference of a position's logits: now and then
+// a rounding chooses another expert, which moves one position by tenths.
+double MedianDifference(const Rows& a, const Rows& b) {
+  std::vector<double> differences;
   for (size_t r = 0; r < a.size(); ++r) {
-    for (size_t i = 0; i < a[r].size(); ++i, ++count) sum += std::pow(a[r][i] - b[r][i], 2);
+    double sum = 0;
+    for (size_t i = 0; i < a[r].size(); ++i) sum += std::pow(a[r][i] - b[r][i], 2);
+    differences.push_back(std::sqrt(sum / static_cast<double>(a[r].size())));
   }
-  return std::sqrt(sum / count);
+  std::nth_element(differences.begin(), differences.begin() + differences.size() / 2,
+                   differences.end());
+  return differences[differences.size() / 2];
 }
 
 // In BF16 each rank's part of a sum is rounded before the parts are summed, so the distance to
-// float32 may grow, but not past twice that of one rank.
+// float32 may grow, but not past one and a half times that of one
+// rank.
 TEST(TensorParallelTest, BFloat16IsAsNearToFloat32) {
   for (const std::string name : {"glm4_moe/bfloat16", "glm4_moe_lite/bfloat16"}) {
     Expected expected(name);
@@ -144,36 +151,43 @@ TEST(TensorParallelTest, BFloat16IsAsNearToFloat32) {
     const Rows one = Stepper(kGolden + name, DType::kBF16).Step(chunks);
     const Rows two = RankSteppers(kGolden + name, DType::kBF16, 2).Step(chunks);
     const Rows& exact = expected.rows["logits_f32"];
-    EXPECT_LT(RmsDifference(two, exact), 2 * RmsDifference(one, exact)) << name;
-    EXPECT_LT(RmsDifference(two, one), 2 * RmsDifference(one, exact)) << name;
+    const double error = MedianDifference(one, exact);
+    EXPECT_LT(MedianDifference(two, exact), 1.5 * error) << name;
+    EXPECT_LT(MedianDifference(two, one), 1.5 * error) << name;
   }
 }
 
-const Ids kSomeIds = {5, 99, 14, 3, 77, 120, 8, 64, 31, 2, 90, 11};
+// In blocks of 128 x 128 that two ranks share without cutting one.
+TinyModelOptions BlockModel() {
+  return {.hidden_size = 128,
+          .layers = 2,
+          .query_heads = 16,
+          .kv_heads = 16,
+          .dense_width = 256,
+          .experts = 4,
+          .expert_width = 256,
+          .float8 = TinyFloat8::kBlock};
+}
 
 // Ranks quantise their own part of a token's row, with a scale of its own: they may not be farther
 // from one rank than FP8 itself is from the weights that it was made of.
 TEST(TensorParallelTest, Float8WeightsAreSharedWithTheirScales) {
-  TinyModelOptions block = {.hidden_size = 128,
-                            .query_heads = 16,
-                            .kv_heads = 16,
-                            .dense_width = 256,
-                            .expert_width = 256,
-                            .float8 = TinyFloat8::kBlock};
   TinyModelOptions channel = {.query_heads = 8, .kv_heads = 4, .float8 = TinyFloat8::kChannel};
-  for (TinyModelOptions options : {channel, block}) {
+  for (TinyModelOptions options : {channel, BlockModel()}) {
     TempFolder quantized, plain;
     test::WriteTinyModel(quantized.path(), options);
     options.float8 = TinyFloat8::kNone;
     test::WriteTinyModel(plain.path(), options);
-    const std::vector<Chunk> chunks = {{0, kSomeIds}};
+    std::vector<Chunk> chunks = {{0, {}}};
+    for (int32_t i = 0; i < 60; ++i) chunks[0].ids.push_back(i * 37 % options.vocabulary);
     const Rows exact = Stepper(plain.path(), DType::kF32).Step(chunks);
     const Rows one = Stepper(quantized.path(), DType::kF32).Step(chunks);
     RankSteppers ranks(quantized.path(), DType::kF32, 2);
     const Rows two = ranks.Step(chunks);
-    EXPECT_GT(RmsDifference(one, exact), 0);
-    EXPECT_LT(RmsDifference(two, one), RmsDifference(one, exact)) << options.hidden_size;
-    EXPECT_LT(RmsDifference(two, exact), 2 * RmsDifference(one, exact)) << options.hidden_size;
+    const double error = MedianDifference(one, exact);
+    EXPECT_GT(error, 0);
+    EXPECT_LT(MedianDifference(two, one), error) << options.hidden_size;
+    EXPECT_LT(MedianDifference(two, exact), 1.5 * error) << options.hidden_size;
     EXPECT_LT(ranks.weight_bytes(1),
               Stepper(quantized.path(), DType::kF32).model().weight_bytes() * 0.7);
   }
@@ -312,12 +326,7 @@ struct Refusal {
 
 TEST(TensorParallelTest, SizesThatCannotBeAreRefusedWithThoseThatCan) {
   TempFolder block;
-  test::WriteTinyModel(block.path(), {.hidden_size = 128,
-                                      .query_heads = 16,
-                                      .kv_heads = 16,
-                                      .dense_width = 256,
-                                      .expert_width = 256,
-                                      .float8 = TinyFloat8::kBlock});
+  test::WriteTinyModel(block.path(), BlockModel());
   const Refusal refusals[] = {
       {kDemoModel, 8,
        "tensor_parallel_size is 8, which does not divide num_key_value_heads 4; accepted: 1, 2, 4"},
