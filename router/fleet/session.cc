@@ -269,12 +269,16 @@ void Session::OnDone(const grpc::Status& grpc_status) {
     if (!close_reason_.ok()) status = close_reason_;
   }
   if (status.ok()) status = absl::UnavailableError("worker ended the stream");
-  // Posted after every frame's outputs, so what came is delivered before it is lost.
-  for (int32_t i = 0; i < loops_->size(); ++i) {
+  // Posted after every frame's outputs, so what came is delivered before it is lost. The last post
+  // takes gRPC's hold along: a channel that dies on a thread of gRPC's would have it join itself.
+  const int32_t last = loops_->size() - 1;
+  for (int32_t i = 0; i < last; ++i) {
     loops_->at(i).Post([self = self_, i, status] { self->LoseAll(i, status); });
   }
-  const std::shared_ptr<Session> last = std::move(self_);
-  events_.on_end(status);
+  loops_->at(last).Post([self = std::move(self_), last, status] {
+    self->LoseAll(last, status);
+    self->events_.on_end(status);
+  });
 }
 
 void Session::LoseAll(int32_t loop_index, const absl::Status& status) {

@@ -76,8 +76,8 @@ class Receiver {
 
 class Session final : private grpc::ClientBidiReactor<wire::RouterFrame, wire::WorkerFrame> {
  public:
-  /// What the owner hears, on a gRPC thread: on_ready and on_draining at most once each, on_end
-  /// exactly once and last.
+  /// What the owner hears: on_ready and on_draining at most once each, on a thread of gRPC's;
+  /// on_end exactly once and last, on a loop's thread.
   struct Events {
     std::function<void()> on_ready;
     std::function<void()> on_draining;

@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "engine/model/safetensors.h"
-#include "engine/mutex.h"
+#include "proto/base/mutex.h"
 
 namespace glm::engine {
 namespace {

@@ -69,6 +69,17 @@ TEST_F(ExchangeTest, AnswersWithTextTokensAndUsage) {
             "1");
 }
 
+TEST_F(ExchangeTest, TakesSeveralTokensOfOneStep) {
+  FakeWorkerOptions options = rig_.WorkerOptions();
+  options.tokens_per_step = 4;
+  rig_.AddWorker(options);
+  rig_.Start(1);
+  ExchangeClient client(rig_.Rooms(), Ask(kPrompt, 10));
+  ASSERT_TRUE(client.AwaitEnd());
+  EXPECT_EQ(client.token_ids, FakeAnswer(options, kPrompt, 10));
+  EXPECT_EQ(client.content, rig_.text().Decode(client.token_ids));
+}
+
 TEST_F(ExchangeTest, EndsAtAnEndIdWhichIsNoText) {
   const std::vector<int32_t> words = *rig_.text().EncodePrompt("a short answer");
   FakeWorker* worker = rig_.AddWorker(rig_.Scripted(kPrompt.size(), words));

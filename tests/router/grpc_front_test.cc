@@ -198,13 +198,14 @@ TEST_F(GrpcFrontTest, AClientThatDoesNotReadIsCutOff) {
   FakeWorkerOptions options = rig_.WorkerOptions();
   options.length_max = 2'000'000;
   options.next_token = [](const std::vector<int32_t>&) { return 300; };
+  options.tokens_per_step = 5000;
   FakeWorker* worker = rig_.AddWorker(options);
-  options_.output_bytes_max = 1024;
+  options_.output_bytes_max = 65'536;
   StartFront(1);
   grpc::ClientContext call;
-  const auto reader = stub_->Generate(&call, Ask(1'000'000));  // more than HTTP/2's windows hold
+  const auto reader = stub_->Generate(&call, Ask(1'900'000));  // more than HTTP/2's windows hold
   ASSERT_TRUE(worker->Await([](const FakeWorker::Seen& seen) { return seen.cancels == 1; }));
-  EXPECT_LT(worker->seen().tokens, 1'000'000);
+  EXPECT_LT(worker->seen().tokens, 1'900'000);
   pb::GenerateEvent event;
   while (reader->Read(&event)) EXPECT_EQ(event.finish_reason(), "");
   EXPECT_FALSE(reader->Finish().ok());

@@ -191,6 +191,8 @@ TEST_F(SessionTest, CancelReachesTheWorkerAndSilencesTheReceiver) {
   ASSERT_TRUE(worker_->AwaitLive(1));
   EXPECT_EQ(worker_->seen().cancels, 1);
   EXPECT_EQ(heard.token_ids.size(), 1u);
+  worker_->Step();
+  ASSERT_TRUE(other.Await([&] { return other.last.has_value(); }));
 }
 
 TEST_F(SessionTest, ABrokenStreamLosesEveryRequestOfEveryLoop) {

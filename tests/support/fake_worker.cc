@@ -316,6 +316,13 @@ class FakeWorker::Service final : public wire::Worker::CallbackService {
 
   /// Whether the request ended.
   bool Advance(uint64_t id, Live* live, wire::Output* output) {
+    for (int32_t i = 1; i < options_.tokens_per_step; ++i) {
+      if (AddToken(id, live, output)) return true;
+    }
+    return AddToken(id, live, output);
+  }
+
+  bool AddToken(uint64_t id, Live* live, wire::Output* output) {
     const int32_t token = NextToken(options_, live->ids);
     live->ids.push_back(token);
     ++live->answered;

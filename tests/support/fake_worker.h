@@ -32,8 +32,9 @@ struct FakeWorkerOptions {
   std::function<int32_t(const std::vector<int32_t>& ids)> next_token = nullptr;
   /// Whether it steps by itself while it has requests; else only Step does.
   bool automatic = true;
-  int32_t cached_tokens = 0;  // said of every prompt
-  bool welcomes = true;       // whether Hello is answered
+  int32_t tokens_per_step = 1;  // of each request, as drafts give
+  int32_t cached_tokens = 0;    // said of every prompt
+  bool welcomes = true;         // whether Hello is answered
 };
 
 class FakeWorker {
