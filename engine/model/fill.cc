@@ -91,6 +91,9 @@ Spread SpreadOf(const Slot& slot, DType type) {
     return {0, type == DType::kF8E4M3 && slot.kind == SlotKind::kValues ? kFloat8Max : linear};
   if (absl::StrContains(slot.name, "norm.")) return {1, 0.1f};
   if (absl::EndsWith(slot.name, "embed_tokens.weight")) return {0, kUniformWidth};
+  if (slot.shape.size() == 2) {  // head, router, projection of the draft layer
+    return {0, kUniformWidth / std::sqrt(static_cast<float>(slot.shape[1]))};
+  }
   return {0, 0.02f};  // biases
 }
 

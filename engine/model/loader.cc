@@ -2,10 +2,8 @@
 
 #include <algorithm>
 #include <chrono>
-#include <condition_variable>
 #include <deque>
 #include <functional>
-#include <mutex>
 #include <set>
 #include <string>
 #include <thread>
@@ -17,6 +15,7 @@
 #include "absl/strings/str_format.h"
 #include "engine/model/fill.h"
 #include "proto/base/log.h"
+#include "proto/base/mutex.h"
 
 namespace glm::engine {
 namespace {
@@ -98,28 +97,26 @@ class FillLine {
   FillLine& operator=(const FillLine&) = delete;
   ~FillLine() {
     {
-      const std::lock_guard<std::mutex> lock(mutex_);
+      MutexLock lock(&mutex_);
       ending_ = true;
+      changed_.SignalAll();
     }
-    changed_.notify_all();
     for (std::thread& thread : threads_) thread.join();
   }
 
   // The next filled piece; blocks. REQUIRES that fewer were taken than there are pieces.
   Done Take() {
-    std::unique_lock<std::mutex> lock(mutex_);
-    changed_.wait(lock, [this] { return !done_.empty(); });
+    MutexLock lock(&mutex_);
+    while (done_.empty()) changed_.Wait(&mutex_);
     Done done = std::move(done_.front());
     done_.pop_front();
     return done;
   }
   // Gives the buffer back.
   void Return(FilledPiece filled) {
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      free_.push_back(std::move(filled));
-    }
-    changed_.notify_all();
+    MutexLock lock(&mutex_);
+    free_.push_back(std::move(filled));
+    changed_.SignalAll();
   }
 
  private:
@@ -127,8 +124,8 @@ class FillLine {
     for (;;) {
       Done done;
       {
-        std::unique_lock<std::mutex> lock(mutex_);
-        changed_.wait(lock, [this] { return ending_ || !free_.empty(); });
+        MutexLock lock(&mutex_);
+        while (!ending_ && free_.empty()) changed_.Wait(&mutex_);
         if (ending_ || next_ == pieces_.size()) return;
         done.piece = next_++;
         done.filled = std::move(free_.back());
@@ -137,23 +134,21 @@ class FillLine {
       const Piece& piece = pieces_[done.piece];
       const DType type = plan_.entries()[piece.slot->weight].layout.dtype;
       done.status = fill_(piece, type, &done.filled);
-      {
-        const std::lock_guard<std::mutex> lock(mutex_);
-        done_.push_back(std::move(done));
-      }
-      changed_.notify_all();
+      MutexLock lock(&mutex_);
+      done_.push_back(std::move(done));
+      changed_.SignalAll();
     }
   }
 
   const WeightPlan& plan_;
   const std::vector<Piece>& pieces_;
   const FillFunction& fill_;
-  std::mutex mutex_;  // "Fill line": guards all below
-  std::condition_variable changed_;
-  std::vector<FilledPiece> free_;
-  std::deque<Done> done_;  // no longer than the buffers
-  size_t next_ = 0;
-  bool ending_ = false;
+  Mutex mutex_;  // "Fill line"
+  Condition changed_;
+  std::vector<FilledPiece> free_ ABSL_GUARDED_BY(mutex_);
+  std::deque<Done> done_ ABSL_GUARDED_BY(mutex_);  // no longer than the buffers
+  size_t next_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool ending_ ABSL_GUARDED_BY(mutex_) = false;
   std::vector<std::thread> threads_;
 };
 

@@ -291,7 +291,8 @@ INSTANTIATE_TEST_SUITE_P(
         WrongKey{"eos_token_id", 128, "an id from 0 to 127"}, WrongKey{"eos_token_id", -1, "is -1"},
         WrongKey{"eos_token_id", json::array(), "is []"},
         WrongKey{"eos_token_id", json::array({1, "2"}), "an id from 0 to 127"},
-        WrongKey{"quantization_config", json{{"quant_method", "fp8"}}, "not supported"},
+        WrongKey{"quantization_config", json{{"quant_method", "awq"}},
+                 "quant_method is \"awq\"; accepted: \"compressed-tensors\", \"fp8\""},
         WrongKey{"sliding_window", 4096, "is 4096; accepted: no such key"},
         WrongKey{"q_lora_rank", 768, "no such key"}));
 

@@ -234,6 +234,59 @@ TEST_P(GreedyTest, AnswerIsThatOfTransformers) {
 INSTANTIATE_TEST_SUITE_P(Attentions, GreedyTest,
                          testing::Values("norm_bias", "../glm4_moe_lite/flash"));
 
+Request RequestOf(RequestId id, std::vector<int32_t> prompt_ids, int32_t max_tokens) {
+  Request request;
+  request.id = id;
+  request.prompt_ids = std::move(prompt_ids);
+  request.sampling.temperature = 0;
+  request.stop.max_tokens = max_tokens;
+  return request;
+}
+
+// Weights and cache in FP8, weights from a checkpoint, quantised while loading, or random: the same
+// answer for the same request, whatever it shares steps with.
+TEST(EngineTest, Float8AnswersDoNotDependOnTheBatch) {
+  struct Form {
+    const char* checkpoint;
+    const char* quantization;
+    const char* load_format;
+    const char* kv_cache_dtype;
+  };
+  const Form forms[] = {{"norm_bias", "fp8", "auto", "fp8"},
+                        {"../glm4_moe_lite/flash", "fp8", "auto", "fp8"},
+                        {"../glm4_moe_fp8/channel", "none", "auto", "auto"},
+                        {"../glm4_moe_fp8/block", "none", "auto", "fp8"},
+                        {"../glm4_moe_fp8/channel", "none", "dummy", "fp8"}};
+  for (const Form& form : forms) {
+    EngineOptions options = OptionsFor(form.checkpoint);
+    options.quantization = form.quantization;
+    options.load_format = form.load_format;
+    options.kv_cache_dtype = form.kv_cache_dtype;
+    options.max_model_len = 200;
+    Answers answers;
+    const std::unique_ptr<Engine> engine = MustCreate(options, &answers);
+    ASSERT_TRUE(engine->Submit(RequestOf(1, {10, 11, 12, 13}, 20)).ok());
+    answers.AwaitEnd(1);
+    for (RequestId id = 2; id <= 6; ++id) {
+      std::vector<int32_t> prompt_ids = {10, 11, 12, 13};
+      if (id != 4) prompt_ids.assign(static_cast<size_t>(5 * id), static_cast<int32_t>(id));
+      ASSERT_TRUE(engine->Submit(RequestOf(id, prompt_ids, 20)).ok());
+    }
+    for (RequestId id = 2; id <= 6; ++id) answers.AwaitEnd(id);
+    EXPECT_EQ(answers.tokens(4), answers.tokens(1)) << form.checkpoint;
+  }
+}
+
+TEST(EngineTest, AnFp8CacheHoldsMoreBlocks) {
+  EngineOptions options = OptionsFor("bfloat16");
+  options.kv_blocks = 0;
+  options.kv_cache_bytes = 1 << 20;
+  Answers answers;
+  const int64_t blocks = MustCreate(options, &answers)->shape().kv_blocks_total;
+  options.kv_cache_dtype = "fp8";
+  EXPECT_GE(MustCreate(options, &answers)->shape().kv_blocks_total, 2 * blocks);
+}
+
 TEST(EngineTest, ShapeSaysWhatARouterMustKnow) {
   Answers answers;
   EngineOptions options = OptionsFor("air");
@@ -296,6 +349,8 @@ TEST(EngineTest, CreateRefusesWhatCannotBe) {
          o->kv_blocks = EngineOptions::kKvBlocksMax;
          o->block_size = 128;
        }},
+      {" would fit, for max_model_len up to 4096", absl::StatusCode::kResourceExhausted,
+       [](EngineOptions* o) { o->kv_blocks = EngineOptions::kKvBlocksMax; }},
       {"which needs device \"cpu\"", absl::StatusCode::kInvalidArgument,
        [](EngineOptions* o) { o->device = "cuda"; }},
       {"device is \"cuda\", device_index 63: ", absl::StatusCode::kFailedPrecondition,

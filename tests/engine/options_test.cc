@@ -42,6 +42,13 @@ TEST(OptionsTest, RefusalsNameFieldValueAndLimit) {
          o->tensor_parallel_size = 2;
          o->device = "cuda";
        }},
+      {"quantization is \"int4\", must be one of \"none\", \"fp8\"",
+       [](EngineOptions* o) { o->quantization = "int4"; }},
+      {"load_format is \"pickle\", must be one of \"auto\", \"dummy\"",
+       [](EngineOptions* o) { o->load_format = "pickle"; }},
+      {"load_threads is 0, must be in [1, 64]", [](EngineOptions* o) { o->load_threads = 0; }},
+      {"kv_cache_dtype is \"fp4\", must be one of \"auto\", \"fp8\"",
+       [](EngineOptions* o) { o->kv_cache_dtype = "fp4"; }},
       {"cpu_threads is -1, must be in [0, 1024]", [](EngineOptions* o) { o->cpu_threads = -1; }},
       {"block_size is 48, must be 16, 32, 64 or 128", [](EngineOptions* o) { o->block_size = 48; }},
       {"kv_blocks is -1, must be in [0, 16777215]", [](EngineOptions* o) { o->kv_blocks = -1; }},
