@@ -161,6 +161,8 @@ void CheckWeight(const Weight& weight, int64_t experts, int64_t outputs, int64_t
       << name << " is " << weight.values.ToString();
   CHECK_EQ(dtype == DType::kF8E4M3, !weight.scales.empty())
       << name << ": FP8 has scales, others no";
+  CHECK(weight.scale_row_offset == 0 && weight.scale_column_offset == 0)
+      << name << ": slices that cut blocks of scales are refused by who plans the weights";
   const Tensor& scales = weight.scales;
   if (experts < 0) {
     CheckShape(weight.values, dtype, {outputs, k}, name);
