@@ -16,10 +16,10 @@ namespace glm::engine {
 namespace {
 
 struct GlmWeights {
-  Tensor embedding;  // act [V, H]
+  Tensor embedding;  // act [V / ranks, H]
   std::vector<LayerWeights> layers;
   Tensor norm;  // act [H]
-  Weight head;  // [V, H]; the embedding, where they are tied
+  Weight head;  // [V / ranks, H]; the embedding, where they are tied
 };
 
 WeightPlan PlanWeights(const ModelConfig& config, DType dtype, const PlanTerms& terms,

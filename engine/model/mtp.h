@@ -19,13 +19,13 @@
 namespace glm::engine {
 
 struct MtpWeights {
-  Tensor embedding;       // act [V, H]
+  Tensor embedding;       // act [V / ranks, H]
   Tensor embedding_norm;  // act [H]
   Tensor hidden_norm;     // act [H]
   Weight projection;  // [H, 2H]: columns of the normed embedding, then of the normed hidden state
   LayerWeights layer;
   Tensor norm;  // act [H]
-  Weight head;  // [V, H]
+  Weight head;  // [V / ranks, H]
 };
 
 /// True when the checkpoint has any tensor of the draft layer.
