@@ -1,0 +1,349 @@
+// One id a logit row, without sorting the vocabulary.
+//
+// A cluster of 8 blocks keeps a row's logits in registers. Order is by (logit falling, id rising), so
+// each question of the contract is the same one: at which element does the running sum of weights
+// reach a target? top-k asks it with weight 1, top-p and the draw with the probability. Three rounds
+// of a histogram over 11, 11 and 10 bits of the logit's sortable form answer it exactly; equal logits
+// have equal weights, so the place within a tie follows by division. Probabilities are 40-bit fixed
+// point: sums are exact, so a row's id depends on nothing but the row.
+
+#include <cooperative_groups.h>
+
+#include <array>
+
+#include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/warp.cuh"
+#include "kernels/philox.h"
+
+namespace glm::cuda {
+namespace {
+
+namespace cg = cooperative_groups;
+
+constexpr int kCluster = 8;
+constexpr int kThreads = 1024;
+constexpr int kBins = 2048;
+constexpr float kMassOne = 1099511627776.0f;  // 2^40: the weight of probability exp(0)
+
+using Mass = unsigned long long;
+
+struct SampleParams {
+  const int32_t* counts;
+  const float* logits;
+  int64_t logits_stride;
+  int vocabulary;
+  const SampleRow* rows;
+  int32_t* out_ids;
+  int32_t* last_ids;
+};
+
+/// Larger floats have larger keys; both zeros have the same one.
+__device__ __forceinline__ uint32_t KeyOf(float value) {
+  const uint32_t bits = __float_as_uint(value + 0.0f);
+  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
+}
+__device__ __forceinline__ float ValueOf(uint32_t key) {
+  return __uint_as_float((key & 0x80000000u) != 0 ? key & 0x7FFFFFFFu : ~key);
+}
+
+struct SharedState {
+  Mass histogram[kBins];
+  Mass warp_sums[kWarp];
+  Mass exchange;   // what this block tells the others
+  Mass before;     // result of a round: the sum over the bins above the chosen one
+  int bin;         // the chosen one
+  int tie_warp;
+};
+
+__device__ Mass WarpSumMass(Mass value) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);
+  return value;
+}
+
+/// Sum over the cluster, in every thread.
+__device__ Mass ClusterSum(cg::cluster_group& cluster, SharedState& shared, Mass value) {
+  value = WarpSumMass(value);
+  if (threadIdx.x % kWarp == 0) shared.warp_sums[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  if (threadIdx.x < kWarp) {
+    const Mass sum = WarpSumMass(shared.warp_sums[threadIdx.x]);
+    if (threadIdx.x == 0) shared.exchange = sum;
+  }
+  cluster.sync();
+  Mass total = 0;
+#pragma unroll
+  for (int rank = 0; rank < kCluster; ++rank) {
+    total += *cluster.map_shared_rank(&shared.exchange, rank);
+  }
+  cluster.sync();
+  return total;
+}
+
+/// Largest over the cluster, in every thread.
+__device__ Mass ClusterMax(cg::cluster_group& cluster, SharedState& shared, Mass value) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    value = max(value, __shfl_xor_sync(kAllLanes, value, offset));
+  }
+  if (threadIdx.x % kWarp == 0) shared.warp_sums[threadIdx.x / kWarp] = value;
+  __syncthreads();
+  if (threadIdx.x < kWarp) {
+    Mass best = shared.warp_sums[threadIdx.x];
+#pragma unroll
+    for (int offset = 16; offset > 0; offset /= 2) {
+      best = max(best, __shfl_xor_sync(kAllLanes, best, offset));
+    }
+    if (threadIdx.x == 0) shared.exchange = best;
+  }
+  cluster.sync();
+  Mass best = 0;
+#pragma unroll
+  for (int rank = 0; rank < kCluster; ++rank) {
+    best = max(best, *cluster.map_shared_rank(&shared.exchange, rank));
+  }
+  cluster.sync();
+  return best;
+}
+
+/// histogram[bin] += weight for the lanes that take part; one atomic per bin and warp.
+__device__ __forceinline__ void AddToBin(Mass* histogram, bool part, uint32_t bin, Mass weight) {
+  const uint32_t active = __ballot_sync(kAllLanes, part);
+  if (!part) return;
+  const uint32_t peers = __match_any_sync(active, bin);
+  const uint32_t low = __reduce_add_sync(peers, static_cast<uint32_t>(weight & 0xFFFFFu));
+  const uint32_t high = __reduce_add_sync(peers, static_cast<uint32_t>(weight >> 20));
+  if (threadIdx.x % kWarp == __ffs(peers) - 1) {
+    atomicAdd(histogram + bin, (static_cast<Mass>(high) << 20) + low);
+  }
+}
+
+/// Finds, in the merged histogram, the bin in which the sum from the highest bin down reaches
+/// `target`: shared.bin, with the sum above it in shared.before. The same in every block.
+__device__ void FindBin(cg::cluster_group& cluster, SharedState& shared, Mass target) {
+  cluster.sync();
+  constexpr int kBinsPerThread = kBins / kThreads;
+  Mass bins[kBinsPerThread];
+  Mass own = 0;
+#pragma unroll
+  for (int b = 0; b < kBinsPerThread; ++b) {
+    const int bin = kBins - 1 - (threadIdx.x * kBinsPerThread + b);
+    bins[b] = 0;
+#pragma unroll
+    for (int rank = 0; rank < kCluster; ++rank) {
+      bins[b] += cluster.map_shared_rank(shared.histogram, rank)[bin];
+    }
+    own += bins[b];
+  }
+  const int lane = threadIdx.x % kWarp;
+  Mass inclusive = own;
+#pragma unroll
+  for (int offset = 1; offset < kWarp; offset *= 2) {
+    const Mass other = __shfl_up_sync(kAllLanes, inclusive, offset);
+    if (lane >= offset) inclusive += other;
+  }
+  if (lane == kWarp - 1) shared.warp_sums[threadIdx.x / kWarp] = inclusive;
+  __syncthreads();
+  Mass before = inclusive - own;
+  for (int w = 0; w < static_cast<int>(threadIdx.x) / kWarp; ++w) before += shared.warp_sums[w];
+#pragma unroll
+  for (int b = 0; b < kBinsPerThread; ++b) {
+    if (before < target && target <= before + bins[b]) {
+      shared.bin = kBins - 1 - (threadIdx.x * kBinsPerThread + b);
+      shared.before = before;
+    }
+    before += bins[b];
+  }
+  cluster.sync();
+}
+
+struct Cut {
+  uint32_t key;  // of the element at which the target is reached
+  Mass before;   // summed weight of the larger keys
+};
+
+/// Where the running sum of weights reaches `target`, which is at least 1 and at most the total.
+template <int kPerThread>
+__device__ Cut Select(cg::cluster_group& cluster, SharedState& shared,
+                      const uint32_t (&keys)[kPerThread], int valid, float largest, bool by_mass,
+                      Mass target) {
+  constexpr int kShift[3] = {21, 10, 0};
+  constexpr uint32_t kMask[3] = {0x7FF, 0x7FF, 0x3FF};
+  uint32_t prefix = 0;
+  Mass before = 0;
+#pragma unroll
+  for (int round = 0; round < 3; ++round) {
+    for (int b = threadIdx.x; b < kBins; b += kThreads) shared.histogram[b] = 0;
+    __syncthreads();
+    const uint32_t prefix_mask = round == 0 ? 0 : ~0u << kShift[round - 1 < 0 ? 0 : round - 1];
+#pragma unroll
+    for (int i = 0; i < kPerThread; ++i) {
+      const bool part = i < valid && (keys[i] & prefix_mask) == prefix;
+      if (__ballot_sync(kAllLanes, part) == 0) continue;
+      Mass weight = 1;
+      if (by_mass) weight = __float2ull_rn(__expf(ValueOf(keys[i]) - largest) * kMassOne);
+      AddToBin(shared.histogram, part, (keys[i] >> kShift[round]) & kMask[round], weight);
+    }
+    __syncthreads();
+    FindBin(cluster, shared, target - before);
+    prefix |= static_cast<uint32_t>(shared.bin) << kShift[round];
+    before += shared.before;
+  }
+  return Cut{prefix, before};
+}
+
+__device__ __forceinline__ Mass MassOf(uint32_t key, float largest) {
+  return __float2ull_rn(__expf(ValueOf(key) - largest) * kMassOne);
+}
+
+template <int kPerThread>
+__global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads)
+    SampleKernel(const SampleParams p) {
+  __shared__ SharedState shared;
+  cg::cluster_group cluster = cg::this_cluster();
+  const int row_index = blockIdx.y;
+  if (row_index >= p.counts[2]) return;
+  const SampleRow row = p.rows[row_index];
+  const float* logits = p.logits + row_index * p.logits_stride;
+  const int slice = (p.vocabulary + kCluster - 1) / kCluster;
+  const int first = static_cast<int>(cluster.block_rank()) * slice + threadIdx.x;
+  const int end = min(p.vocabulary, (static_cast<int>(cluster.block_rank()) + 1) * slice);
+  // Elements i < valid of this thread have ids first + i * kThreads.
+  const int valid = first < end ? (end - first + kThreads - 1) / kThreads : 0;
+  const bool greedy = row.temperature == 0.0f;
+
+  uint32_t keys[kPerThread];
+  Mass best = 0;  // (key, lowest id)
+#pragma unroll
+  for (int i = 0; i < kPerThread; ++i) {
+    keys[i] = 0;
+    if (i < valid) {
+      const int id = first + i * kThreads;
+      const float logit = logits[id];
+      keys[i] = KeyOf(greedy ? logit : logit / row.temperature);
+      const Mass candidate = (static_cast<Mass>(keys[i]) << 32) | ~static_cast<uint32_t>(id);
+      best = max(best, candidate);
+    }
+  }
+  best = ClusterMax(cluster, shared, best);
+  if (greedy) {
+    if (cluster.block_rank() == 0 && threadIdx.x == 0) {
+      const auto id = static_cast<int32_t>(~static_cast<uint32_t>(best));
+      p.out_ids[row_index] = id;
+      if (row.slot >= 0) p.last_ids[row.slot] = id;
+    }
+    return;
+  }
+  const float largest = ValueOf(static_cast<uint32_t>(best >> 32));
+
+  // The mass that top-k keeps.
+  Mass kept = 0;
+  uint32_t lowest = 0;
+  Mass ties_kept = 0;
+  if (row.top_k > 0 && row.top_k < p.vocabulary) {
+    const Mass target = static_cast<Mass>(row.top_k);
+    const Cut cut = Select(cluster, shared, keys, valid, largest, false, target);
+    lowest = cut.key;
+    ties_kept = target - cut.before;
+  }
+#pragma unroll
+  for (int i = 0; i < kPerThread; ++i) {
+    if (i < valid && keys[i] > lowest) kept += MassOf(keys[i], largest);
+  }
+  kept = ClusterSum(cluster, shared, kept);
+  if (ties_kept > 0) kept += ties_kept * MassOf(lowest, largest);
+
+  // The mass that top-p keeps of it.
+  if (row.top_p < 1.0f) {
+    const double wanted = ceil(static_cast<double>(row.top_p) * static_cast<double>(kept));
+    const Mass target = min(kept, max(Mass{1}, static_cast<Mass>(wanted)));
+    const Cut cut = Select(cluster, shared, keys, valid, largest, true, target);
+    const Mass weight = MassOf(cut.key, largest);
+    kept = cut.before + (target - cut.before + weight - 1) / weight * weight;
+  }
+
+  const float uniform = PhiloxUniform(row.seed, PhiloxStream::kSample, row.position);
+  const Mass drawn = static_cast<Mass>(static_cast<double>(uniform) * static_cast<double>(kept));
+  const Mass target = min(kept, drawn + 1);
+  const Cut cut = Select(cluster, shared, keys, valid, largest, true, target);
+  // The place among equal logits, from 0, and then its block, its register and its thread.
+  Mass place = (target - cut.before - 1) / MassOf(cut.key, largest);
+  int own_ties = 0;
+#pragma unroll
+  for (int i = 0; i < kPerThread; ++i) own_ties += i < valid && keys[i] == cut.key;
+  const Mass warp_ties = WarpSumMass(own_ties);
+  if (threadIdx.x % kWarp == 0) shared.warp_sums[threadIdx.x / kWarp] = warp_ties;
+  __syncthreads();
+  if (threadIdx.x < kWarp) {
+    const Mass sum = WarpSumMass(shared.warp_sums[threadIdx.x]);
+    if (threadIdx.x == 0) shared.exchange = sum;
+  }
+  cluster.sync();
+  Mass block_ties = 0;
+  bool here = false;
+  for (int rank = 0; rank < kCluster; ++rank) {
+    block_ties = *cluster.map_shared_rank(&shared.exchange, rank);
+    here = static_cast<int>(cluster.block_rank()) == rank;
+    if (place < block_ties) break;
+    place -= block_ties;
+    here = false;
+  }
+  cluster.sync();
+  if (!here) return;
+#pragma unroll
+  for (int i = 0; i < kPerThread; ++i) {
+    const bool tie = i < valid && keys[i] == cut.key;
+    const uint32_t votes = __ballot_sync(kAllLanes, tie);
+    const int warp = threadIdx.x / kWarp;
+    if (threadIdx.x % kWarp == 0) shared.warp_sums[warp] = __popc(votes);
+    __syncthreads();
+    Mass before = 0;
+    Mass total = 0;
+    for (int w = 0; w < kWarp; ++w) {
+      if (w < warp) before += shared.warp_sums[w];
+      total += shared.warp_sums[w];
+    }
+    before += __popc(votes & ((1u << (threadIdx.x % kWarp)) - 1));
+    if (tie && before == place) {
+      const int32_t id = first + i * kThreads;
+      p.out_ids[row_index] = id;
+      if (row.slot >= 0) p.last_ids[row.slot] = id;
+    }
+    place = place < total ? ~Mass{0} : place - total;
+    __syncthreads();
+  }
+}
+
+}  // namespace
+
+void Sample(Device& device, const SampleArgs& args) {
+  const OpScope op(device, "sample");
+  const int64_t rows = args.logits.shape[0];
+  CheckShape(args.logits, DType::kF32, {-1, -1}, "sample.logits");
+  CheckShape(args.out_ids, DType::kI32, {rows}, "sample.out_ids");
+  CHECK(args.vocabulary_used >= 1 && args.vocabulary_used <= args.logits.shape[1])
+      << "vocabulary_used " << args.vocabulary_used;
+  const SampleParams params = {
+      .counts = args.batch.counts.Data<int32_t>(),
+      .logits = args.logits.Data<float>(),
+      .logits_stride = args.logits.stride[0],
+      .vocabulary = static_cast<int>(args.vocabulary_used),
+      .rows = args.rows,
+      .out_ids = args.out_ids.Data<int32_t>(),
+      .last_ids = args.batch.last_ids.Data<int32_t>(),
+  };
+  const dim3 grid(kCluster, static_cast<unsigned>(rows));
+  constexpr int64_t kPerCluster = kCluster * kThreads;
+  CHECK_LE(args.vocabulary_used, 32 * kPerCluster) << "sample: vocabulary of at most 262144";
+  if (args.vocabulary_used <= 2 * kPerCluster) {
+    SampleKernel<2><<<grid, kThreads, 0, op.stream()>>>(params);
+  } else if (args.vocabulary_used <= 20 * kPerCluster) {
+    SampleKernel<20><<<grid, kThreads, 0, op.stream()>>>(params);
+  } else {
+    SampleKernel<32><<<grid, kThreads, 0, op.stream()>>>(params);
+  }
+}
+
+}  // namespace glm::cuda
