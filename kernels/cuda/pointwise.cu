@@ -60,22 +60,61 @@ __device__ __forceinline__ void StoreRow8(BFloat16* row, int column, int columns
 
 template <bool kAligned>
 __device__ __forceinline__ void StoreRow8(Float8* row, int column, int columns,
-                                          const float (&values)[kVector], float inverse_scale) {
+                                          const float (&values)[kVector], float scale) {
   if constexpr (kAligned) {
     if (column < columns) {
       uint2 packed;
-      packed.x = PackFp8x4(values[0] * inverse_scale, values[1] * inverse_scale,
-                           values[2] * inverse_scale, values[3] * inverse_scale);
-      packed.y = PackFp8x4(values[4] * inverse_scale, values[5] * inverse_scale,
-                           values[6] * inverse_scale, values[7] * inverse_scale);
+      packed.x = PackFp8x4(values[0] / scale, values[1] / scale, values[2] / scale,
+                           values[3] / scale);
+      packed.y = PackFp8x4(values[4] / scale, values[5] / scale, values[6] / scale,
+                           values[7] / scale);
       *reinterpret_cast<uint2*>(row + column) = packed;
     }
   } else {
 #pragma unroll
     for (int i = 0; i < kVector; ++i) {
-      if (column + i < columns) row[column + i] = ToFloat8(values[i] * inverse_scale);
+      if (column + i < columns) row[column + i] = ToFloat8(values[i] / scale);
     }
   }
+}
+
+struct QuantizedRows {
+  Float8* values;  // null: not wanted
+  int64_t stride;
+  float* scales;
+  int scales_per_row;  // 1, or one a group
+};
+
+constexpr int kGroup = 128;  // columns that share a scale, unless the row does
+constexpr int kGroupLanes = kGroup / kVector;
+
+/// Largest of the lanes that hold one group.
+__device__ __forceinline__ float GroupMax(float value) {
+#pragma unroll
+  for (int offset = kGroupLanes / 2; offset > 0; offset /= 2) {
+    value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, offset));
+  }
+  return value;
+}
+
+/// Quantises and stores values column .. column + 7 of `row`; `row_largest` is used unless each group
+/// has its scale. All lanes call it.
+template <bool kAligned>
+__device__ __forceinline__ void StoreQuantized(const QuantizedRows& q, int64_t row, int column,
+                                               int columns, const float (&values)[kVector],
+                                               float row_largest) {
+  float scale = Fp8Scale(row_largest);
+  if (q.scales_per_row > 1) {
+    float largest = 0;
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) largest = fmaxf(largest, fabsf(values[i]));
+    scale = Fp8Scale(GroupMax(largest));
+  }
+  const bool first = q.scales_per_row > 1 ? column % kGroup == 0 : column == 0;
+  if (first && column < columns) {
+    q.scales[row * q.scales_per_row + (q.scales_per_row > 1 ? column / kGroup : 0)] = scale;
+  }
+  StoreRow8<kAligned>(q.values + row * q.stride, column, columns, values, scale);
 }
 
 /// The block copies one row.
@@ -118,9 +157,7 @@ struct NormParams {
   float epsilon;
   BFloat16* out;
   int64_t out_stride;
-  Float8* quantized;
-  int64_t quantized_stride;
-  float* scales;
+  QuantizedRows quantized;
   int columns;
 };
 
@@ -156,12 +193,9 @@ __global__ void __launch_bounds__(1024) AddRmsNormKernel(const NormParams p) {
     largest = fmaxf(largest, fabsf(values[i]));
   }
   if (p.out != nullptr) StoreRow8<kAligned>(p.out + row * p.out_stride, column, p.columns, values);
-  if (p.quantized != nullptr) {
-    const float scale = Fp8Scale(BlockMax(largest, shared));
-    if (threadIdx.x == 0) p.scales[row] = scale;
-    StoreRow8<kAligned>(p.quantized + row * p.quantized_stride, column, p.columns, values,
-                        1.0f / scale);
-  }
+  if (p.quantized.values == nullptr) return;
+  if (p.quantized.scales_per_row == 1) largest = BlockMax(largest, shared);
+  StoreQuantized<kAligned>(p.quantized, row, column, p.columns, values, largest);
 }
 
 struct ActivateParams {
@@ -170,9 +204,7 @@ struct ActivateParams {
   int64_t in_stride;
   BFloat16* out;
   int64_t out_stride;
-  Float8* quantized;
-  int64_t quantized_stride;
-  float* scales;
+  QuantizedRows quantized;
   int columns;
 };
 
@@ -202,14 +234,12 @@ __global__ void __launch_bounds__(1024) ActivateKernel(const ActivateParams p) {
       StoreRow8<kAligned>(p.out + row * p.out_stride, column, p.columns, values[v]);
     }
   }
-  if (p.quantized == nullptr) return;
-  const float scale = Fp8Scale(BlockMax(largest, shared));
-  if (threadIdx.x == 0) p.scales[row] = scale;
+  if (p.quantized.values == nullptr) return;
+  if (p.quantized.scales_per_row == 1) largest = BlockMax(largest, shared);
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
-    StoreRow8<kAligned>(p.quantized + row * p.quantized_stride,
-                        (threadIdx.x + v * blockDim.x) * kVector, p.columns, values[v],
-                        1.0f / scale);
+    StoreQuantized<kAligned>(p.quantized, row, (threadIdx.x + v * blockDim.x) * kVector, p.columns,
+                             values[v], largest);
   }
 }
 
@@ -248,10 +278,19 @@ void LaunchActivate(cudaStream_t stream, int64_t rows, const ActivateParams& p, 
   }
 }
 
-void CheckQuantized(const Activation& quantized, int64_t rows, int64_t columns) {
-  if (quantized.values.empty()) return;
+QuantizedRows CheckQuantized(const Activation& quantized, int64_t rows, int64_t columns) {
+  if (quantized.values.empty()) return QuantizedRows{nullptr, 0, nullptr, 1};
   CheckShape(quantized.values, DType::kF8E4M3, {rows, columns}, "quantized.values");
-  CheckShape(quantized.scales, DType::kF32, {rows}, "quantized.scales");
+  const int64_t groups = (columns + kGroup - 1) / kGroup;
+  if (quantized.scales.rank == 1) {
+    CheckShape(quantized.scales, DType::kF32, {rows}, "quantized.scales");
+  } else {
+    CheckShape(quantized.scales, DType::kF32, {rows, groups}, "quantized.scales");
+  }
+  // A row of one group has one scale either way.
+  return QuantizedRows{quantized.values.Data<Float8>(), quantized.values.stride[0],
+                       quantized.scales.Data<float>(),
+                       quantized.scales.rank == 1 ? 1 : static_cast<int>(groups)};
 }
 
 }  // namespace
@@ -291,7 +330,6 @@ void AddRmsNorm(Device& device, const AddRmsNormArgs& args) {
     CheckShape(args.delta, DType::kBF16, {rows, hidden}, "add_rms_norm.delta");
   }
   if (!args.out.empty()) CheckShape(args.out, DType::kBF16, {rows, hidden}, "add_rms_norm.out");
-  CheckQuantized(args.quantized, rows, hidden);
   const int64_t vectors = (hidden + kVector - 1) / kVector;
   CHECK_LE(vectors, 1024) << "add_rms_norm: hidden of at most 8192";
   const NormParams params = {
@@ -304,9 +342,7 @@ void AddRmsNorm(Device& device, const AddRmsNormArgs& args) {
       .epsilon = args.epsilon,
       .out = args.out.Data<BFloat16>(),
       .out_stride = args.out.stride[0],
-      .quantized = args.quantized.values.Data<Float8>(),
-      .quantized_stride = args.quantized.values.stride[0],
-      .scales = args.quantized.scales.Data<float>(),
+      .quantized = CheckQuantized(args.quantized, rows, hidden),
       .columns = static_cast<int>(hidden),
   };
   const bool aligned = VectorRows(args.residual) && VectorRows(args.delta) &&
@@ -327,16 +363,13 @@ void SiluMul(Device& device, const SiluMulArgs& args) {
   const int64_t width = args.gate_up.shape[1] / 2;
   CheckShape(args.gate_up, DType::kBF16, {-1, 2 * width}, "silu_mul.gate_up");
   if (!args.out.empty()) CheckShape(args.out, DType::kBF16, {rows, width}, "silu_mul.out");
-  CheckQuantized(args.quantized, rows, width);
   const ActivateParams params = {
       .counts = args.batch.counts.Data<int32_t>(),
       .in = args.gate_up.Data<BFloat16>(),
       .in_stride = args.gate_up.stride[0],
       .out = args.out.Data<BFloat16>(),
       .out_stride = args.out.stride[0],
-      .quantized = args.quantized.values.Data<Float8>(),
-      .quantized_stride = args.quantized.values.stride[0],
-      .scales = args.quantized.scales.Data<float>(),
+      .quantized = CheckQuantized(args.quantized, rows, width),
       .columns = static_cast<int>(width),
   };
   const bool aligned = width % kVector == 0 && VectorRows(args.gate_up) && VectorRows(args.out) &&
@@ -346,16 +379,13 @@ void SiluMul(Device& device, const SiluMulArgs& args) {
 
 void QuantizeRows(const OpScope& op, const Tensor& counts, const Tensor& in,
                   const Activation& quantized) {
-  CheckQuantized(quantized, in.shape[0], in.shape[1]);
   const ActivateParams params = {
       .counts = counts.Data<int32_t>(),
       .in = in.Data<BFloat16>(),
       .in_stride = in.stride[0],
       .out = nullptr,
       .out_stride = 0,
-      .quantized = quantized.values.Data<Float8>(),
-      .quantized_stride = quantized.values.stride[0],
-      .scales = quantized.scales.Data<float>(),
+      .quantized = CheckQuantized(quantized, in.shape[0], in.shape[1]),
       .columns = static_cast<int>(in.shape[1]),
   };
   LaunchActivate<false>(op.stream(), in.shape[0], params,

@@ -43,6 +43,15 @@ __device__ __forceinline__ void CopyAsync16(uint32_t shared_dst, const void* sou
                "l"(source), "r"(bytes)
                : "memory");
 }
+/// 4 bytes from global to shared memory.
+__device__ __forceinline__ void CopyAsync4(uint32_t shared_dst, const void* source) {
+  asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(shared_dst), "l"(source)
+               : "memory");
+}
+/// This thread's arrival at a barrier, once all its copies so far are done.
+__device__ __forceinline__ void CopyAsyncArrive(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
 __device__ __forceinline__ void CopyAsyncCommit() { asm volatile("cp.async.commit_group;"); }
 template <int kPending>
 __device__ __forceinline__ void CopyAsyncWait() {

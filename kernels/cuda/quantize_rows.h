@@ -1,5 +1,5 @@
-// One fp8 scale a row: the quantisation that the contract of add_rms_norm describes, as a step of its
-// own, for ops whose rows are not computed by one block.
+// The quantisation of kernels/ops.h ("Quantized") as a step of its own, for ops whose rows are not
+// computed by one block.
 #pragma once
 
 #include "kernels/cuda/cuda_device.h"

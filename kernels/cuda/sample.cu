@@ -39,8 +39,9 @@ struct SampleParams {
   int32_t* last_ids;
 };
 
-/// Larger floats have larger keys; both zeros have the same one.
+/// Larger floats have larger keys; both zeros have the same one; NaN counts as minus infinity.
 __device__ __forceinline__ uint32_t KeyOf(float value) {
+  if (isnan(value)) value = -INFINITY;
   const uint32_t bits = __float_as_uint(value + 0.0f);
   return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
 }
