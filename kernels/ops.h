@@ -5,21 +5,24 @@
 //
 //   Order      Ops run in the order issued on their Device, and are asynchronous to the host.
 //   Replay     What changes from step to step is read from device memory (BatchView, SampleRow),
-//   never
-//              from host arguments, so that a captured step replays without the host. Host
+//              never from host arguments, so that a captured step replays without the host. Host
 //              arguments are shapes, pointers and constants of the model.
 //   Padding    T, S and R are the padded sizes of a step; BatchView::counts says how many rows are
 //              valid. Rows past that may hold anything, NaN included; no op lets one reach a valid
 //              row, the KV cache or the routing. What an op writes to padding rows is unspecified.
+//              Likewise cache slots that no valid position has been stored to.
 //   Aliasing   An output may alias an input only where its comment says so.
 //   Rounding   `act` is the activation type: F32 (exact comparisons, CPU only) or BF16. Sums are
-//   float.
-//              A value is rounded to act exactly where an op's comment says "rounded"; a stored act
-//              tensor is rounded by being stored. FP8 values are scaled, saturated and rounded to
-//              nearest even.
+//              float or better. A value is rounded to act exactly where an op's comment says
+//              "rounded"; a stored act tensor is rounded by being stored. FP8 values are scaled,
+//              saturated and rounded to nearest even.
+//   Quantized  A `quantized` output has FP8 values and F32 scales, [T] for one a token or
+//              [T, ceil(columns/128)] for one per 128 columns; the scales' rank decides which. It
+//              is taken from the values rounded to act: scale = max|x| / 448 (1 when that is 0),
+//              value = x / scale. Of `out` and `quantized` at least one must be there.
+//   Optional   Arguments that may be left out are those with an initialiser.
 //   Bounds     Shapes are CHECKed: a wrong one is our bug. Values in device memory (ids, lengths,
-//   block
-//              numbers) were checked by who made the plan.
+//              block numbers) were checked by who made the plan.
 //
 // The CPU form (kernels/cpu) is the reference that tests hold every other backend to.
 #pragma once
@@ -47,16 +50,16 @@ struct BatchView {
 
 /// Rows that feed a linear. With FP8 values, row t stands for values[t] * scales[t].
 struct Activation {
-  Tensor values;  // act or F8E4M3 [T, K]
-  Tensor
-      scales;  // empty, or F32 [T]: one scale a token; or F32 [T, ceil(K/128)]: one per 128 columns
+  Tensor values;    // act or F8E4M3 [T, K]
+  Tensor scales{};  // empty, or F32 [T]: one scale a token;
+                    // or F32 [T, ceil(K/128)]: one per 128 columns
 };
 
 /// A weight matrix, rows are outputs. With FP8 values it stands for values * scales.
 struct Weight {
-  Tensor values;  // F32, BF16 or F8E4M3 [N, K]; experts: [E, N, K]
-  Tensor scales;  // empty, or F32 [N] ([E, N]): one an output channel;
-                  // or F32 [ceil(N/128), ceil(K/128)] ([E, ...]): one a 128 x 128 block
+  Tensor values;    // F32, BF16 or F8E4M3 [N, K]; experts: [E, N, K]
+  Tensor scales{};  // empty, or F32 [N] ([E, N]): one an output channel;
+                    // or F32 [ceil(N/128), ceil(K/128)] ([E, ...]): one a 128 x 128 block
 };
 
 /// One layer's cache: a block holds P positions of every kv head, [B, K, P, D] each.
@@ -73,28 +76,28 @@ struct EmbedArgs {
 
 struct AddRmsNormArgs {
   const BatchView& batch;
-  Tensor delta;     // act [T, H], or empty: nothing is added
+  Tensor delta{};   // act [T, H], or empty: nothing is added
   Tensor residual;  // act [T, H], in and out: residual += delta, rounded
   Tensor weight;    // act [H]
   float epsilon = 0;
-  Tensor out;            // act [T, H], or empty. May alias delta
-  Activation quantized;  // FP8 [T, H] with F32 [T] scales, or empty
+  Tensor out{};            // act [T, H], or empty. May alias delta
+  Activation quantized{};  // FP8 [T, H] with scales, or empty
 };
 
 struct LinearArgs {
   const BatchView& batch;
   Activation in;               // [T, K]
   Weight weight;               // [N, K]
-  Tensor bias;                 // act [N], or empty
+  Tensor bias{};               // act [N], or empty
   Tensor out;                  // act or F32 [T, N]
   bool per_logit_row = false;  // rows are logit rows: R, and counts[2] of them are valid
 };
 
 struct NormRopeStoreArgs {
   const BatchView& batch;
-  Tensor qkv;     // act [T, (N + 2K) * D], in and out: heads of q, then of k, then of v
-  Tensor q_norm;  // act [D], or empty: no norm
-  Tensor k_norm;  // act [D], or empty: no norm
+  Tensor qkv;       // act [T, (N + 2K) * D], in and out: heads of q, then of k, then of v
+  Tensor q_norm{};  // act [D], or empty: no norm
+  Tensor k_norm{};  // act [D], or empty: no norm
   float epsilon = 0;
   Tensor rope;  // F32 [positions_max, rope_size]: rope_size/2 cosines, then as many sines
   int64_t query_heads = 0;
@@ -106,16 +109,16 @@ struct AttentionArgs {
   const BatchView& batch;
   Tensor queries;  // act [T, N * D], a view of qkv's columns is fine
   KvLayer cache;
-  float scale = 0;       // of q.k, before the softmax
-  Tensor out;            // act [T, N * D], or empty
-  Activation quantized;  // FP8 [T, N * D] with F32 [T] scales, or empty
+  float scale = 0;         // of q.k, before the softmax
+  Tensor out{};            // act [T, N * D], or empty
+  Activation quantized{};  // FP8 [T, N * D] with scales, or empty
 };
 
 struct SiluMulArgs {
   const BatchView& batch;
-  Tensor gate_up;        // act [T, 2I]: gate, then up
-  Tensor out;            // act [T, I], or empty
-  Activation quantized;  // FP8 [T, I] with F32 [T] scales, or empty
+  Tensor gate_up;          // act [T, 2I]: gate, then up
+  Tensor out{};            // act [T, I], or empty
+  Activation quantized{};  // FP8 [T, I] with scales, or empty
 };
 
 /// Which expert computes which token, made by moe_route and read by moe_experts.
@@ -179,8 +182,7 @@ struct OpTable {
   void (*embed)(Device&, const EmbedArgs&);
 
   /// residual += delta (float sum, rounded), then n = residual * (mean(residual^2) + epsilon)^-1/2
-  /// (float, rounded), then n * weight (rounded): to `out`, and to `quantized` with the token's
-  /// scale max|n * weight| / 448 (1 when that is 0), taken from the rounded values.
+  /// (float, rounded), then n * weight (rounded): to `out` and to `quantized`.
   void (*add_rms_norm)(Device&, const AddRmsNormArgs&);
 
   /// out = in . weight^T + bias. Float sum; scales and bias are applied to the sum; rounded once if
@@ -197,11 +199,11 @@ struct OpTable {
 
   /// Causal attention over the paged cache: token t sees its sequence's positions 0 ..
   /// positions[t]. Query head h reads kv head h / (N / K). Softmax in float, probabilities
-  /// unrounded; the weighted sum is float, rounded to `out`, and quantised from the rounded values
-  /// as in add_rms_norm. Prefill, decode and mixed steps all come here.
+  /// unrounded; the weighted sum is float, rounded once, to `out` and to `quantized`. Prefill,
+  /// decode and mixed steps all come here.
   void (*attention)(Device&, const AttentionArgs&);
 
-  /// out = silu(gate) * up: float, rounded once; `quantized` as in add_rms_norm.
+  /// out = silu(gate) * up: float, rounded once, to `out` and to `quantized`.
   void (*silu_mul)(Device&, const SiluMulArgs&);
 
   /// Logits l = gate . in in float, s = 1 / (1 + exp(-l)). The k experts of largest s +
@@ -222,8 +224,8 @@ struct OpTable {
   /// One id a row. Greedy: the largest logit, ties: lowest id. Else: logits / temperature; keep the
   /// top_k largest (ties: lower ids first); softmax; keep the shortest run of falling probabilities
   /// that reaches top_p; draw by the inverse distribution function in falling order of probability
-  /// (ties: lower ids first) with PhiloxUniform(seed, kSample, position). The id also goes to
-  /// last_ids[slot].
+  /// (ties: lower ids first) with PhiloxUniform(seed, kSample, position). A NaN logit counts as
+  /// minus infinity. The id also goes to last_ids[slot].
   void (*sample)(Device&, const SampleArgs&);
 };
 

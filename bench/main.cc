@@ -1,0 +1,49 @@
+// glmserve-bench: benchmarks, apart from the tests. Each prints JSON lines on stdout, and text for
+// people on stderr.
+#include <CLI/CLI.hpp>
+#include <iostream>
+
+#include "bench/load.h"
+
+namespace glm::bench {
+namespace {
+
+CLI::App* AddLoad(CLI::App& app, LoadOptions& options) {
+  CLI::App* load = app.add_subcommand("load", "Load on an OpenAI-compatible server");
+  load->option_defaults()->always_capture_default();
+  load->add_option("--host", options.host, "Server");
+  load->add_option("--port", options.port, "Its port");
+  load->add_option("--model", options.model, "Model name; empty: the first that it lists");
+  load->add_option("--num-prompts", options.num_prompts, "Requests in all");
+  load->add_option("--request-rate", options.request_rate, "Requests a second; 0: all at once");
+  load->add_option("--max-concurrency", options.max_concurrency, "Requests in flight at most");
+  load->add_option("--random-input-len", options.random_input_len, "Tokens of a prompt");
+  load->add_option("--random-output-len", options.random_output_len, "Tokens of an answer");
+  load->add_option("--random-prefix-len", options.random_prefix_len,
+                   "Further leading tokens that all prompts share");
+  load->add_option("--vocabulary", options.vocabulary, "Prompt ids are below this");
+  load->add_option("--seed", options.seed, "Of lengths, ids and arrivals");
+  load->add_option("--timeout-s", options.timeout_s, "A longer request counts as failed");
+  return load;
+}
+
+int Report(const absl::Status& status) {
+  if (status.ok()) return 0;
+  std::cerr << "glmserve-bench: " << status.message() << std::endl;
+  return 1;
+}
+
+int Main(int argc, char** argv) {
+  CLI::App app("glmserve's benchmarks");
+  app.require_subcommand(1);
+  LoadOptions load_options;
+  AddLoad(app, load_options);
+  CLI11_PARSE(app, argc, argv);
+  if (const absl::Status status = load_options.Validate(); !status.ok()) return Report(status);
+  return Report(RunLoad(load_options));
+}
+
+}  // namespace
+}  // namespace glm::bench
+
+int main(int argc, char** argv) { return glm::bench::Main(argc, argv); }

@@ -1,0 +1,46 @@
+// Generated cases for every entry of the op table, each judged by an oracle in double precision.
+//
+// Who calls: the suites of the CPU backend and of every other backend. A case builds its inputs
+// from a seed, uploads them, runs one op, and compares what the op wrote with the oracle, which
+// shares no code with any backend. Padding rows and unused cache slots are poisoned with NaN.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "kernels/device.h"
+
+namespace glm::test {
+
+struct CaseResult {
+  std::string failure;        // empty: the op did as its contract says
+  std::vector<uint8_t> bits;  // all that the op specifies, to compare two runs bit by bit
+};
+
+struct OpCase {
+  std::string name;   // "linear F32 4x128x96 bias"
+  DType act;          // activation type; backends without F32 leave those cases out
+  StepLimits limits;  // what the device must have planned
+  std::function<CaseResult(Device&)> run;
+};
+
+std::vector<OpCase> EmbedCases();
+std::vector<OpCase> AddRmsNormCases();
+std::vector<OpCase> LinearCases();
+std::vector<OpCase> NormRopeStoreCases();
+std::vector<OpCase> AttentionCases();
+std::vector<OpCase> SiluMulCases();
+std::vector<OpCase> MoeRouteCases();
+std::vector<OpCase> MoeExpertsCases();
+std::vector<OpCase> GatherLogitRowsCases();
+std::vector<OpCase> SampleCases();
+
+/// All of the above.
+std::vector<OpCase> AllOpCases();
+
+/// Limits that hold every case of `cases`, for a device that runs them all.
+StepLimits LimitsOf(const std::vector<OpCase>& cases);
+
+}  // namespace glm::test

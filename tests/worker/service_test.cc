@@ -1,0 +1,301 @@
+// The worker's service over a real gRPC channel, with a scripted engine behind it.
+#include "worker/service.h"
+
+#include <grpcpp/grpcpp.h>
+#include <gtest/gtest.h>
+
+#include <memory>
+#include <string>
+
+#include "tests/worker/scripted_engine.h"
+
+namespace glm::worker {
+namespace {
+
+namespace pb = ::glmserve::worker::v1;
+
+/// A router's side of one stream, synchronous.
+class Peer {
+ public:
+  explicit Peer(const std::shared_ptr<grpc::Channel>& channel)
+      : stub_(pb::Worker::NewStub(channel)), stream_(stub_->Session(&context_)) {}
+  ~Peer() { context_.TryCancel(); }
+
+  void Hello(uint32_t version = kProtocolVersion) {
+    pb::RouterFrame frame;
+    frame.mutable_hello()->set_protocol_version(version);
+    frame.mutable_hello()->set_router_name("test");
+    stream_->Write(frame);
+  }
+  void Submit(uint64_t request_id, std::initializer_list<uint32_t> prompt) {
+    pb::RouterFrame frame;
+    frame.mutable_submit()->set_request_id(request_id);
+    frame.mutable_submit()->mutable_prompt_ids()->Add(prompt.begin(), prompt.end());
+    frame.mutable_submit()->mutable_stop()->set_max_tokens(5);
+    frame.mutable_submit()->mutable_sampling()->set_seed(0xFFFFFFFFFFFFFFFFull);
+    stream_->Write(frame);
+  }
+  void Cancel(uint64_t request_id) {
+    pb::RouterFrame frame;
+    frame.mutable_cancel()->set_request_id(request_id);
+    stream_->Write(frame);
+  }
+  /// The next frame; fails the test at the stream's end.
+  pb::WorkerFrame Read() {
+    pb::WorkerFrame frame;
+    EXPECT_TRUE(stream_->Read(&frame));
+    return frame;
+  }
+  /// Says hello and returns the welcome.
+  pb::Welcome Open() {
+    Hello();
+    return Read().welcome();
+  }
+  grpc::Status Finish() {
+    pb::WorkerFrame frame;
+    while (stream_->Read(&frame)) {
+    }
+    return stream_->Finish();
+  }
+
+ private:
+  grpc::ClientContext context_;
+  std::unique_ptr<pb::Worker::Stub> stub_;
+  std::unique_ptr<grpc::ClientReaderWriter<pb::RouterFrame, pb::WorkerFrame>> stream_;
+};
+
+class ServiceTest : public testing::Test {
+ protected:
+  void SetUp() override {
+    options_.session_frames_max = 32;
+    options_.sessions_max = 2;
+    service_ = std::make_unique<Service>(options_, &metrics_);
+    service_->Attach(&engine_);
+    grpc::ServerBuilder builder;
+    int port = 0;
+    builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+    builder.RegisterService(service_.get());
+    server_ = builder.BuildAndStart();
+    address_ = "127.0.0.1:" + std::to_string(port);
+    channel_ = grpc::CreateChannel(address_, grpc::InsecureChannelCredentials());
+  }
+  void TearDown() override { server_->Shutdown(std::chrono::system_clock::now()); }
+
+  /// A step in which `id` got `token`, and ended if `finish` says so.
+  void DeliverToken(engine::RequestId id, int32_t token,
+                    engine::FinishReason finish = engine::FinishReason::kNone) {
+    engine::StepEvents events;
+    events.step = ++step_;
+    events.load.requests_running = 3;
+    events.load.kv_blocks_used = 2;
+    engine::RequestEvent& event = events.requests.emplace_back();
+    event.id = id;
+    event.token_ids = {token};
+    event.finish = finish;
+    event.prompt_tokens = 3;
+    service_->Deliver(std::move(events));
+  }
+
+  WorkerOptions options_;
+  WorkerMetrics metrics_;
+  ScriptedEngine engine_;
+  std::unique_ptr<Service> service_;
+  std::unique_ptr<grpc::Server> server_;
+  std::string address_;
+  std::shared_ptr<grpc::Channel> channel_;
+  uint64_t step_ = 0;
+};
+
+TEST_F(ServiceTest, WelcomesWithTheEnginesShape) {
+  Peer router(channel_);
+  const pb::Welcome welcome = router.Open();
+  EXPECT_EQ(welcome.protocol_version(), kProtocolVersion);
+  EXPECT_NE(welcome.incarnation(), 0u);
+  EXPECT_EQ(welcome.model_name(), "scripted");
+  EXPECT_EQ(welcome.vocabulary(), 100u);
+  EXPECT_EQ(welcome.length_max(), 64u);
+  EXPECT_EQ(welcome.eos_ids_size(), 2);
+}
+
+TEST_F(ServiceTest, CarriesARequestAndItsTokens) {
+  Peer router(channel_);
+  router.Open();
+  router.Submit(41, {1, 2, 3});
+  const engine::Request request = engine_.AwaitSubmitted(1);
+  EXPECT_EQ(request.prompt_ids, (std::vector<int32_t>{1, 2, 3}));
+  EXPECT_EQ(request.stop.max_tokens, 5);
+  EXPECT_EQ(request.sampling.seed, 0xFFFFFFFFFFFFFFFFull);
+
+  DeliverToken(request.id, 9);
+  pb::Step step = router.Read().step();
+  ASSERT_EQ(step.outputs_size(), 1);
+  EXPECT_EQ(step.outputs(0).request_id(), 41u);
+  EXPECT_EQ(step.outputs(0).token_ids(0), 9u);
+  EXPECT_EQ(step.outputs(0).finish(), pb::FINISH_NONE);
+  EXPECT_EQ(step.load().requests_running(), 3u);
+
+  DeliverToken(request.id, 7, engine::FinishReason::kStop);
+  step = router.Read().step();
+  EXPECT_EQ(step.outputs(0).finish(), pb::FINISH_STOP);
+  EXPECT_EQ(step.outputs(0).prompt_tokens(), 3u);
+  EXPECT_TRUE(service_->AwaitIdle(std::chrono::milliseconds(0)));
+}
+
+TEST_F(ServiceTest, TwoSessionsMayUseTheSameNumberAndSeeOnlyTheirOwn) {
+  Peer first(channel_);
+  Peer second(channel_);
+  first.Open();
+  second.Open();
+  first.Submit(1, {10});
+  const engine::Request of_first = engine_.AwaitSubmitted(1);
+  second.Submit(1, {20});
+  const engine::Request of_second = engine_.AwaitSubmitted(2);
+  EXPECT_NE(of_first.id, of_second.id);
+  DeliverToken(of_second.id, 55);
+  EXPECT_EQ(first.Read().step().outputs_size(), 0) << "load only";
+  const pb::Step step = second.Read().step();
+  ASSERT_EQ(step.outputs_size(), 1);
+  EXPECT_EQ(step.outputs(0).token_ids(0), 55u);
+}
+
+TEST_F(ServiceTest, RefusalNamesWhatTheEngineSaid) {
+  Peer router(channel_);
+  router.Open();
+  router.Submit(5, {});
+  const pb::Step step = router.Read().step();
+  ASSERT_EQ(step.outputs_size(), 1);
+  EXPECT_EQ(step.outputs(0).request_id(), 5u);
+  EXPECT_EQ(step.outputs(0).finish(), pb::FINISH_REFUSED);
+  EXPECT_EQ(step.outputs(0).error(), "prompt_ids is empty");
+  EXPECT_EQ(step.outputs(0).error_code(), static_cast<int>(absl::StatusCode::kInvalidArgument));
+}
+
+TEST_F(ServiceTest, ALiveNumberIsNotTakenTwice) {
+  Peer router(channel_);
+  router.Open();
+  router.Submit(5, {1});
+  engine_.AwaitSubmitted(1);
+  router.Submit(5, {2});
+  const pb::Step step = router.Read().step();
+  EXPECT_EQ(step.outputs(0).finish(), pb::FINISH_REFUSED);
+  EXPECT_EQ(step.outputs(0).error_code(), static_cast<int>(absl::StatusCode::kAlreadyExists));
+}
+
+TEST_F(ServiceTest, CancelReachesTheEngine) {
+  Peer router(channel_);
+  router.Open();
+  router.Submit(5, {1});
+  const engine::Request request = engine_.AwaitSubmitted(1);
+  router.Cancel(6);  // unknown: ignored
+  router.Cancel(5);
+  EXPECT_EQ(engine_.AwaitCancelled(1), std::vector<engine::RequestId>{request.id});
+}
+
+TEST_F(ServiceTest, ABrokenStreamCancelsItsRequests) {
+  engine::Request request;
+  {
+    Peer router(channel_);
+    router.Open();
+    router.Submit(5, {1});
+    request = engine_.AwaitSubmitted(1);
+  }
+  EXPECT_EQ(engine_.AwaitCancelled(1), std::vector<engine::RequestId>{request.id});
+  EXPECT_TRUE(service_->AwaitIdle(std::chrono::seconds(10)));
+  DeliverToken(request.id, 3);  // late events of it go nowhere
+}
+
+TEST_F(ServiceTest, RefusesAnotherProtocolVersion) {
+  Peer router(channel_);
+  router.Hello(99);
+  const grpc::Status status = router.Finish();
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::FAILED_PRECONDITION);
+  EXPECT_NE(status.error_message().find("99"), std::string::npos);
+}
+
+TEST_F(ServiceTest, RefusesAStreamThatDoesNotSayHello) {
+  Peer router(channel_);
+  router.Submit(1, {1});
+  EXPECT_EQ(router.Finish().error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+}
+
+TEST_F(ServiceTest, RefusesMoreSessionsThanItsBound) {
+  Peer first(channel_);
+  Peer second(channel_);
+  Peer third(channel_);
+  first.Open();
+  second.Open();
+  third.Hello();
+  EXPECT_EQ(third.Finish().error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+}
+
+TEST_F(ServiceTest, DrainingRefusesNewRequestsAndSaysSo) {
+  Peer router(channel_);
+  router.Open();
+  router.Submit(1, {1});
+  const engine::Request request = engine_.AwaitSubmitted(1);
+  service_->StartDraining();
+  EXPECT_TRUE(router.Read().step().draining());
+  router.Submit(2, {1});
+  const pb::Step refused = router.Read().step();
+  EXPECT_EQ(refused.outputs(0).finish(), pb::FINISH_REFUSED);
+  EXPECT_EQ(refused.outputs(0).error_code(), static_cast<int>(absl::StatusCode::kUnavailable));
+  EXPECT_FALSE(service_->AwaitIdle(std::chrono::milliseconds(1)));
+  DeliverToken(request.id, 7, engine::FinishReason::kStop);
+  EXPECT_EQ(router.Read().step().outputs(0).finish(), pb::FINISH_STOP);
+  EXPECT_TRUE(service_->AwaitIdle(std::chrono::seconds(10)));
+  service_->CloseAll();
+  EXPECT_EQ(router.Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
+}
+
+TEST_F(ServiceTest, ARouterThatDoesNotReadIsCutOff) {
+  Peer router(channel_);
+  router.Open();
+  router.Submit(1, {1});
+  const engine::Request request = engine_.AwaitSubmitted(1);
+  // Far more than the transport's windows hold, so the out-buffer of 32 frames must overflow.
+  engine::StepEvents large;
+  large.requests.resize(1);
+  large.requests[0].id = request.id;
+  large.requests[0].token_ids.assign(20'000, 99);
+  for (int i = 0; i < 2'000; ++i) {
+    engine::StepEvents events = large;
+    service_->Deliver(std::move(events));
+  }
+  EXPECT_EQ(engine_.AwaitCancelled(1), std::vector<engine::RequestId>{request.id});
+}
+
+TEST_F(ServiceTest, SessionsAreRefusedWhileTheModelLoads) {
+  Service loading(options_, &metrics_);
+  grpc::ServerBuilder builder;
+  int port = 0;
+  builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
+  builder.RegisterService(&loading);
+  const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  Peer router(
+      grpc::CreateChannel("127.0.0.1:" + std::to_string(port), grpc::InsecureChannelCredentials()));
+  router.Hello();
+  EXPECT_EQ(router.Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
+  server->Shutdown(std::chrono::system_clock::now());
+}
+
+TEST_F(ServiceTest, LatenciesAreObserved) {
+  Peer router(channel_);
+  router.Open();
+  router.Submit(41, {1, 2, 3});
+  const engine::Request request = engine_.AwaitSubmitted(1);
+  DeliverToken(request.id, 9);
+  DeliverToken(request.id, 9);
+  DeliverToken(request.id, 7, engine::FinishReason::kStop);
+  std::map<std::string, uint64_t> counts;
+  for (const prometheus::MetricFamily& family : metrics_.Collect()) {
+    for (const prometheus::ClientMetric& metric : family.metric) {
+      counts[family.name] += metric.histogram.sample_count;
+    }
+  }
+  EXPECT_EQ(counts["glmserve_worker_time_to_first_token_seconds"], 1u);
+  EXPECT_EQ(counts["glmserve_worker_inter_token_seconds"], 2u);
+  EXPECT_EQ(counts["glmserve_worker_request_seconds"], 1u);
+}
+
+}  // namespace
+}  // namespace glm::worker

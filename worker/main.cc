@@ -1,0 +1,158 @@
+// glmserve-worker: one engine behind a gRPC session service.
+//
+// Flags to WorkerOptions, then bottom-up: metrics, service, engine, server. On SIGTERM or SIGINT
+// the worker drains: not ready at once, running requests may finish, then it exits with 0. A second
+// signal ends it at once.
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/grpcpp.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <prometheus/exposer.h>
+#include <pthread.h>
+#include <signal.h>
+
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <cstdio>
+#include <memory>
+#include <string>
+
+#include "engine/engine.h"
+#include "proto/base/log.h"
+#include "worker/metrics.h"
+#include "worker/options.h"
+#include "worker/service.h"
+
+namespace glm::worker {
+namespace {
+
+void AddEngineFlags(CLI::App& app, engine::EngineOptions& engine) {
+  app.add_option("--model", engine.model, "Folder of the checkpoint")->required();
+  app.add_option("--served-model-name", engine.served_model_name,
+                 "Name that clients use; empty: the folder's name");
+  app.add_option("--device", engine.device, "cpu or cuda");
+  app.add_option("--device-index", engine.device_index, "First GPU of this worker");
+  app.add_option("--dtype", engine.dtype, "auto, bfloat16 or float32");
+  app.add_option("--cpu-threads", engine.cpu_threads, "Threads of the CPU backend; 0: one a core");
+  app.add_option("--block-size", engine.block_size, "Tokens of one KV block: 16, 32, 64, 128");
+  app.add_option("--kv-blocks", engine.kv_blocks, "KV cache in blocks; 0: by --kv-cache-bytes");
+  app.add_option("--kv-cache-bytes", engine.kv_cache_bytes, "KV cache in bytes");
+  app.add_option("--max-model-len", engine.max_model_len,
+                 "Longest prompt + answer in tokens; 0: the model's");
+  app.add_option("--max-num-seqs", engine.max_num_seqs, "Requests running at once");
+  app.add_option("--max-num-batched-tokens", engine.max_num_batched_tokens,
+                 "Tokens computed in one step");
+  app.add_option("--max-waiting-requests", engine.max_waiting_requests,
+                 "Requests waiting for a first step; more are refused");
+}
+
+void AddFlags(CLI::App& app, WorkerOptions& options, std::string& name) {
+  app.option_defaults()->always_capture_default();
+  app.set_config("--config", "", "Read flags from this file (name = value lines)");
+  app.add_option("--name", name, "This process's name in its log");
+  app.add_option("--listen", options.listen, "Where routers connect: host:port or unix:/path");
+  app.add_option("--metrics-listen", options.metrics_listen,
+                 "Where /metrics is served: host:port; empty: nowhere");
+  app.add_option("--drain-timeout-s", options.drain_timeout_s,
+                 "Seconds that running requests may still take after SIGTERM");
+  app.add_option("--sessions-max", options.sessions_max, "Routers connected at once");
+  app.add_option("--session-frames-max", options.session_frames_max,
+                 "Frames waiting for one router; past that it is disconnected");
+  app.add_option("--frame-bytes-max", options.frame_bytes_max, "Largest frame from a router");
+  AddEngineFlags(app, options.engine);
+}
+
+/// Keepalive that agrees with the router's: it pings idle sessions every 10 s and more often is an
+/// error.
+void SetChannelArguments(grpc::ServerBuilder& builder, const WorkerOptions& options) {
+  builder.SetMaxReceiveMessageSize(options.frame_bytes_max);
+  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5'000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 20'000);
+  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10'000);
+}
+
+sigset_t BlockSignals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  return signals;
+}
+
+/// Waits for a signal, then lets running requests finish.
+void ServeUntilSignal(const sigset_t& signals, const WorkerOptions& options, grpc::Server& server,
+                      Service& service) {
+  int signal = 0;
+  sigwait(&signals, &signal);
+  LOG(INFO) << "signal " << signal << ": draining for at most " << options.drain_timeout_s << " s";
+  pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);  // a second signal ends the process
+  server.GetHealthCheckService()->SetServingStatus(false);
+  service.StartDraining();
+  const bool idle = service.AwaitIdle(std::chrono::seconds(options.drain_timeout_s));
+  LOG(INFO) << (idle ? "drained" : "drain limit reached, cancelling what runs");
+  service.CloseAll();
+  server.Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(2));
+}
+
+int Run(const WorkerOptions& options) {
+  const sigset_t signals = BlockSignals();  // before any thread exists
+  auto metrics = std::make_shared<WorkerMetrics>();
+  Service service(options, metrics.get());
+  auto engine = engine::Engine::Create(options.engine, [&service](engine::StepEvents&& events) {
+    service.Deliver(std::move(events));
+  });
+  if (!engine.ok()) {
+    LOG(ERROR) << "cannot start the engine: " << engine.status().message();
+    return 1;
+  }
+  metrics->Attach(engine->get());
+  service.Attach(engine->get());
+
+  std::unique_ptr<prometheus::Exposer> exposer;
+  if (!options.metrics_listen.empty()) {
+    try {
+      exposer = std::make_unique<prometheus::Exposer>(options.metrics_listen);
+    } catch (const std::exception& error) {
+      LOG(ERROR) << "--metrics-listen=" << options.metrics_listen << ": " << error.what();
+      return 1;
+    }
+    exposer->RegisterCollectable(metrics);
+  }
+
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  grpc::ServerBuilder builder;
+  int port = 0;
+  builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &port);
+  builder.RegisterService(&service);
+  SetChannelArguments(builder, options);
+  const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
+  if (server == nullptr) {
+    LOG(ERROR) << "--listen=" << options.listen << ": cannot listen there";
+    return 1;
+  }
+  LOG(INFO) << "worker ready: model " << (*engine)->shape().model_name << ", listening on "
+            << options.listen << " (port " << port << ")";
+  ServeUntilSignal(signals, options, *server, service);
+  (*engine)->Stop();
+  LOG(INFO) << "bye";
+  return 0;
+}
+
+}  // namespace
+}  // namespace glm::worker
+
+int main(int argc, char** argv) {
+  CLI::App app("One glmserve worker: a GLM engine behind a gRPC session service");
+  glm::worker::WorkerOptions options;
+  std::string name = "worker";
+  glm::worker::AddFlags(app, options, name);
+  CLI11_PARSE(app, argc, argv);
+  glm::SetLogName(name.c_str());
+  if (const absl::Status status = options.Validate(); !status.ok()) {
+    LOG(ERROR) << status.message();
+    return 2;
+  }
+  return glm::worker::Run(options);
+}

@@ -1,0 +1,91 @@
+#include "worker/metrics.h"
+
+#include <initializer_list>
+#include <string>
+#include <utility>
+
+namespace glm::worker {
+namespace {
+
+using prometheus::ClientMetric;
+using prometheus::MetricFamily;
+using prometheus::MetricType;
+
+prometheus::Histogram* NewHistogram(prometheus::Registry& registry, const std::string& name,
+                                    const std::string& help,
+                                    prometheus::Histogram::BucketBoundaries bounds) {
+  return &prometheus::BuildHistogram().Name(name).Help(help).Register(registry).Add({}, bounds);
+}
+
+using LabelledValue = std::pair<std::string, double>;
+
+/// A family of one metric a label value; an empty `label` makes a single metric without labels.
+MetricFamily NewFamily(const std::string& name, const std::string& help, MetricType type,
+                       const std::string& label, std::initializer_list<LabelledValue> values) {
+  MetricFamily family{name, help, type, {}};
+  for (const LabelledValue& value : values) {
+    ClientMetric metric;
+    if (!label.empty()) metric.label.push_back({label, value.first});
+    if (type == MetricType::Counter) {
+      metric.counter.value = value.second;
+    } else {
+      metric.gauge.value = value.second;
+    }
+    family.metric.push_back(metric);
+  }
+  return family;
+}
+
+MetricFamily Counter(const std::string& name, const std::string& help, double value) {
+  return NewFamily(name, help, MetricType::Counter, "", {{"", value}});
+}
+
+MetricFamily Gauge(const std::string& name, const std::string& help, double value) {
+  return NewFamily(name, help, MetricType::Gauge, "", {{"", value}});
+}
+
+}  // namespace
+
+WorkerMetrics::WorkerMetrics()
+    : time_to_first_token_(
+          NewHistogram(histograms_, "glmserve_worker_time_to_first_token_seconds",
+                       "From the worker's receipt of a request to its first token.",
+                       {.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60})),
+      inter_token_(NewHistogram(histograms_, "glmserve_worker_inter_token_seconds",
+                                "Between two tokens of one request.",
+                                {.001, .0025, .005, .01, .015, .02, .03, .05, .1, .25, .5, 1, 5})),
+      end_to_end_(NewHistogram(histograms_, "glmserve_worker_request_seconds",
+                               "From the worker's receipt of a request to its end.",
+                               {.01, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600})) {}
+
+std::vector<MetricFamily> WorkerMetrics::Collect() const {
+  std::vector<MetricFamily> families = histograms_.Collect();
+  if (engine_ == nullptr) return families;
+  const engine::EngineStats stats = engine_->Stats();
+  families.push_back(NewFamily("glmserve_worker_requests_total", "Requests that ended, by how.",
+                               MetricType::Counter, "finish",
+                               {{"stop", static_cast<double>(stats.requests_finished_stop)},
+                                {"length", static_cast<double>(stats.requests_finished_length)},
+                                {"cancelled", static_cast<double>(stats.requests_cancelled)}}));
+  families.push_back(Counter("glmserve_worker_prompt_tokens_total", "Prompt tokens computed.",
+                             static_cast<double>(stats.prompt_tokens)));
+  families.push_back(Counter("glmserve_worker_generated_tokens_total", "Tokens generated.",
+                             static_cast<double>(stats.generated_tokens)));
+  families.push_back(
+      Counter("glmserve_worker_steps_total", "Engine steps.", static_cast<double>(stats.steps)));
+  families.push_back(Counter("glmserve_worker_step_seconds_total",
+                             "Seconds that the device spent in steps.", stats.step_seconds));
+  families.push_back(Gauge("glmserve_worker_requests_running", "Requests in the running batch.",
+                           stats.load.requests_running));
+  families.push_back(Gauge("glmserve_worker_requests_waiting", "Requests waiting for a first step.",
+                           stats.load.requests_waiting));
+  families.push_back(Gauge("glmserve_worker_tokens_waiting", "Prompt tokens not yet computed.",
+                           static_cast<double>(stats.load.tokens_waiting)));
+  families.push_back(Gauge("glmserve_worker_kv_blocks_used", "KV blocks in use.",
+                           static_cast<double>(stats.load.kv_blocks_used)));
+  families.push_back(Gauge("glmserve_worker_kv_blocks_total", "KV blocks there are.",
+                           static_cast<double>(stats.load.kv_blocks_total)));
+  return families;
+}
+
+}  // namespace glm::worker

@@ -1,0 +1,41 @@
+// The worker's Prometheus metrics: EngineStats read at scrape time, and latency histograms.
+//
+// Who calls: Collect on the exposer's thread; the Observe functions on the engine thread (through
+// Service). Names and labels are fixed here and nowhere else.
+#pragma once
+
+#include <prometheus/collectable.h>
+#include <prometheus/histogram.h>
+#include <prometheus/registry.h>
+
+#include <vector>
+
+#include "engine/engine.h"
+
+namespace glm::worker {
+
+class WorkerMetrics : public prometheus::Collectable {
+ public:
+  WorkerMetrics();
+
+  /// From now on Collect reads this engine. It must outlive the exposer.
+  void Attach(const engine::Engine* engine) { engine_ = engine; }
+
+  /// Seconds from Submit to the first token of a request.
+  void ObserveTimeToFirstToken(double seconds) { time_to_first_token_->Observe(seconds); }
+  /// Seconds between two tokens of a request.
+  void ObserveInterToken(double seconds) { inter_token_->Observe(seconds); }
+  /// Seconds from Submit to the end of a request.
+  void ObserveEndToEnd(double seconds) { end_to_end_->Observe(seconds); }
+
+  std::vector<prometheus::MetricFamily> Collect() const override;
+
+ private:
+  const engine::Engine* engine_ = nullptr;
+  prometheus::Registry histograms_;
+  prometheus::Histogram* time_to_first_token_;
+  prometheus::Histogram* inter_token_;
+  prometheus::Histogram* end_to_end_;
+};
+
+}  // namespace glm::worker

@@ -1,0 +1,255 @@
+#include "worker/service.h"
+
+#include <random>
+#include <utility>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "proto/base/log.h"
+#include "worker/session.h"
+
+namespace glm::worker {
+
+namespace pb = ::glmserve::worker::v1;
+
+namespace {
+
+uint64_t DrawIncarnation() {
+  std::random_device random;
+  return (static_cast<uint64_t>(random()) << 32) | random();
+}
+
+pb::Finish ToWire(engine::FinishReason reason) {
+  switch (reason) {
+    case engine::FinishReason::kNone:
+      return pb::FINISH_NONE;
+    case engine::FinishReason::kStop:
+      return pb::FINISH_STOP;
+    case engine::FinishReason::kLength:
+      return pb::FINISH_LENGTH;
+    case engine::FinishReason::kCancelled:
+      return pb::FINISH_CANCELLED;
+  }
+  return pb::FINISH_NONE;
+}
+
+void ToWire(const engine::EngineLoad& load, pb::Load* wire) {
+  wire->set_requests_running(load.requests_running);
+  wire->set_requests_waiting(load.requests_waiting);
+  wire->set_tokens_waiting(load.tokens_waiting);
+  wire->set_kv_blocks_used(load.kv_blocks_used);
+  wire->set_kv_blocks_total(load.kv_blocks_total);
+}
+
+void ToWire(const engine::RequestEvent& event, uint64_t request_id, pb::Output* wire) {
+  wire->set_request_id(request_id);
+  wire->mutable_token_ids()->Add(event.token_ids.begin(), event.token_ids.end());
+  wire->set_finish(ToWire(event.finish));
+  wire->set_stop_id(event.stop_id);
+  wire->set_prompt_tokens(event.prompt_tokens);
+  wire->set_cached_tokens(event.cached_tokens);
+}
+
+engine::Request FromWire(const pb::Submit& submit, engine::RequestId engine_id) {
+  engine::Request request;
+  request.id = engine_id;
+  request.prompt_ids.assign(submit.prompt_ids().begin(), submit.prompt_ids().end());
+  request.sampling.temperature = submit.sampling().temperature();
+  request.sampling.top_p = submit.sampling().top_p();
+  request.sampling.top_k = submit.sampling().top_k();
+  request.sampling.seed = submit.sampling().seed();
+  request.stop.stop_ids.assign(submit.stop().stop_ids().begin(), submit.stop().stop_ids().end());
+  request.stop.max_tokens = static_cast<int32_t>(submit.stop().max_tokens());
+  request.stop.min_tokens = static_cast<int32_t>(submit.stop().min_tokens());
+  return request;
+}
+
+}  // namespace
+
+Service::Service(const WorkerOptions& options, WorkerMetrics* metrics)
+    : options_(options), metrics_(metrics), incarnation_(DrawIncarnation()) {}
+
+Service::~Service() = default;
+
+void Service::Attach(engine::Engine* engine) {
+  absl::MutexLock lock(&mutex_);
+  engine_ = engine;
+}
+
+grpc::ServerBidiReactor<pb::RouterFrame, pb::WorkerFrame>* Service::Session(
+    grpc::CallbackServerContext* context) {
+  return glm::worker::Session::Start(this, context, options_.session_frames_max).get();
+}
+
+absl::Status Service::Open(const std::shared_ptr<glm::worker::Session>& session) {
+  absl::MutexLock lock(&mutex_);
+  if (engine_ == nullptr) return absl::UnavailableError("the model is still loading");
+  if (static_cast<int32_t>(sessions_.size()) >= options_.sessions_max) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat(sessions_.size(), " routers are connected (--sessions-max)"));
+  }
+  session->number_ = next_session_number_++;
+  sessions_[session->number_] = session;
+  LOG(INFO) << "session " << session->number_ << ": router '"
+            << session->incoming_.hello().router_name() << "' at " << session->peer();
+  pb::WorkerFrame frame;
+  *frame.mutable_welcome() = MakeWelcome();
+  session->Send(std::move(frame));
+  return absl::OkStatus();
+}
+
+pb::Welcome Service::MakeWelcome() const {
+  const engine::EngineShape& shape = engine_->shape();
+  pb::Welcome welcome;
+  welcome.set_protocol_version(kProtocolVersion);
+  welcome.set_incarnation(incarnation_);
+  welcome.set_model_name(shape.model_name);
+  welcome.set_vocabulary(shape.vocabulary);
+  welcome.set_length_max(shape.length_max);
+  welcome.set_block_size(shape.block_size);
+  welcome.set_kv_blocks_total(shape.kv_blocks_total);
+  welcome.set_sequences_max(shape.sequences_max);
+  welcome.mutable_eos_ids()->Add(shape.eos_ids.begin(), shape.eos_ids.end());
+  return welcome;
+}
+
+void Service::Close(uint64_t session_number) {
+  std::vector<engine::RequestId> orphans;
+  engine::Engine* engine = nullptr;
+  {
+    absl::MutexLock lock(&mutex_);
+    const auto session = sessions_.find(session_number);
+    if (session == sessions_.end()) return;
+    for (const auto& [request_id, engine_id] : session->second->requests_) {
+      orphans.push_back(engine_id);
+      live_.erase(engine_id);
+    }
+    LOG(INFO) << "session " << session_number << " closed, " << orphans.size()
+              << " requests cancelled";
+    session->second->requests_.clear();
+    sessions_.erase(session);
+    engine = engine_;
+  }
+  for (const engine::RequestId orphan : orphans) engine->Cancel(orphan);
+}
+
+absl::Status Service::Register(const std::shared_ptr<glm::worker::Session>& session,
+                               uint64_t request_id, engine::RequestId* engine_id) {
+  absl::MutexLock lock(&mutex_);
+  if (draining_) return absl::UnavailableError("this worker is draining");
+  if (!sessions_.contains(session->number_)) return absl::CancelledError("the session has ended");
+  *engine_id = next_engine_id_;
+  if (!session->requests_.emplace(request_id, *engine_id).second) {
+    return absl::AlreadyExistsError(absl::StrCat("request_id ", request_id, " is live already"));
+  }
+  ++next_engine_id_;
+  live_[*engine_id] = LiveRequest{session, request_id, Clock::now(), {}, false};
+  return absl::OkStatus();
+}
+
+void Service::Forget(engine::RequestId engine_id) {
+  const auto live = live_.find(engine_id);
+  if (live == live_.end()) return;
+  live->second.session->requests_.erase(live->second.request_id);
+  live_.erase(live);
+}
+
+void Service::Submit(const std::shared_ptr<glm::worker::Session>& session,
+                     const pb::Submit& submit) {
+  engine::RequestId engine_id = 0;
+  absl::Status status = Register(session, submit.request_id(), &engine_id);
+  if (status.ok()) {
+    // Registered first: the engine may answer before Submit returns.
+    status = engine_->Submit(FromWire(submit, engine_id));
+    if (status.ok()) return;
+    absl::MutexLock lock(&mutex_);
+    Forget(engine_id);
+  }
+  pb::WorkerFrame frame;
+  pb::Output* output = frame.mutable_step()->add_outputs();
+  output->set_request_id(submit.request_id());
+  output->set_finish(pb::FINISH_REFUSED);
+  output->set_error(std::string(status.message()));
+  output->set_error_code(static_cast<int32_t>(status.code()));
+  ToWire(engine_->Stats().load, frame.mutable_step()->mutable_load());
+  session->Send(std::move(frame));
+}
+
+void Service::Cancel(uint64_t session_number, uint64_t request_id) {
+  engine::RequestId engine_id = 0;
+  {
+    absl::MutexLock lock(&mutex_);
+    const auto session = sessions_.find(session_number);
+    if (session == sessions_.end()) return;
+    const auto request = session->second->requests_.find(request_id);
+    if (request == session->second->requests_.end()) return;
+    engine_id = request->second;
+  }
+  engine_->Cancel(engine_id);
+}
+
+void Service::Observe(const engine::RequestEvent& event, LiveRequest& live) {
+  const Clock::time_point now = Clock::now();
+  const auto seconds = [now](Clock::time_point since) {
+    return std::chrono::duration<double>(now - since).count();
+  };
+  for (size_t i = 0; i < event.token_ids.size(); ++i) {
+    if (live.has_token) {
+      metrics_->ObserveInterToken(seconds(live.last_token));
+    } else {
+      metrics_->ObserveTimeToFirstToken(seconds(live.submitted));
+    }
+    live.has_token = true;
+    live.last_token = now;
+  }
+  if (event.finish != engine::FinishReason::kNone) {
+    metrics_->ObserveEndToEnd(seconds(live.submitted));
+  }
+}
+
+void Service::Deliver(engine::StepEvents&& events) {
+  absl::MutexLock lock(&mutex_);
+  std::map<uint64_t, pb::WorkerFrame> frames;
+  for (const auto& [number, session] : sessions_) {
+    pb::Step* step = frames[number].mutable_step();
+    step->set_step(events.step);
+    step->set_draining(draining_);
+    ToWire(events.load, step->mutable_load());
+  }
+  for (const engine::RequestEvent& event : events.requests) {
+    const auto live = live_.find(event.id);
+    if (live == live_.end()) continue;  // its session has closed
+    Observe(event, live->second);
+    const auto frame = frames.find(live->second.session->number_);
+    CHECK(frame != frames.end()) << "a live request of a session that is not open";
+    ToWire(event, live->second.request_id, frame->second.mutable_step()->add_outputs());
+    if (event.finish != engine::FinishReason::kNone) Forget(event.id);
+  }
+  for (auto& [number, frame] : frames) sessions_[number]->Send(std::move(frame));
+}
+
+void Service::StartDraining() {
+  absl::MutexLock lock(&mutex_);
+  draining_ = true;
+  for (const auto& [number, session] : sessions_) {
+    pb::WorkerFrame frame;
+    frame.mutable_step()->set_draining(true);
+    ToWire(engine_->Stats().load, frame.mutable_step()->mutable_load());
+    session->Send(std::move(frame));
+  }
+}
+
+bool Service::AwaitIdle(std::chrono::milliseconds timeout) {
+  absl::MutexLock lock(&mutex_);
+  const auto idle = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return live_.empty(); };
+  return mutex_.AwaitWithTimeout(absl::Condition(&idle), absl::FromChrono(timeout));
+}
+
+void Service::CloseAll() {
+  absl::MutexLock lock(&mutex_);
+  for (const auto& [number, session] : sessions_) {
+    session->End(grpc::Status(grpc::StatusCode::UNAVAILABLE, "the worker is shutting down"));
+  }
+}
+
+}  // namespace glm::worker

@@ -1,0 +1,99 @@
+// The worker's gRPC face: sessions of routers, frames to Engine::Submit and Cancel, events to
+// frames.
+//
+// Threads: gRPC's own threads bring frames (OnReadDone); the engine thread brings StepEvents
+// (Deliver). Two locks, always taken in this order: Service::mutex_ over the table of live
+// requests, then a session's out-buffer. Nothing waits for a slow router: a session whose
+// out-buffer overflows is closed.
+#pragma once
+
+#include <grpcpp/grpcpp.h>
+
+#include <chrono>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <unordered_map>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/synchronization/mutex.h"
+#include "engine/engine.h"
+#include "proto/worker.grpc.pb.h"
+#include "worker/metrics.h"
+#include "worker/options.h"
+
+namespace glm::worker {
+
+inline constexpr uint32_t kProtocolVersion = 1;
+
+class Session;
+
+class Service : public ::glmserve::worker::v1::Worker::CallbackService {
+ public:
+  /// `metrics` must outlive the service.
+  Service(const WorkerOptions& options, WorkerMetrics* metrics);
+  ~Service() override;
+
+  /// Sessions are refused with UNAVAILABLE before this. `engine` must outlive the service's use.
+  void Attach(engine::Engine* engine);
+
+  /// The engine's sink. Engine thread.
+  void Deliver(engine::StepEvents&& events);
+
+  /// From now on: every frame says draining, submits are refused with UNAVAILABLE.
+  void StartDraining();
+
+  /// Ends every session with UNAVAILABLE: the last step of a drain.
+  void CloseAll();
+
+  /// Waits until no request is live, at most `timeout`. True when none is.
+  bool AwaitIdle(std::chrono::milliseconds timeout);
+
+  grpc::ServerBidiReactor<::glmserve::worker::v1::RouterFrame, ::glmserve::worker::v1::WorkerFrame>*
+  Session(grpc::CallbackServerContext* context) override;
+
+ private:
+  friend class glm::worker::Session;
+  using Clock = std::chrono::steady_clock;
+
+  /// One request that the engine has and that has not ended.
+  struct LiveRequest {
+    std::shared_ptr<glm::worker::Session> session;
+    uint64_t request_id = 0;  // the router's
+    Clock::time_point submitted;
+    Clock::time_point last_token;
+    bool has_token = false;
+  };
+
+  /// Registers a session after its Hello. RESOURCE_EXHAUSTED past sessions_max.
+  absl::Status Open(const std::shared_ptr<glm::worker::Session>& session);
+  /// Cancels all of the session's requests. The session gets no more frames.
+  void Close(uint64_t session_number);
+  void Submit(const std::shared_ptr<glm::worker::Session>& session,
+              const ::glmserve::worker::v1::Submit& submit);
+  void Cancel(uint64_t session_number, uint64_t request_id);
+
+  absl::Status Register(const std::shared_ptr<glm::worker::Session>& session, uint64_t request_id,
+                        engine::RequestId* engine_id);
+  void Forget(engine::RequestId engine_id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  void Observe(const engine::RequestEvent& event, LiveRequest& live)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+  ::glmserve::worker::v1::Welcome MakeWelcome() const;
+
+  const WorkerOptions options_;
+  WorkerMetrics* const metrics_;
+  const uint64_t incarnation_;
+
+  mutable absl::Mutex mutex_;  // "live requests"
+  /// Set once, by Attach, before the first session opens; constant from then on.
+  engine::Engine* engine_ = nullptr;
+  bool draining_ ABSL_GUARDED_BY(mutex_) = false;
+  uint64_t next_session_number_ ABSL_GUARDED_BY(mutex_) = 1;
+  engine::RequestId next_engine_id_ ABSL_GUARDED_BY(mutex_) = 1;
+  /// Sessions by number, the order in which they came.
+  std::map<uint64_t, std::shared_ptr<glm::worker::Session>> sessions_ ABSL_GUARDED_BY(mutex_);
+  std::unordered_map<engine::RequestId, LiveRequest> live_ ABSL_GUARDED_BY(mutex_);
+};
+
+}  // namespace glm::worker
