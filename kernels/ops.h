@@ -20,7 +20,7 @@
 //              [T, ceil(columns/128)] for one per 128 columns; the scales' rank decides which. It
 //              is taken from the values rounded to act: scale = max|x| / 448 (1 when that is 0),
 //              value = x / scale. Of `out` and `quantized` at least one must be there.
-//   Optional   Arguments that may be left out are those with an initialiser.
+//   Optional   A Tensor or Activation that may be left out has an initialiser.
 //   Bounds     Shapes are CHECKed: a wrong one is our bug. Values in device memory (ids, lengths,
 //              block numbers) were checked by who made the plan.
 //
