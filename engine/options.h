@@ -9,6 +9,9 @@
 namespace glm::engine {
 
 struct EngineOptions {
+  /// Block numbers and the positions they stand for fit in 31 bits at the largest block size.
+  static constexpr int64_t kKvBlocksMax = (int64_t{1} << 31) / 128 - 1;
+
   /// Folder of the checkpoint: config.json, *.safetensors (by index), generation_config.json.
   std::string model;
   /// Name that clients use; empty: the last part of `model`.
@@ -34,6 +37,9 @@ struct EngineOptions {
   int32_t max_num_seqs = 64;
   /// Tokens computed in one step, decodes and prompt chunks together.
   int32_t max_num_batched_tokens = 1024;
+  /// Steps handed to a device before the result of the oldest is back: 1, or 2 to plan a step while
+  /// the one before runs. 0: 2 on a GPU; 1 on the CPU, where the host's part is too short to hide.
+  int32_t steps_in_flight = 0;
   /// Requests waiting for their first step; more are refused with RESOURCE_EXHAUSTED.
   int32_t max_waiting_requests = 4096;
 

@@ -28,6 +28,9 @@ struct SamplingParams {
   uint64_t seed = 0;         // the stream depends on seed and position only
 };
 
+/// Most stop ids of one request.
+inline constexpr int32_t kStopIdsMax = 128;
+
 struct StopRule {
   std::vector<int32_t> stop_ids;  // any of these ends the request; the id itself is delivered
   int32_t max_tokens = 16;        // at least 1

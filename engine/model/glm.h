@@ -5,13 +5,14 @@
 // kernels/ops.h.
 #pragma once
 
-#include <functional>
+#include <cstdint>
 #include <memory>
 #include <string>
 #include <vector>
 
 #include "absl/status/statusor.h"
 #include "engine/model/config.h"
+#include "engine/model/trace.h"
 #include "kernels/ops.h"
 
 namespace glm::engine {
@@ -28,10 +29,6 @@ struct KvCache {
 
 class Glm {
  public:
-  /// Called with every named intermediate, on the rank thread, after the op that made it was
-  /// issued.
-  using Trace = std::function<void(const std::string& name, const Tensor& tensor)>;
-
   /// Reads all weights of `folder` into `device` and plans the buffers of the largest step.
   /// `dtype` is the activation type. NOT_FOUND / INVALID_ARGUMENT name the tensor or file.
   static absl::StatusOr<std::unique_ptr<Glm>> Load(Device& device, const ModelConfig& config,
@@ -47,7 +44,9 @@ class Glm {
   /// logits of batch.logit_tokens to `logits`, F32 [R, V].
   virtual void Forward(const BatchView& batch, const KvCache& cache, const Tensor& logits) = 0;
 
+  /// The hook for every named intermediate; null turns it off.
   virtual void SetTrace(Trace trace) = 0;
+  /// Device bytes of the weights.
   virtual int64_t weight_bytes() const = 0;
 };
 

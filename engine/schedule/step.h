@@ -20,6 +20,7 @@ struct StepPlan {
   std::vector<int32_t> token_sequences;  // [T]
   std::vector<int32_t> query_starts;     // [S+1]
   std::vector<int32_t> kv_lengths;       // [S]
+  int32_t blocks_max = 0;                // of the sequences in this plan
   std::vector<int32_t> block_tables;     // [S * blocks_max], row-major, zero-filled
   std::vector<int32_t> logit_tokens;     // [R]
   std::vector<SampleRow> sample_rows;    // [R]

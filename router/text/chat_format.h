@@ -36,6 +36,7 @@ struct Chat {
   std::vector<Json> tools;            // OpenAI's objects, whole
   bool enable_thinking = true;
   std::optional<bool> clear_thinking;  // 4.7 only; unset: reasoning of earlier turns is dropped
+  bool add_generation_prompt = true;   // whether the assistant's turn is opened
 };
 
 enum class ChatDialect : uint8_t { kGlm45, kGlm47 };
@@ -46,5 +47,16 @@ absl::StatusOr<ChatDialect> DetectChatDialect(const std::string& chat_template);
 
 /// The prompt, up to and including the opening of the assistant's turn.
 std::string RenderChat(const Chat& chat, ChatDialect dialect);
+
+/// What the first token of an answer belongs to.
+enum class AnswerStart : uint8_t {
+  kPlain,      // no chat: neither reasoning nor content is marked
+  kUndecided,  // reasoning if the answer opens <think>, else content
+  kReasoning,  // the prompt has opened <think>
+  kContent,    // the prompt has closed </think>
+};
+
+/// Where the answer to RenderChat(chat, dialect) begins.
+AnswerStart StartOfAnswer(const Chat& chat, ChatDialect dialect);
 
 }  // namespace glm::router

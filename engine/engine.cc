@@ -1,0 +1,137 @@
+#include "engine/engine.h"
+
+#include <algorithm>
+#include <filesystem>
+#include <thread>
+#include <utility>
+
+#include "absl/strings/str_format.h"
+#include "engine/engine_loop.h"
+#include "engine/model/config.h"
+#include "engine/model/glm.h"
+#include "engine/rank/rank.h"
+#include "proto/base/log.h"
+
+namespace glm::engine {
+namespace {
+
+absl::StatusOr<DType> ActivationType(const EngineOptions& options, const ModelConfig& config) {
+  if (options.dtype == "float32") return DType::kF32;
+  if (options.dtype == "bfloat16") return DType::kBF16;
+  if (config.dtype == DType::kF32 && options.device == "cuda") {
+    return absl::InvalidArgumentError(
+        "dtype is \"auto\" and the checkpoint's is float32, which needs device \"cpu\"; give "
+        "dtype \"bfloat16\"");
+  }
+  return config.dtype;
+}
+
+int64_t BlocksFor(int64_t tokens, int64_t block_size) {
+  return (tokens + block_size - 1) / block_size;
+}
+
+/// kv_blocks, or as many as kv_cache_bytes holds.
+absl::StatusOr<int64_t> CountBlocks(const EngineOptions& options, int64_t bytes_per_block) {
+  if (options.kv_blocks > 0) return options.kv_blocks;
+  const int64_t blocks = options.kv_cache_bytes / bytes_per_block;
+  if (blocks < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("kv_cache_bytes is %d, must be at least %d, the size of one block",
+                        options.kv_cache_bytes, bytes_per_block));
+  }
+  return std::min(blocks, EngineOptions::kKvBlocksMax);
+}
+
+absl::StatusOr<EngineShape> PlanShape(const EngineOptions& options, const ModelConfig& config,
+                                      DType dtype) {
+  if (options.max_model_len > config.positions_max) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("max_model_len is %d, must be at most %d, the model's positions",
+                        options.max_model_len, config.positions_max));
+  }
+  const absl::StatusOr<int64_t> blocks =
+      CountBlocks(options, KvCache::BytesPerBlock(config, dtype, options.block_size));
+  if (!blocks.ok()) return blocks.status();
+  EngineShape shape;
+  shape.model_name = options.served_model_name;
+  if (shape.model_name.empty()) {
+    // A path that ends in a slash has an empty last part.
+    const std::filesystem::path path(options.model);
+    shape.model_name = (path.has_filename() ? path : path.parent_path()).filename().string();
+  }
+  shape.vocabulary = config.vocabulary_used;
+  const int64_t asked = options.max_model_len > 0 ? options.max_model_len : config.positions_max;
+  shape.length_max = static_cast<int32_t>(std::min(asked, *blocks * options.block_size));
+  shape.block_size = options.block_size;
+  shape.kv_blocks_total = *blocks;
+  shape.sequences_max = options.max_num_seqs;
+  shape.eos_ids = config.eos_ids;
+  return shape;
+}
+
+RankOptions PlanRank(const EngineOptions& options, const ModelConfig& config,
+                     const EngineShape& shape, DType dtype, int32_t steps_in_flight) {
+  RankOptions rank;
+  rank.folder = options.model;
+  rank.device = options.device;
+  rank.device_index = options.device_index;
+  rank.cpu_threads = options.cpu_threads > 0
+                         ? options.cpu_threads
+                         : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  rank.dtype = dtype;
+  rank.kv_blocks = shape.kv_blocks_total;
+  rank.block_size = shape.block_size;
+  StepLimits limits;
+  limits.tokens_max = options.max_num_batched_tokens;
+  limits.sequences_max = options.max_num_seqs;
+  limits.logit_rows_max = options.max_num_seqs;
+  rank.batch.step = Glm::CompleteLimits(config, limits);
+  rank.batch.blocks_max = BlocksFor(shape.length_max, shape.block_size);
+  rank.batch.slots = options.max_num_seqs;
+  rank.batch.steps_in_flight_max = steps_in_flight;
+  return rank;
+}
+
+void LogPlan(const EngineShape& shape, const RankMemory& memory, DType dtype,
+             int32_t steps_in_flight) {
+  const double mib = 1 << 20;
+  LOG(INFO) << absl::StrFormat(
+      "%s on %s, %s: weights %.1f MiB, KV cache %.1f MiB (%d blocks of %d tokens), step buffers "
+      "%.1f MiB, %.1f MiB left; up to %d tokens a request, %d requests at once, %d steps in flight",
+      shape.model_name, memory.device, Name(dtype), memory.weight_bytes / mib,
+      memory.kv_bytes / mib, shape.kv_blocks_total, shape.block_size,
+      (memory.scratch_bytes + memory.batch_bytes) / mib, memory.free_bytes / mib, shape.length_max,
+      shape.sequences_max, steps_in_flight);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineOptions& options, Sink sink) {
+  const absl::Status valid = options.Validate();
+  if (!valid.ok()) return valid;
+  const absl::StatusOr<ModelConfig> config = ModelConfig::Read(options.model);
+  if (!config.ok()) return config.status();
+  const absl::StatusOr<DType> dtype = ActivationType(options, *config);
+  if (!dtype.ok()) return dtype.status();
+  const absl::StatusOr<EngineShape> shape = PlanShape(options, *config, *dtype);
+  if (!shape.ok()) return shape.status();
+  const int32_t steps_in_flight =
+      options.steps_in_flight > 0 ? options.steps_in_flight : (options.device == "cuda" ? 2 : 1);
+
+  absl::StatusOr<std::unique_ptr<Rank>> rank =
+      Rank::Start(PlanRank(options, *config, *shape, *dtype, steps_in_flight), *config);
+  if (!rank.ok()) return rank.status();
+  LogPlan(*shape, (*rank)->memory(), *dtype, steps_in_flight);
+
+  SchedulerLimits limits;
+  limits.block_size = shape->block_size;
+  limits.kv_blocks = shape->kv_blocks_total;
+  limits.length_max = shape->length_max;
+  limits.sequences_max = shape->sequences_max;
+  limits.batched_tokens_max = options.max_num_batched_tokens;
+  limits.plans_in_flight_max = steps_in_flight;
+  return std::make_unique<EngineLoop>(*shape, limits, options.max_waiting_requests,
+                                      *std::move(rank), std::move(sink));
+}
+
+}  // namespace glm::engine

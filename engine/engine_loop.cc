@@ -1,0 +1,219 @@
+#include "engine/engine_loop.h"
+
+#include <cmath>
+#include <utility>
+
+#include "absl/strings/str_format.h"
+#include "proto/base/log.h"
+
+namespace glm::engine {
+namespace {
+
+absl::Status CheckIds(const char* field, const std::vector<int32_t>& ids, int32_t vocabulary) {
+  for (size_t i = 0; i < ids.size(); ++i) {
+    if (ids[i] >= 0 && ids[i] < vocabulary) continue;
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "%s[%d] is %d, must be in [0, %d], the vocabulary", field, i, ids[i], vocabulary - 1));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ValidateSampling(const SamplingParams& sampling) {
+  // Written so that NaN fails.
+  if (!(sampling.temperature >= 0.0f && sampling.temperature <= 100.0f)) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("temperature is %g, must be in [0, 100]", sampling.temperature));
+  }
+  if (!(sampling.top_p > 0.0f && sampling.top_p <= 1.0f)) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("top_p is %g, must be above 0 and at most 1", sampling.top_p));
+  }
+  if (sampling.top_k < 0) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("top_k is %d, must be at least 0", sampling.top_k));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status ValidateStop(const StopRule& stop, int32_t vocabulary) {
+  if (stop.max_tokens < 1) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("max_tokens is %d, must be at least 1", stop.max_tokens));
+  }
+  if (stop.min_tokens < 0 || stop.min_tokens > stop.max_tokens) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "min_tokens is %d, must be in [0, %d], max_tokens", stop.min_tokens, stop.max_tokens));
+  }
+  if (stop.stop_ids.size() > static_cast<size_t>(kStopIdsMax)) {
+    return absl::InvalidArgumentError(absl::StrFormat(
+        "stop_ids has %d entries, must have at most %d", stop.stop_ids.size(), kStopIdsMax));
+  }
+  return CheckIds("stop_ids", stop.stop_ids, vocabulary);
+}
+
+}  // namespace
+
+absl::Status ValidateRequest(const Request& request, const EngineShape& shape) {
+  if (request.prompt_ids.empty()) {
+    return absl::InvalidArgumentError("prompt_ids is empty, must have at least 1 token");
+  }
+  absl::Status status = ValidateStop(request.stop, shape.vocabulary);
+  status.Update(ValidateSampling(request.sampling));
+  const int64_t prompt = static_cast<int64_t>(request.prompt_ids.size());
+  if (prompt + request.stop.max_tokens > shape.length_max) {
+    status.Update(absl::InvalidArgumentError(absl::StrFormat(
+        "prompt_ids has %d tokens and max_tokens is %d, %d together, must be at most %d", prompt,
+        request.stop.max_tokens, prompt + request.stop.max_tokens, shape.length_max)));
+  }
+  if (status.ok()) status = CheckIds("prompt_ids", request.prompt_ids, shape.vocabulary);
+  return status;
+}
+
+EngineLoop::EngineLoop(EngineShape shape, const SchedulerLimits& limits, int32_t waiting_max,
+                       std::unique_ptr<StepRunner> runner, Sink sink)
+    : shape_(std::move(shape)),
+      waiting_max_(waiting_max),
+      sink_(std::move(sink)),
+      scheduler_(limits),
+      runner_(std::move(runner)),
+      plans_(limits.plans_in_flight_max) {
+  CHECK_EQ(shape_.length_max, limits.length_max);
+  CHECK_EQ(shape_.block_size, limits.block_size);
+  CHECK_EQ(shape_.kv_blocks_total, limits.kv_blocks);
+  CHECK_EQ(shape_.sequences_max, limits.sequences_max);
+  stats_.load = scheduler_.Load();
+  thread_ = std::thread([this] { Run(); });
+}
+
+EngineLoop::~EngineLoop() { Stop(); }
+
+// ---- Any thread
+// ----------------------------------------------------------------------------------
+
+absl::Status EngineLoop::Submit(Request request) {
+  const absl::Status status = ValidateRequest(request, shape_);
+  if (!status.ok()) return status;
+  MutexLock lock(&inbox_mutex_);
+  if (inbox_.stop) return absl::UnavailableError("the engine is stopped");
+  if (requests_waiting_ >= waiting_max_) {
+    return absl::ResourceExhaustedError(absl::StrFormat(
+        "%d requests are waiting, max_waiting_requests is %d", requests_waiting_, waiting_max_));
+  }
+  if (!live_.emplace(request.id, false).second) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("id is %d, must differ from those of live requests", request.id));
+  }
+  ++requests_waiting_;
+  inbox_.submits.push_back(std::move(request));
+  inbox_changed_.Signal();
+  return absl::OkStatus();
+}
+
+void EngineLoop::Cancel(RequestId id) {
+  MutexLock lock(&inbox_mutex_);
+  const auto found = live_.find(id);
+  if (found == live_.end() || found->second) return;
+  found->second = true;
+  inbox_.cancels.push_back(id);
+  inbox_changed_.Signal();
+}
+
+EngineStats EngineLoop::Stats() const {
+  MutexLock lock(&inbox_mutex_);
+  EngineStats stats = stats_;
+  stats.load.requests_waiting = requests_waiting_;
+  return stats;
+}
+
+void EngineLoop::Stop() {
+  {
+    MutexLock lock(&inbox_mutex_);
+    inbox_.stop = true;
+    inbox_changed_.Signal();
+  }
+  std::call_once(joined_, [this] { thread_.join(); });
+}
+
+// ---- The engine thread
+// ---------------------------------------------------------------------------
+
+void EngineLoop::Run() {
+  while (true) {
+    Inbox inbox = TakeInbox();
+    StepEvents events;
+    events.step = plans_applied_;
+    for (Request& request : inbox.submits) scheduler_.Admit(std::move(request));
+    for (const RequestId id : inbox.cancels) scheduler_.Cancel(id, &events);
+    if (inbox.stop) {
+      Deliver(std::move(events));
+      break;
+    }
+    PlanAhead();
+    // The device has its work; only now is there time to talk.
+    Deliver(std::move(events));
+    if (scheduler_.plans_in_flight() > 0) ApplyOldest();
+  }
+  while (scheduler_.plans_in_flight() > 0) ApplyOldest();
+  StepEvents events;
+  events.step = plans_applied_;
+  for (const RequestId id : scheduler_.LiveIds()) scheduler_.Cancel(id, &events);
+  Deliver(std::move(events));
+}
+
+EngineLoop::Inbox EngineLoop::TakeInbox() {
+  const bool idle = scheduler_.plans_in_flight() == 0 && !scheduler_.has_live();
+  MutexLock lock(&inbox_mutex_);
+  while (idle && inbox_.submits.empty() && !inbox_.stop) inbox_changed_.Wait(&inbox_mutex_);
+  Inbox taken;
+  taken.submits.swap(inbox_.submits);
+  taken.cancels.swap(inbox_.cancels);
+  taken.stop = inbox_.stop;
+  return taken;
+}
+
+void EngineLoop::PlanAhead() {
+  while (scheduler_.plans_in_flight() < scheduler_.limits().plans_in_flight_max) {
+    StepPlan* plan = &plans_[plans_made_ % plans_.size()];
+    if (!scheduler_.Plan(plan)) break;
+    ++plans_made_;
+    runner_->Submit(plan);
+  }
+  CHECK(scheduler_.plans_in_flight() > 0 || !scheduler_.has_live())
+      << "requests are live, but nothing can be planned";
+}
+
+void EngineLoop::ApplyOldest() {
+  const StepResult result = runner_->Wait();
+  StepEvents events;
+  scheduler_.Apply(plans_[plans_applied_ % plans_.size()], result, &events);
+  ++plans_applied_;
+  step_seconds_ += result.seconds;
+  Deliver(std::move(events));
+}
+
+void EngineLoop::Deliver(StepEvents events) {
+  events.load = scheduler_.Load();
+  {
+    MutexLock lock(&inbox_mutex_);
+    requests_waiting_ = events.load.requests_waiting + static_cast<int32_t>(inbox_.submits.size());
+    stats_.load = events.load;
+    stats_.steps = plans_applied_;
+    stats_.step_seconds = step_seconds_;
+    stats_.prompt_tokens = scheduler_.prompt_tokens_planned();
+    for (const RequestEvent& event : events.requests) {
+      stats_.generated_tokens += event.token_ids.size();
+      if (event.finish == FinishReason::kNone) continue;
+      stats_.requests_finished_stop += event.finish == FinishReason::kStop ? 1 : 0;
+      stats_.requests_finished_length += event.finish == FinishReason::kLength ? 1 : 0;
+      stats_.requests_cancelled += event.finish == FinishReason::kCancelled ? 1 : 0;
+      const auto live = live_.find(event.id);
+      CHECK(live != live_.end()) << "request " << event.id << " ended twice";
+      // A cancel that came too late must not hit a later request of the same id.
+      if (live->second) std::erase(inbox_.cancels, event.id);
+      live_.erase(live);
+    }
+  }
+  if (!events.requests.empty()) sink_(std::move(events));
+}
+
+}  // namespace glm::engine

@@ -1,0 +1,83 @@
+// The engine without its devices: the inbox, the engine thread, and the loop of a step.
+//
+// Who calls: Engine::Create, with ranks behind `runner`; tests, with a fake behind it. Submit,
+// Cancel, Stats and Stop come from any thread. The engine thread alone touches the scheduler, calls
+// the runner and the sink.
+//
+// A turn of the loop: take the inbox; admit and cancel; plan and hand over steps until
+// plans_in_flight_max are out; wait for the oldest; apply it; call the sink. While it waits, the
+// device runs; while it applies and plans, the device runs the next step if two may be out.
+#pragma once
+
+#include <memory>
+#include <mutex>
+#include <thread>
+#include <unordered_map>
+#include <vector>
+
+#include "engine/engine.h"
+#include "engine/mutex.h"
+#include "engine/rank/step_runner.h"
+#include "engine/schedule/scheduler.h"
+
+namespace glm::engine {
+
+/// INVALID_ARGUMENT naming field, value and limit for what the engine of this shape cannot serve.
+absl::Status ValidateRequest(const Request& request, const EngineShape& shape);
+
+class EngineLoop final : public Engine {
+ public:
+  /// Starts the engine thread. `shape` and `limits` agree (length_max, blocks, sequences).
+  EngineLoop(EngineShape shape, const SchedulerLimits& limits, int32_t waiting_max,
+             std::unique_ptr<StepRunner> runner, Sink sink);
+  EngineLoop(const EngineLoop&) = delete;
+  EngineLoop& operator=(const EngineLoop&) = delete;
+  ~EngineLoop() override;
+
+  absl::Status Submit(Request request) override;
+  void Cancel(RequestId id) override;
+  EngineStats Stats() const override;
+  const EngineShape& shape() const override { return shape_; }
+  void Stop() override;
+
+ private:
+  struct Inbox {
+    std::vector<Request> submits;    // at most waiting_max
+    std::vector<RequestId> cancels;  // of live requests, each once
+    bool stop = false;
+  };
+
+  void Run();
+  /// Moves the inbox out; first waits for something to be in it if nothing else is to be done.
+  Inbox TakeInbox();
+  void PlanAhead();
+  void ApplyOldest();
+  /// Counts and publishes what happened, then calls the sink if there is something to say.
+  void Deliver(StepEvents events);
+
+  const EngineShape shape_;
+  const int32_t waiting_max_;
+  const Sink sink_;
+
+  // Of the engine thread.
+  Scheduler scheduler_;
+  const std::unique_ptr<StepRunner> runner_;
+  std::vector<StepPlan> plans_;  // a ring of plans_in_flight_max
+  uint64_t plans_made_ = 0;
+  uint64_t plans_applied_ = 0;
+  double step_seconds_ = 0;
+
+  // "Engine inbox": the one lock between callers and the engine thread.
+  mutable Mutex inbox_mutex_;
+  Condition inbox_changed_;
+  Inbox inbox_ ABSL_GUARDED_BY(inbox_mutex_);
+  /// Every request that Submit took and that has not ended; true: its cancel is on the way.
+  std::unordered_map<RequestId, bool> live_ ABSL_GUARDED_BY(inbox_mutex_);
+  int32_t requests_waiting_ ABSL_GUARDED_BY(inbox_mutex_) = 0;  // in the inbox and the scheduler
+  EngineStats stats_ ABSL_GUARDED_BY(inbox_mutex_);
+
+  std::once_flag joined_;
+  std::thread thread_;  // last: it uses all of the above
+};
+
+}  // namespace glm::engine

@@ -1,0 +1,51 @@
+// Grouped-query attention: q, k, v with optional biases and per-head norms, partial rotary
+// embedding, causal attention over the paged cache, output projection.
+//
+// Who calls: Glm, on the thread that owns the device.
+#pragma once
+
+#include <string>
+
+#include "engine/model/config.h"
+#include "engine/model/loader.h"
+#include "engine/model/trace.h"
+#include "kernels/ops.h"
+
+namespace glm::engine {
+
+/// One layer's weights.
+struct AttentionWeights {
+  Weight qkv;       // [(N + 2K) * D, H]: rows of q, then of k, then of v
+  Tensor qkv_bias;  // act [(N + 2K) * D], or empty
+  Tensor q_norm;    // act [D], or empty
+  Tensor k_norm;    // act [D], or empty
+  Weight out;       // [H, N * D]
+};
+
+/// Puts the weights of the layer with names `prefix` + "self_attn." into the plan.
+void PlanAttention(const ModelConfig& config, DType dtype, const std::string& prefix,
+                   WeightPlan* plan, AttentionWeights* weights);
+
+/// The attention of all layers: what they share is the rotary table and the buffers of a step.
+class Attention {
+ public:
+  /// Allocates; `dtype` is the activation type.
+  Attention(Device& device, const ModelConfig& config, DType dtype, const StepLimits& limits);
+
+  /// in: act [T, H], normalised; out: act [T, H], to be added to the residual.
+  void Forward(const BatchView& batch, const AttentionWeights& weights, const KvLayer& cache,
+               const Tensor& in, const Tensor& out, const TraceScope& trace) const;
+
+ private:
+  Device& device_;
+  const ModelConfig& config_;
+  Tensor rope_;   // F32 [positions_max, rope_size]
+  Tensor qkv_;    // act [T, (N + 2K) * D]
+  Tensor heads_;  // act [T, N * D]
+};
+
+/// The rotary table of the reference: F32 [positions, rope_size], of each position rope_size/2
+/// cosines, then as many sines. Frequencies and angles are floats, as in the reference.
+std::vector<float> RopeTable(double theta, int32_t rope_size, int64_t positions);
+
+}  // namespace glm::engine

@@ -1,0 +1,57 @@
+#include "engine/options.h"
+
+#include "absl/strings/str_format.h"
+
+namespace glm::engine {
+namespace {
+
+absl::Status CheckRange(const char* name, int64_t value, int64_t min, int64_t max) {
+  if (value >= min && value <= max) return absl::OkStatus();
+  return absl::InvalidArgumentError(
+      absl::StrFormat("%s is %d, must be in [%d, %d]", name, value, min, max));
+}
+
+absl::Status CheckOneOf(const char* name, const std::string& value,
+                        std::initializer_list<const char*> choices) {
+  std::string list;
+  for (const char* choice : choices) {
+    if (value == choice) return absl::OkStatus();
+    list += (list.empty() ? "\"" : ", \"") + std::string(choice) + "\"";
+  }
+  return absl::InvalidArgumentError(
+      absl::StrFormat("%s is \"%s\", must be one of %s", name, value, list));
+}
+
+}  // namespace
+
+absl::Status EngineOptions::Validate() const {
+  if (model.empty()) {
+    return absl::InvalidArgumentError("model is empty, must be the folder of a checkpoint");
+  }
+  absl::Status status;
+  status.Update(CheckOneOf("device", device, {"cpu", "cuda"}));
+  status.Update(CheckRange("device_index", device_index, 0, 63));
+  status.Update(CheckOneOf("dtype", dtype, {"auto", "bfloat16", "float32"}));
+  if (device == "cuda" && dtype == "float32") {
+    status.Update(absl::InvalidArgumentError(
+        "dtype is \"float32\", which needs device \"cpu\"; device is \"cuda\""));
+  }
+  status.Update(CheckRange("cpu_threads", cpu_threads, 0, 1024));
+  if (block_size != 16 && block_size != 32 && block_size != 64 && block_size != 128) {
+    status.Update(absl::InvalidArgumentError(
+        absl::StrFormat("block_size is %d, must be 16, 32, 64 or 128", block_size)));
+  }
+  status.Update(CheckRange("kv_blocks", kv_blocks, 0, kKvBlocksMax));
+  status.Update(
+      CheckRange("kv_cache_bytes", kv_cache_bytes, kv_blocks > 0 ? 0 : 1, int64_t{1} << 50));
+  status.Update(CheckRange("max_model_len", max_model_len, 0, 1 << 24));
+  status.Update(CheckRange("max_num_seqs", max_num_seqs, 1, 4096));
+  // Every running sequence must find room for its next token in each step.
+  status.Update(
+      CheckRange("max_num_batched_tokens", max_num_batched_tokens, max_num_seqs, 1 << 18));
+  status.Update(CheckRange("steps_in_flight", steps_in_flight, 0, 2));
+  status.Update(CheckRange("max_waiting_requests", max_waiting_requests, 1, 1 << 20));
+  return status;
+}
+
+}  // namespace glm::engine

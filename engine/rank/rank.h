@@ -1,0 +1,101 @@
+// Rank: one device of a worker: its thread, Device, weights, KV memory and the steps it runs.
+//
+// Who calls: the engine thread (Submit, Wait), and whoever creates it. The rank thread owns the
+// device: it creates it, loads the weights, plans all memory, then issues one step after another
+// and never waits for the device. The engine thread does that, in Wait, on the event recorded at
+// the end of a step; so step n+1 is issued while step n runs. A device error aborts the process.
+#pragma once
+
+#include <chrono>
+#include <deque>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "absl/status/statusor.h"
+#include "engine/model/config.h"
+#include "engine/mutex.h"
+#include "engine/rank/batch.h"
+#include "engine/rank/step_runner.h"
+
+namespace glm::engine {
+
+struct RankOptions {
+  std::string folder;         // of the checkpoint
+  std::string device;         // "cpu" or "cuda"
+  int32_t device_index = 0;   // of the GPU
+  int32_t cpu_threads = 1;    // of the CPU device, at least 1
+  DType dtype = DType::kF32;  // of activations and KV cache
+  int64_t kv_blocks = 0;
+  int32_t block_size = 0;
+  BatchLimits batch;  // `step` complete, as Glm::CompleteLimits leaves it
+};
+
+/// Where a rank's device memory goes.
+struct RankMemory {
+  std::string device;
+  int64_t weight_bytes = 0;
+  int64_t kv_bytes = 0;
+  int64_t scratch_bytes = 0;
+  int64_t batch_bytes = 0;
+  int64_t free_bytes = 0;
+};
+
+class Rank final : public StepRunner {
+ public:
+  /// Starts the thread and waits until it is ready for the first step. INVALID_ARGUMENT or
+  /// NOT_FOUND for a wrong checkpoint, FAILED_PRECONDITION for a device that is not there,
+  /// RESOURCE_EXHAUSTED for memory that does not suffice.
+  static absl::StatusOr<std::unique_ptr<Rank>> Start(const RankOptions& options,
+                                                     const ModelConfig& config);
+  Rank(const Rank&) = delete;
+  Rank& operator=(const Rank&) = delete;
+  /// Ends the thread. REQUIRES that no step is handed over and not waited for.
+  ~Rank() override;
+
+  void Submit(const StepPlan* plan) override;
+  StepResult Wait() override;
+
+  const RankMemory& memory() const { return memory_; }
+
+ private:
+  using Clock = std::chrono::steady_clock;
+  struct Machine;  // what the rank thread owns
+
+  /// A step that the device has been given.
+  struct Issued {
+    uint64_t step;
+    int32_t staging;
+    int64_t logit_rows;
+    Clock::time_point begin;
+  };
+
+  Rank(const RankOptions& options, const ModelConfig& config);
+  void Run();
+  absl::Status SetUp();
+  absl::Status PlanMemory();
+  /// Blocks for the next plan; null: the rank ends.
+  const StepPlan* TakePlan();
+  Issued Issue(const StepPlan& plan);
+
+  const RankOptions options_;
+  const ModelConfig config_;
+  RankMemory memory_;                 // written before the start is reported
+  std::unique_ptr<Machine> machine_;  // made and ended on the rank thread
+  uint64_t steps_issued_ = 0;         // rank thread
+  Clock::time_point last_end_;        // engine thread: when the step waited for last was done
+
+  // "Rank mailbox": between the engine thread and the rank thread.
+  Mutex mailbox_mutex_;
+  Condition mailbox_changed_;
+  bool started_ ABSL_GUARDED_BY(mailbox_mutex_) = false;
+  absl::Status start_status_ ABSL_GUARDED_BY(mailbox_mutex_);
+  bool ending_ ABSL_GUARDED_BY(mailbox_mutex_) = false;
+  std::deque<const StepPlan*> mailbox_ ABSL_GUARDED_BY(mailbox_mutex_);  // handed over
+  std::deque<Issued> issued_ ABSL_GUARDED_BY(mailbox_mutex_);            // given to the device
+  int32_t steps_open_ ABSL_GUARDED_BY(mailbox_mutex_) = 0;  // at most steps_in_flight_max
+
+  std::thread thread_;  // last: it uses all of the above
+};
+
+}  // namespace glm::engine

@@ -1,0 +1,317 @@
+// The whole engine on tiny checkpoints and the CPU: the same tokens however requests meet.
+#include "engine/engine.h"
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "engine/model/safetensors.h"
+#include "engine/mutex.h"
+
+namespace glm::engine {
+namespace {
+
+const std::string kGolden = std::string(GLM_SOURCE_DIR) + "/tests/golden/glm4_moe/";
+
+/// What the sink heard, and a way to wait for it.
+class Answers {
+ public:
+  Engine::Sink sink() {
+    return [this](StepEvents&& events) {
+      MutexLock lock(&mutex_);
+      for (const RequestEvent& event : events.requests) {
+        EXPECT_FALSE(ends_.contains(event.id))
+            << "request " << event.id << " goes on after its end";
+        std::vector<int32_t>& ids = tokens_[event.id];
+        ids.insert(ids.end(), event.token_ids.begin(), event.token_ids.end());
+        if (event.finish != FinishReason::kNone) ends_[event.id] = event;
+      }
+      step_ = events.step;
+      changed_.SignalAll();
+    };
+  }
+  /// Blocks until step `step` was heard of, or `ends` requests have ended.
+  void AwaitStepOrEnds(uint64_t step, size_t ends) {
+    MutexLock lock(&mutex_);
+    while (step_ < step && ends_.size() < ends) changed_.Wait(&mutex_);
+  }
+  RequestEvent AwaitEnd(RequestId id) {
+    MutexLock lock(&mutex_);
+    while (!ends_.contains(id)) changed_.Wait(&mutex_);
+    return ends_.at(id);
+  }
+  void AwaitTokens(RequestId id, size_t count) {
+    MutexLock lock(&mutex_);
+    while (tokens_[id].size() < count) changed_.Wait(&mutex_);
+  }
+  uint64_t step() {
+    MutexLock lock(&mutex_);
+    return step_;
+  }
+  std::vector<int32_t> tokens(RequestId id) {
+    MutexLock lock(&mutex_);
+    return tokens_[id];
+  }
+
+ private:
+  Mutex mutex_;
+  Condition changed_;
+  uint64_t step_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::map<RequestId, std::vector<int32_t>> tokens_ ABSL_GUARDED_BY(mutex_);
+  std::map<RequestId, RequestEvent> ends_ ABSL_GUARDED_BY(mutex_);
+};
+
+EngineOptions OptionsFor(const std::string& checkpoint) {
+  EngineOptions options;
+  options.model = kGolden + checkpoint;
+  options.cpu_threads = 2;
+  options.block_size = 16;
+  options.kv_blocks = 256;
+  options.max_num_seqs = 16;
+  options.max_num_batched_tokens = 128;
+  return options;
+}
+
+std::unique_ptr<Engine> MustCreate(const EngineOptions& options, Answers* answers) {
+  absl::StatusOr<std::unique_ptr<Engine>> engine = Engine::Create(options, answers->sink());
+  EXPECT_TRUE(engine.ok()) << engine.status();
+  return engine.ok() ? *std::move(engine) : nullptr;
+}
+
+/// 64 requests of mixed lengths; half of them greedy, half sampled with a seed.
+std::vector<Request> MixedRequests(int32_t vocabulary) {
+  std::mt19937_64 random(20);
+  const auto draw = [&](int min, int max) {
+    return std::uniform_int_distribution<int>(min, max)(random);
+  };
+  std::vector<Request> requests;
+  for (int i = 1; i <= 64; ++i) {
+    Request request;
+    request.id = i;
+    const int prompt = draw(0, 3) == 0 ? draw(40, 100) : draw(1, 20);
+    for (int t = 0; t < prompt; ++t) request.prompt_ids.push_back(draw(0, vocabulary - 1));
+    request.sampling.temperature = i % 2 == 0 ? 0.0f : 0.8f;
+    request.sampling.top_p = i % 4 == 1 ? 0.9f : 1.0f;
+    request.sampling.top_k = i % 8 == 3 ? 20 : 0;
+    request.sampling.seed = random();
+    request.stop.max_tokens = draw(1, 24);
+    request.stop.min_tokens = draw(0, 2) == 0 ? 1 : 0;
+    request.stop.stop_ids = {draw(0, vocabulary - 1), draw(0, vocabulary - 1)};
+    request.stop.min_tokens = std::min(request.stop.min_tokens, request.stop.max_tokens);
+    requests.push_back(request);
+  }
+  return requests;
+}
+
+/// Each request alone: submitted when the one before has ended.
+std::map<RequestId, std::vector<int32_t>> OneByOne(const std::string& checkpoint,
+                                                   std::vector<Request>* requests) {
+  Answers answers;
+  EngineOptions options = OptionsFor(checkpoint);
+  options.max_num_seqs = 1;
+  const std::unique_ptr<Engine> engine = MustCreate(options, &answers);
+  *requests = MixedRequests(engine->shape().vocabulary);
+  std::map<RequestId, std::vector<int32_t>> tokens;
+  for (const Request& request : *requests) {
+    EXPECT_TRUE(engine->Submit(request).ok());
+    answers.AwaitEnd(request.id);
+    tokens[request.id] = answers.tokens(request.id);
+  }
+  return tokens;
+}
+
+struct BatchingCase {
+  const char* name;
+  const char* checkpoint;
+  int64_t kv_blocks;
+  int32_t max_num_seqs;
+  int32_t max_num_batched_tokens;
+  int32_t steps_in_flight;
+};
+
+class BatchingTest : public testing::TestWithParam<BatchingCase> {};
+
+TEST_P(BatchingTest, SameTokensAsOneByOne) {
+  const BatchingCase& c = GetParam();
+  std::vector<Request> requests;
+  const auto expected = OneByOne(c.checkpoint, &requests);
+  ASSERT_EQ(requests.size(), 64u);
+
+  Answers answers;
+  EngineOptions options = OptionsFor(c.checkpoint);
+  options.kv_blocks = c.kv_blocks;
+  options.max_num_seqs = c.max_num_seqs;
+  options.max_num_batched_tokens = c.max_num_batched_tokens;
+  options.steps_in_flight = c.steps_in_flight;
+  const std::unique_ptr<Engine> engine = MustCreate(options, &answers);
+  std::mt19937_64 random(c.kv_blocks);
+  for (size_t i = 0; i < requests.size(); ++i) {
+    ASSERT_TRUE(engine->Submit(requests[i]).ok());
+    // The next one comes up to three steps later.
+    answers.AwaitStepOrEnds(answers.step() + random() % 4, i + 1);
+  }
+  uint64_t prompt_tokens = 0;
+  for (const Request& request : requests) {
+    const RequestEvent end = answers.AwaitEnd(request.id);
+    const std::vector<int32_t> tokens = answers.tokens(request.id);
+    EXPECT_EQ(tokens, expected.at(request.id)) << "request " << request.id;
+    EXPECT_EQ(end.finish, end.stop_id >= 0 ? FinishReason::kStop : FinishReason::kLength);
+    if (end.finish == FinishReason::kStop) {
+      EXPECT_EQ(tokens.back(), end.stop_id);
+    }
+    prompt_tokens += request.prompt_ids.size();
+  }
+  engine->Stop();
+  const EngineStats stats = engine->Stats();
+  EXPECT_EQ(stats.load.kv_blocks_used, 0);
+  EXPECT_EQ(stats.requests_finished_stop + stats.requests_finished_length, 64u);
+  if (c.kv_blocks < 20) {
+    EXPECT_GT(stats.prompt_tokens, prompt_tokens) << "nothing was preempted";
+  } else {
+    EXPECT_EQ(stats.prompt_tokens, prompt_tokens);
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Cases, BatchingTest,
+    testing::Values(BatchingCase{"Norms", "norm_bias", 256, 16, 128, 1},
+                    BatchingCase{"Air", "air", 256, 16, 128, 1},
+                    BatchingCase{"BFloat16", "bfloat16", 256, 16, 128, 1},
+                    BatchingCase{"SmallChunks", "norm_bias", 256, 16, 16, 1},
+                    BatchingCase{"FewBlocks", "norm_bias", 9, 16, 128, 1},
+                    BatchingCase{"Overlap", "norm_bias", 256, 16, 128, 2},
+                    BatchingCase{"OverlapFewBlocksSmallChunks", "norm_bias", 9, 8, 16, 2}),
+    [](const testing::TestParamInfo<BatchingCase>& info) { return info.param.name; });
+
+TEST(EngineTest, GreedyAnswerIsThatOfTransformers) {
+  const auto file = SafetensorsFile::Open(kGolden + "norm_bias.expected.safetensors");
+  ASSERT_TRUE(file.ok()) << file.status();
+  std::map<std::string, std::vector<int32_t>> expected;
+  for (const auto& [key, tensor] : (*file)->tensors()) {
+    if (tensor.dtype != DType::kI32) continue;
+    expected[key].resize(tensor.bytes / 4);
+    std::memcpy(expected[key].data(), tensor.data, tensor.bytes);
+  }
+  Answers answers;
+  const std::unique_ptr<Engine> engine = MustCreate(OptionsFor("norm_bias"), &answers);
+  Request request;
+  request.id = 1;
+  request.prompt_ids = expected.at("prompt_ids");
+  request.sampling.temperature = 0;
+  request.stop.max_tokens = static_cast<int32_t>(expected.at("greedy_ids").size());
+  ASSERT_TRUE(engine->Submit(request).ok());
+  EXPECT_EQ(answers.AwaitEnd(1).prompt_tokens, static_cast<int32_t>(request.prompt_ids.size()));
+  EXPECT_EQ(answers.tokens(1), expected.at("greedy_ids"));
+}
+
+TEST(EngineTest, ShapeSaysWhatARouterMustKnow) {
+  Answers answers;
+  EngineOptions options = OptionsFor("air");
+  options.kv_blocks = 7;
+  std::unique_ptr<Engine> engine = MustCreate(options, &answers);
+  EXPECT_EQ(engine->shape().model_name, "air");
+  EXPECT_EQ(engine->shape().vocabulary, 256);
+  EXPECT_EQ(engine->shape().length_max, 7 * 16) << "what all blocks hold";
+  EXPECT_EQ(engine->shape().block_size, 16);
+  EXPECT_EQ(engine->shape().kv_blocks_total, 7);
+  EXPECT_EQ(engine->shape().sequences_max, 16);
+  EXPECT_EQ(engine->shape().eos_ids, (std::vector<int32_t>{2, 4}));
+
+  options.kv_blocks = 0;
+  options.kv_cache_bytes = 1 << 20;
+  options.max_model_len = 50;
+  options.served_model_name = "tiny";
+  engine = MustCreate(options, &answers);
+  EXPECT_EQ(engine->shape().model_name, "tiny");
+  EXPECT_EQ(engine->shape().length_max, 50);
+  EXPECT_GT(engine->shape().kv_blocks_total, 7);
+}
+
+TEST(EngineTest, CancelOnARealModelFreesBlocks) {
+  Answers answers;
+  const std::unique_ptr<Engine> engine = MustCreate(OptionsFor("air"), &answers);
+  Request request;
+  request.id = 1;
+  request.prompt_ids = {10, 11, 12};
+  request.stop.max_tokens = 2000;
+  ASSERT_TRUE(engine->Submit(request).ok());
+  answers.AwaitTokens(1, 3);
+  EXPECT_GE(engine->Stats().load.kv_blocks_used, 1);
+  engine->Cancel(1);
+  EXPECT_EQ(answers.AwaitEnd(1).finish, FinishReason::kCancelled);
+  EXPECT_EQ(engine->Stats().load.kv_blocks_used, 0);
+  EXPECT_EQ(engine->Stats().load.requests_running, 0);
+}
+
+struct CreateRefusal {
+  const char* message;  // a part of it
+  absl::StatusCode code;
+  void (*change)(EngineOptions* options);
+};
+
+TEST(EngineTest, CreateRefusesWhatCannotBe) {
+  const CreateRefusal refusals[] = {
+      {"model is empty", absl::StatusCode::kInvalidArgument,
+       [](EngineOptions* o) { o->model = ""; }},
+      {"config.json", absl::StatusCode::kNotFound, [](EngineOptions* o) { o->model = "/nowhere"; }},
+      {"max_model_len is 5000, must be at most 4096", absl::StatusCode::kInvalidArgument,
+       [](EngineOptions* o) { o->max_model_len = 5000; }},
+      {"kv_cache_bytes is 10, must be at least ", absl::StatusCode::kInvalidArgument,
+       [](EngineOptions* o) {
+         o->kv_blocks = 0;
+         o->kv_cache_bytes = 10;
+       }},
+      {"kv_blocks is 16777215: the KV cache needs ", absl::StatusCode::kResourceExhausted,
+       [](EngineOptions* o) {
+         o->kv_blocks = EngineOptions::kKvBlocksMax;
+         o->block_size = 128;
+       }},
+      {"which needs device \"cpu\"", absl::StatusCode::kInvalidArgument,
+       [](EngineOptions* o) { o->device = "cuda"; }},
+      {"device is \"cuda\", device_index 63: ", absl::StatusCode::kFailedPrecondition,
+       [](EngineOptions* o) {
+         o->device = "cuda";
+         o->device_index = 63;
+         o->dtype = "bfloat16";
+       }},
+  };
+  for (const CreateRefusal& refusal : refusals) {
+    EngineOptions options = OptionsFor("air");
+    refusal.change(&options);
+    Answers answers;
+    const auto engine = Engine::Create(options, answers.sink());
+    ASSERT_FALSE(engine.ok()) << refusal.message;
+    EXPECT_EQ(engine.status().code(), refusal.code) << engine.status();
+    EXPECT_NE(engine.status().message().find(refusal.message), std::string::npos)
+        << engine.status();
+  }
+}
+
+TEST(EngineTest, StopEndsARunningAnswer) {
+  Answers answers;
+  EngineOptions options = OptionsFor("air");
+  options.steps_in_flight = 2;
+  const std::unique_ptr<Engine> engine = MustCreate(options, &answers);
+  for (RequestId id = 1; id <= 20; ++id) {  // 16 run, 4 wait
+    Request request;
+    request.id = id;
+    request.prompt_ids = {static_cast<int32_t>(id)};
+    request.stop.max_tokens = 2000;
+    ASSERT_TRUE(engine->Submit(request).ok());
+  }
+  answers.AwaitTokens(1, 2);
+  engine->Stop();
+  for (RequestId id = 1; id <= 20; ++id) {
+    EXPECT_EQ(answers.AwaitEnd(id).finish, FinishReason::kCancelled);
+  }
+  EXPECT_EQ(engine->Stats().load.kv_blocks_used, 0);
+}
+
+}  // namespace
+}  // namespace glm::engine

@@ -1,0 +1,61 @@
+#include "engine/options.h"
+
+#include <gtest/gtest.h>
+
+#include <string>
+
+namespace glm::engine {
+namespace {
+
+EngineOptions Good() {
+  EngineOptions options;
+  options.model = "/somewhere";
+  return options;
+}
+
+TEST(OptionsTest, DefaultsAreValid) { EXPECT_TRUE(Good().Validate().ok()); }
+
+struct Refusal {
+  const char* message;
+  void (*change)(EngineOptions* options);
+};
+
+TEST(OptionsTest, RefusalsNameFieldValueAndLimit) {
+  const Refusal refusals[] = {
+      {"model is empty, must be the folder of a checkpoint",
+       [](EngineOptions* o) { o->model = ""; }},
+      {"device is \"tpu\", must be one of \"cpu\", \"cuda\"",
+       [](EngineOptions* o) { o->device = "tpu"; }},
+      {"device_index is -1, must be in [0, 63]", [](EngineOptions* o) { o->device_index = -1; }},
+      {"dtype is \"half\", must be one of \"auto\", \"bfloat16\", \"float32\"",
+       [](EngineOptions* o) { o->dtype = "half"; }},
+      {"dtype is \"float32\", which needs device \"cpu\"; device is \"cuda\"",
+       [](EngineOptions* o) {
+         o->dtype = "float32";
+         o->device = "cuda";
+       }},
+      {"cpu_threads is -1, must be in [0, 1024]", [](EngineOptions* o) { o->cpu_threads = -1; }},
+      {"block_size is 48, must be 16, 32, 64 or 128", [](EngineOptions* o) { o->block_size = 48; }},
+      {"kv_blocks is -1, must be in [0, 16777215]", [](EngineOptions* o) { o->kv_blocks = -1; }},
+      {"kv_cache_bytes is 0, must be in [1, 1125899906842624]",
+       [](EngineOptions* o) { o->kv_cache_bytes = 0; }},
+      {"max_model_len is -5, must be in [0, 16777216]",
+       [](EngineOptions* o) { o->max_model_len = -5; }},
+      {"max_num_seqs is 0, must be in [1, 4096]", [](EngineOptions* o) { o->max_num_seqs = 0; }},
+      {"max_num_batched_tokens is 63, must be in [64, 262144]",
+       [](EngineOptions* o) { o->max_num_batched_tokens = 63; }},
+      {"steps_in_flight is 3, must be in [0, 2]", [](EngineOptions* o) { o->steps_in_flight = 3; }},
+      {"max_waiting_requests is 0, must be in [1, 1048576]",
+       [](EngineOptions* o) { o->max_waiting_requests = 0; }},
+  };
+  for (const Refusal& refusal : refusals) {
+    EngineOptions options = Good();
+    refusal.change(&options);
+    const absl::Status status = options.Validate();
+    EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_EQ(status.message(), refusal.message);
+  }
+}
+
+}  // namespace
+}  // namespace glm::engine
