@@ -198,9 +198,9 @@ struct OpTable {
   void (*norm_rope_store)(Device&, const NormRopeStoreArgs&);
 
   /// Causal attention over the paged cache: token t sees its sequence's positions 0 ..
-  /// positions[t]. Query head h reads kv head h / (N / K). Softmax in float, probabilities
-  /// unrounded; the weighted sum is float, rounded once, to `out` and to `quantized`. Prefill,
-  /// decode and mixed steps all come here.
+  /// positions[t]. Query head h reads kv head h / (N / K). Softmax in float,
+  /// probabilities unrounded (a GPU may round them to act); the weighted sum is float, rounded once,
+  /// to `out` and to `quantized`. Prefill, decode and mixed steps all come here.
   void (*attention)(Device&, const AttentionArgs&);
 
   /// out = silu(gate) * up: float, rounded once, to `out` and to `quantized`.

@@ -70,8 +70,17 @@ void Attention(Device& device, const AttentionArgs& args) {
       .sequences = static_cast<int>(batch.kv_lengths.shape[0]),
       .tokens = static_cast<int>(tokens),
   };
-  RunDecodeAttention(op.stream(), op.device().sm_count(), params, static_cast<int>(head_size),
-                     std::numeric_limits<int>::max(), parts, op.device().counters());
+  // With hardly more tokens than sequences no prompt is worth a second launch.
+  const bool prefill = tokens > 4 * params.sequences &&
+                       tokens * params.heads_per_kv > kDecodeRowsMax &&
+                       TakesPrefillAttention(params, static_cast<int>(head_size));
+  const int rows_max = prefill ? kDecodeRowsMax : std::numeric_limits<int>::max();
+  const int sm_count = op.device().sm_count();
+  RunDecodeAttention(op.stream(), sm_count, params, static_cast<int>(head_size), rows_max, parts,
+                     op.device().counters());
+  if (prefill) {
+    RunPrefillAttention(op.stream(), sm_count, params, static_cast<int>(head_size), rows_max);
+  }
   if (!args.quantized.values.empty()) QuantizeRows(op, batch.counts, out, args.quantized);
 }
 

@@ -34,6 +34,12 @@ struct AttentionParams {
 /// Sequences whose step has more than this many (token, head of one kv head) rows are prefill's.
 inline constexpr int kDecodeRowsMax = 64;
 
+/// Sequences of more than `rows_min` rows. True when the shapes suit: head size 64 or 128, blocks of 8
+/// to 128 positions.
+bool TakesPrefillAttention(const AttentionParams& params, int head_size);
+void RunPrefillAttention(cudaStream_t stream, int sm_count, const AttentionParams& params,
+                         int head_size, int rows_min);
+
 /// Any step, each sequence's rows 16 at a time; sequences of more than `rows_max` rows are left out.
 /// `scratch`: DecodeScratchBytes(); `counters`: DecodeBlocks() zeroed words, left zero.
 void RunDecodeAttention(cudaStream_t stream, int sm_count, const AttentionParams& params,

@@ -223,6 +223,36 @@ GLM_WGMMA(false, 32, GLM_BF16, GLM_REGS16, GLM_OUT16, "%16", "%17", "%18")
 GLM_WGMMA(false, 64, GLM_BF16, GLM_REGS32, GLM_OUT32, "%32", "%33", "%34")
 GLM_WGMMA(false, 128, GLM_BF16, GLM_REGS64, GLM_OUT64, "%64", "%65", "%66")
 
+/// Descriptor of an operand whose rows are k (16-bit values of 64 columns a row, rows 128 bytes apart,
+/// 128-byte swizzle); the next 64 columns lie `column_bytes` further.
+__device__ __forceinline__ uint64_t WgmmaDescriptorTransposed(uint32_t address,
+                                                              uint32_t column_bytes) {
+  uint64_t descriptor = (address & 0x3FFFFu) >> 4;
+  descriptor |= static_cast<uint64_t>(column_bytes >> 4) << 16;
+  descriptor |= static_cast<uint64_t>(1024 >> 4) << 32;  // 8 rows of k
+  descriptor |= static_cast<uint64_t>(1) << 62;
+  return descriptor;
+}
+
+/// d[64 x N] += a[64 x 16] . b[16 x N], bf16; a in registers (as MmaBf16's, rows 16 * (warp) + g), b
+/// through WgmmaDescriptorTransposed.
+template <int N>
+struct WgmmaRegisters;
+
+#define GLM_WGMMA_REGISTERS(N, REGS, D_OUT, A, B)                                                \
+  template <>                                                                                    \
+  struct WgmmaRegisters<N> {                                                                     \
+    static __device__ __forceinline__ void Run(float (&d)[N / 2], const uint32_t (&a)[4],        \
+                                               uint64_t b) {                                     \
+      asm volatile("wgmma.mma_async.sync.aligned.m64n" #N GLM_BF16 " {" REGS "}, {" A "}, " B    \
+                   ", 1, 1, 1, 1;\n"                                                             \
+                   : D_OUT                                                                       \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                        \
+    }                                                                                            \
+  };
+GLM_WGMMA_REGISTERS(64, GLM_REGS32, GLM_OUT32, "%32, %33, %34, %35", "%36")
+GLM_WGMMA_REGISTERS(128, GLM_REGS64, GLM_OUT64, "%64, %65, %66, %67", "%68")
+
 // ---- Registers, dependent launch -------------------------------------------------------------------
 
 template <int kRegisters>

@@ -37,7 +37,12 @@ std::vector<OpCase> MoeExpertsCases();
 std::vector<OpCase> GatherLogitRowsCases();
 std::vector<OpCase> SampleCases();
 
-/// All of the above.
+/// BF16 cases of sizes at which GPU kernels take their other paths; too slow for the CPU's debug tests.
+std::vector<OpCase> LinearLargeCases();
+std::vector<OpCase> AttentionLargeCases();
+std::vector<OpCase> MoeExpertsLargeCases();
+
+/// All but the large ones.
 std::vector<OpCase> AllOpCases();
 
 /// Limits that hold every case of `cases`, for a device that runs them all.

@@ -41,6 +41,10 @@ TEST_F(ParityTest, MoeExperts) { RunAll(MoeExpertsCases()); }
 TEST_F(ParityTest, GatherLogitRows) { RunAll(GatherLogitRowsCases()); }
 TEST_F(ParityTest, Sample) { RunAll(SampleCases()); }
 
+TEST_F(ParityTest, LargeLinear) { RunAll(LinearLargeCases()); }
+TEST_F(ParityTest, LargeAttention) { RunAll(AttentionLargeCases()); }
+TEST_F(ParityTest, LargeMoeExperts) { RunAll(MoeExpertsLargeCases()); }
+
 TEST_F(ParityTest, ReplayReadsWhatDeviceMemoryThenHolds) {
   constexpr int32_t kTokens = 5;
   constexpr int64_t kHidden = 256;
