@@ -4,9 +4,11 @@
 // head of one token, so the heads that share a kv head are computed together and the cache is read
 // once. The units of the whole step, laid end to end, are dealt to the blocks in equal runs: the host
 // knows no length, and one long sequence spreads over all multiprocessors. A run that covers only a
-// part of an item leaves (max, sum, weighted values) in scratch; the last block of an item to arrive,
-// found by a ticket, adds the parts in the order of the cache. So no second launch and no float
-// atomics.
+// part of an item leaves (max, sum, weighted values) in scratch, and the parts are added in the order of
+// the cache. With many items for the blocks, an item has two or three parts, and its last block to
+// arrive, found by a ticket, adds them: no second launch. With few items the parts of each are many (one
+// sequence of 8192: 128), and a second kernel adds them, a block a row; on an H100 the ticket's one
+// block took 280 us for those 128.
 //
 // Inside a block each of 4 warps streams its own 16 of the 64 positions through its own ring of shared
 // memory (cp.async, no block barrier) and keeps its own running maximum; warps are merged once an
@@ -30,6 +32,8 @@ constexpr int kChunk = 16;  // positions that a warp takes at a time
 constexpr int kUnit = kWarps * kChunk;
 constexpr int kBlocksPerSm = 2;
 constexpr int kSequencesMax = 4096;
+constexpr int kPartsMax = 1024;            // more than there are blocks
+constexpr int kCombineSequencesMax = 128;  // of a step whose parts a second kernel adds
 
 template <int kHeadSize>
 struct Shape {
@@ -43,12 +47,11 @@ struct Shape {
   static constexpr int kSharedBytes = kRingBytes > kMergeBytes ? kRingBytes : kMergeBytes;
 };
 
-struct Part {  // of one item, in scratch
-  template <int kHeadSize>
-  static constexpr int Floats() {
-    return kRows * (kHeadSize + 2);
-  }
-};
+/// Floats of a part of an item: its sums, then the rows' maxima, then their sums.
+template <int kHeadSize>
+constexpr int PartFloats() {
+  return kRows * (kHeadSize + 2);
+}
 
 /// The running softmax of a warp's two rows a thread (g and g + 8) and its 16 x D sums.
 template <int kHeadSize>
@@ -178,7 +181,8 @@ struct SequenceWork {
     units = (p.kv_lengths[s] + kUnit - 1) / kUnit;
     if (rows > rows_max) rows = 0;
   }
-  __device__ int items(int kv_heads) const { return (rows + kRows - 1) / kRows * kv_heads; }
+  __device__ int row_tiles() const { return (rows + kRows - 1) / kRows; }
+  __device__ int items(int kv_heads) const { return row_tiles() * kv_heads; }
 };
 
 /// prefix[s] = units of all sequences before s; the last entry is the total.
@@ -237,32 +241,124 @@ __device__ void StoreRow(const AttentionParams& p, const ItemRows& item, int row
       ToBFloat16(value);
 }
 
-/// Adds the parts of an item in order and stores its rows.
+/// Where the parts of an item are.
+struct ItemParts {
+  int start;  // unit of the step at which the item starts
+  int count;
+  int first_block;
+  int run;  // units of a block
+
+  __device__ ItemParts(int start_in, int units, int run_in)
+      : start(start_in),
+        count((start_in + units - 1) / run_in - start_in / run_in + 1),
+        first_block(start_in / run_in),
+        run(run_in) {}
+  /// A block has two places: for the item that it starts inside of, and for one that it does not end.
+  __device__ static int Place(int block, int start, int run) {
+    return 2 * block + (start >= block * run ? 1 : 0);
+  }
+  template <int kHeadSize>
+  __device__ const float* Part(const float* parts, int j) const {
+    return parts + static_cast<int64_t>(Place(first_block + j, start, run)) *
+                       PartFloats<kHeadSize>();
+  }
+};
+
+/// Adds the parts of an item in order and stores its rows. A block of the decode kernel.
 template <int kHeadSize>
-__device__ void CombineParts(const AttentionParams& p, const ItemRows& item, const float* parts,
-                             int first_block, int count, int start, int run) {
-  constexpr int kFloats = Part::Floats<kHeadSize>();
-  const auto part_at = [&](int j) {
-    const int block = first_block + j;
-    return parts + static_cast<int64_t>(2 * block + (start >= block * run ? 1 : 0)) * kFloats;
-  };
+__device__ void CombineParts(const AttentionParams& p, const ItemRows& item,
+                             const ItemParts& where, const float* parts) {
   for (int i = threadIdx.x; i < kRows * kHeadSize; i += kThreads) {
     const int row = i / kHeadSize;
     float largest = -INFINITY;
-    for (int j = 0; j < count; ++j) {
-      largest = fmaxf(largest, __ldcg(part_at(j) + kRows * kHeadSize + row));
-    }
     float sum = 0;
     float value = 0;
-    for (int j = 0; j < count; ++j) {
-      const float* part = part_at(j);
+    for (int j = 0; j < where.count; ++j) {
+      const float* part = where.Part<kHeadSize>(parts, j);
       const float top = __ldcg(part + kRows * kHeadSize + row);
-      const float factor = top == -INFINITY ? 0.0f : exp2f(top - largest);
-      sum += factor * __ldcg(part + kRows * kHeadSize + kRows + row);
-      value += factor * __ldcg(part + i);
+      const float part_sum = __ldcg(part + kRows * kHeadSize + kRows + row);
+      const float part_value = __ldcg(part + i);
+      const float next = fmaxf(largest, top);
+      const float shift = next == -INFINITY ? 0.0f : next;
+      const float old_factor = exp2f(largest - shift);
+      const float factor = exp2f(top - shift);
+      sum = sum * old_factor + part_sum * factor;
+      value = value * old_factor + part_value * factor;
+      largest = next;
     }
     StoreRow<kHeadSize>(p, item, row, i % kHeadSize, value / sum);
   }
+}
+
+constexpr int kCombineThreads = 512;
+
+/// One block a (item, row): groups of threads take the parts in turn.
+template <int kHeadSize>
+__global__ void __launch_bounds__(kCombineThreads)
+    CombineKernel(const AttentionParams p, int rows_max, int decode_blocks, const float* parts) {
+  constexpr int kGroups = kCombineThreads / kHeadSize;
+  __shared__ int32_t prefix[kCombineSequencesMax + 1];
+  __shared__ float group_values[kGroups][kHeadSize];
+  __shared__ float factors[kPartsMax];
+  __shared__ float warp_results[kWarp];
+  const int sequences = p.counts[1];
+  // Few sequences: every thread finds its item by walking them.
+  int total = 0;
+  for (int s = 0; s < sequences; ++s) {
+    const SequenceWork work(p, s, rows_max);
+    if (threadIdx.x == 0) prefix[s] = total;
+    total += work.items(p.kv_heads) * work.units;
+  }
+  const int run = max(1, (total + decode_blocks - 1) / decode_blocks);
+  int index = blockIdx.x;
+  int s = 0;
+  for (; s < sequences; ++s) {
+    const int items = SequenceWork(p, s, rows_max).items(p.kv_heads);
+    if (index < items) break;
+    index -= items;
+  }
+  if (s == sequences) return;
+  __syncthreads();
+  const SequenceWork work(p, s, rows_max);
+  const ItemParts where(prefix[s] + index * work.units, work.units, run);
+  const int row = blockIdx.y;
+  ItemRows item;
+  item.first_row = index % work.row_tiles() * kRows;
+  item.rows = work.rows;
+  item.first_token = work.first_token;
+  item.kv_head = index / work.row_tiles();
+  if (where.count == 1 || !item.Valid(row)) return;
+
+  float largest = -INFINITY;
+  for (int j = threadIdx.x; j < where.count; j += kCombineThreads) {
+    factors[j] = where.Part<kHeadSize>(parts, j)[kRows * kHeadSize + row];
+    largest = fmaxf(largest, factors[j]);
+  }
+  largest = WarpMax(largest);
+  if (threadIdx.x % kWarp == 0) warp_results[threadIdx.x / kWarp] = largest;
+  __syncthreads();
+  for (int w = 0; w < kCombineThreads / kWarp; ++w) largest = fmaxf(largest, warp_results[w]);
+  float sum = 0;
+  for (int j = threadIdx.x; j < where.count; j += kCombineThreads) {
+    factors[j] = exp2f(factors[j] - largest);
+    sum += factors[j] * where.Part<kHeadSize>(parts, j)[kRows * kHeadSize + kRows + row];
+  }
+  __syncthreads();
+  sum = BlockSum(sum, warp_results);
+
+  const int column = threadIdx.x % kHeadSize;
+  const int group = threadIdx.x / kHeadSize;
+  float value = 0;
+#pragma unroll 8
+  for (int j = group; j < where.count; j += kGroups) {
+    value += factors[j] * where.Part<kHeadSize>(parts, j)[row * kHeadSize + column];
+  }
+  group_values[group][column] = value;
+  __syncthreads();
+  if (group != 0) return;
+  value = 0;
+  for (int g = 0; g < kGroups; ++g) value += group_values[g][column];
+  StoreRow<kHeadSize>(p, item, row, column, value / sum);
 }
 
 template <int kHeadSize>
@@ -297,10 +393,11 @@ __global__ void __launch_bounds__(kThreads, kHeadSize > 128 ? 1 : kBlocksPerSm)
     const int unit_begin = at - start;
     const int unit_end = min(work.units, end - start);
     ItemRows item;
-    item.first_row = index / p.kv_heads * kRows;
+    // Row tiles of one kv head are neighbours, so that they read its cache at the same time.
+    item.first_row = index % work.row_tiles() * kRows;
     item.rows = work.rows;
     item.first_token = work.first_token;
-    item.kv_head = index % p.kv_heads;
+    item.kv_head = index / work.row_tiles();
     const int length = p.kv_lengths[s];
     const int32_t* table = p.block_tables + s * p.block_tables_stride;
 
@@ -373,12 +470,9 @@ __global__ void __launch_bounds__(kThreads, kHeadSize > 128 ? 1 : kBlocksPerSm)
       }
     }
     __syncthreads();
-    const int first_block = start / run;
-    const int last_block = (start + work.units - 1) / run;
-    const int count = last_block - first_block + 1;
-    float* part = parts + static_cast<int64_t>(2 * blockIdx.x +
-                                               (start >= static_cast<int>(blockIdx.x) * run)) *
-                              Part::Floats<kHeadSize>();
+    const ItemParts where(start, work.units, run);
+    float* part = parts + static_cast<int64_t>(ItemParts::Place(blockIdx.x, start, run)) *
+                              PartFloats<kHeadSize>();
     for (int i = threadIdx.x; i < kRows * kHeadSize; i += kThreads) {
       const int row = i / kHeadSize;
       float largest = -INFINITY;
@@ -393,7 +487,7 @@ __global__ void __launch_bounds__(kThreads, kHeadSize > 128 ? 1 : kBlocksPerSm)
         sum += factor * sums[w * kRows + row];
         value += factor * merge[w * kRows * kHeadSize + i];
       }
-      if (count == 1) {
+      if (where.count == 1) {
         StoreRow<kHeadSize>(p, item, row, i % kHeadSize, value / sum);
       } else {
         part[i] = value;
@@ -403,17 +497,17 @@ __global__ void __launch_bounds__(kThreads, kHeadSize > 128 ? 1 : kBlocksPerSm)
         }
       }
     }
-    if (count > 1) {
+    if (where.count > 1 && tickets != nullptr) {
       __threadfence();
       __syncthreads();
       if (threadIdx.x == 0) {
-        last_to_arrive = atomicAdd(tickets + first_block, 1) == count - 1;
-        if (last_to_arrive) tickets[first_block] = 0;
+        last_to_arrive = atomicAdd(tickets + where.first_block, 1) == where.count - 1;
+        if (last_to_arrive) tickets[where.first_block] = 0;
       }
       __syncthreads();
       if (last_to_arrive) {
         __threadfence();
-        CombineParts<kHeadSize>(p, item, parts, first_block, count, start, run);
+        CombineParts<kHeadSize>(p, item, where, parts);
       }
     }
     __syncthreads();
@@ -427,8 +521,16 @@ void Launch(cudaStream_t stream, int blocks, const AttentionParams& params, int 
   const int bytes = Shape<kHeadSize>::kSharedBytes + (params.sequences + 1) * 4;
   CUDA_CHECK(cudaFuncSetAttribute(DecodeKernel<kHeadSize>,
                                   cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
-  DecodeKernel<kHeadSize>
-      <<<blocks, kThreads, bytes, stream>>>(params, rows_max, parts, tickets);
+  const int64_t rows = static_cast<int64_t>(params.tokens) * params.heads_per_kv;
+  const int64_t items =
+      std::min<int64_t>(params.sequences + rows / kRows, rows) * params.kv_heads;
+  const bool few = params.sequences <= kCombineSequencesMax && 2 * items < blocks;
+  DecodeKernel<kHeadSize><<<blocks, kThreads, bytes, stream>>>(params, rows_max, parts,
+                                                               few ? nullptr : tickets);
+  if (few) {
+    CombineKernel<kHeadSize><<<dim3(static_cast<unsigned>(items), kRows), kCombineThreads, 0,
+                               stream>>>(params, rows_max, blocks, parts);
+  }
 }
 
 }  // namespace
@@ -443,6 +545,7 @@ void RunDecodeAttention(cudaStream_t stream, int sm_count, const AttentionParams
                         int head_size, int rows_max, void* scratch, int32_t* counters) {
   CHECK_LE(params.sequences, kSequencesMax) << "attention: sequences of a step";
   const int blocks = DecodeBlocks(sm_count);
+  CHECK_LE(blocks, kPartsMax);
   float* parts = static_cast<float*>(scratch);
   switch (head_size) {
     case 16:

@@ -380,12 +380,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int tiles = prefix[sequences] * p.kv_heads * p.heads_per_kv;
 
   if (threadIdx.x < kProducers) {
-    RegistersGive<32>();
+    RegistersGive<40>();
     if (threadIdx.x == 0) {
       Produce<kHeadSize>(p, &queries, &keys, &values, state, base, prefix, sequences, tiles);
     }
   } else {
-    RegistersTake<240>();
+    RegistersTake<232>();
     int stage = 0;
     uint32_t parity = 0;
     uint32_t query_parity = 0;

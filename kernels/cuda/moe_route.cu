@@ -18,7 +18,7 @@ namespace {
 
 constexpr int kExpertsMax = 256;
 constexpr int kScoresPerLane = kExpertsMax / kWarp;
-constexpr int kOneBlockPairsMax = 1024;
+constexpr int kOneBlockPairsMax = 128;
 constexpr int kBlockThreads = 1024;
 
 struct RouteParams {

@@ -14,23 +14,24 @@ __device__ __forceinline__ uint32_t SharedAddress(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// ---- Loads that do not pollute L1 ------------------------------------------------------------------
+// ---- Loads -----------------------------------------------------------------------------------------
+// Not volatile: the compiler may move them ahead of what waits.
 
 /// A 16-byte load of data that is read once.
 __device__ __forceinline__ uint4 LoadStream(const void* pointer) {
   uint4 value;
-  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-               : "l"(pointer));
+  asm("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+      : "l"(pointer));
   return value;
 }
 
 /// A 16-byte load of data that no kernel in flight writes.
 __device__ __forceinline__ uint4 LoadConstant(const void* pointer) {
   uint4 value;
-  asm volatile("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
-               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
-               : "l"(pointer));
+  asm("ld.global.nc.v4.u32 {%0, %1, %2, %3}, [%4];"
+      : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+      : "l"(pointer));
   return value;
 }
 
@@ -255,6 +256,8 @@ GLM_WGMMA_REGISTERS(128, GLM_REGS64, GLM_OUT64, "%64, %65, %66, %67", "%68")
 
 // ---- Registers, dependent launch -------------------------------------------------------------------
 
+/// A block's warpgroups share what it was launched with: what the takers take, the givers must have
+/// given, or the takers wait for ever. 384 threads of 168: 40 and 232, or 24 and 240.
 template <int kRegisters>
 __device__ __forceinline__ void RegistersGive() {
   asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));

@@ -170,26 +170,27 @@ template <int kPerThread>
 __device__ Cut Select(cg::cluster_group& cluster, SharedState& shared,
                       const uint32_t (&keys)[kPerThread], int valid, float largest, bool by_mass,
                       Mass target) {
-  constexpr int kShift[3] = {21, 10, 0};
-  constexpr uint32_t kMask[3] = {0x7FF, 0x7FF, 0x3FF};
   uint32_t prefix = 0;
+  uint32_t prefix_mask = 0;
   Mass before = 0;
-#pragma unroll
+#pragma unroll 1
   for (int round = 0; round < 3; ++round) {
+    const int shift = round == 0 ? 21 : round == 1 ? 10 : 0;
+    const uint32_t mask = round == 2 ? 0x3FF : 0x7FF;
     for (int b = threadIdx.x; b < kBins; b += kThreads) shared.histogram[b] = 0;
     __syncthreads();
-    const uint32_t prefix_mask = round == 0 ? 0 : ~0u << kShift[round - 1 < 0 ? 0 : round - 1];
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
       const bool part = i < valid && (keys[i] & prefix_mask) == prefix;
       if (__ballot_sync(kAllLanes, part) == 0) continue;
       Mass weight = 1;
       if (by_mass) weight = __float2ull_rn(__expf(ValueOf(keys[i]) - largest) * kMassOne);
-      AddToBin(shared.histogram, part, (keys[i] >> kShift[round]) & kMask[round], weight);
+      AddToBin(shared.histogram, part, (keys[i] >> shift) & mask, weight);
     }
     __syncthreads();
     FindBin(cluster, shared, target - before);
-    prefix |= static_cast<uint32_t>(shared.bin) << kShift[round];
+    prefix |= static_cast<uint32_t>(shared.bin) << shift;
+    prefix_mask |= mask << shift;
     before += shared.before;
   }
   return Cut{prefix, before};
@@ -200,7 +201,7 @@ __device__ __forceinline__ Mass MassOf(uint32_t key, float largest) {
 }
 
 template <int kPerThread>
-__global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads)
+__global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
     SampleKernel(const SampleParams p) {
   __shared__ SharedState shared;
   cg::cluster_group cluster = cg::this_cluster();

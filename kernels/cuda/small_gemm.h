@@ -32,10 +32,8 @@ struct SmallGemm {
   const int32_t* valid_rows = nullptr;  // device memory: rows from *valid_rows on are left alone
 };
 
-/// Rows up to which RunSmallGemm is meant.
-inline constexpr int64_t kSmallGemmRowsMax = 32;
-
-/// True when RunSmallGemm can: few rows, 16-byte aligned rows of in and weight, no block scales.
+/// True when RunSmallGemm can and should: at most 64 rows, 16-byte aligned rows of in and weight, no
+/// block scales.
 bool TakesSmallGemm(const SmallGemm& gemm);
 void RunSmallGemm(cudaStream_t stream, int sm_count, const SmallGemm& gemm);
 
