@@ -61,28 +61,44 @@ struct Softmax {
   float out[kHeadSize / 8][4] = {};
 };
 
-/// Starts the copy of one chunk of keys and values; positions from `length` on become zeros.
-template <int kHeadSize>
+/// Cache block of the chunk at position `first`; -1 past the end.
+__device__ __forceinline__ int BlockOf(const AttentionParams& p, const int32_t* table, int first,
+                                       int length) {
+  return first < length ? table[first / p.block_size] : -1;
+}
+
+/// Starts the copy of one chunk of keys and values; positions from `length` on become zeros. A chunk
+/// past the end is not copied. kWhole: a chunk lies in one cache block, `block`.
+template <int kHeadSize, bool kWhole>
 __device__ __forceinline__ void LoadChunk(const AttentionParams& p, uint32_t ring,
-                                          const int32_t* table, int kv_head, int first,
+                                          const int32_t* table, int block, int kv_head, int first,
                                           int length, int lane) {
   using S = Shape<kHeadSize>;
   constexpr int kCopies = kChunk * S::kVectors / kWarp;
+  if (block < 0) return;
+  const int64_t first_cell =
+      (static_cast<int64_t>(block) * p.kv_heads + kv_head) * p.block_size + first % p.block_size;
+  const BFloat16* keys = p.keys + first_cell * kHeadSize + lane * 8;
+  const BFloat16* values = p.values + first_cell * kHeadSize + lane * 8;
 #pragma unroll
   for (int i = 0; i < kCopies; ++i) {
-    const int index = i * kWarp + lane;
-    const int row = index / S::kVectors;
-    const int vector = index % S::kVectors;
-    const int position = first + row;
-    const bool valid = position < length;
-    const int64_t block = valid ? table[position / p.block_size] : 0;
-    const int64_t cell = valid ? (block * p.kv_heads + kv_head) * p.block_size +
-                                     position % p.block_size
-                               : 0;
-    const int64_t element = cell * kHeadSize + vector * 8;
+    const int row = (i * kWarp + lane) / S::kVectors;
+    const int vector = (i * kWarp + lane) % S::kVectors;
+    const bool valid = first + row < length;
     const uint32_t target = ring + row * S::kRowBytes + ((vector ^ (row & S::kSwizzle)) * 16);
-    CopyAsync16(target, p.keys + element, valid);
-    CopyAsync16(target + S::kTileBytes, p.values + element, valid);
+    const BFloat16* key = keys + i * kWarp * 8;
+    const BFloat16* value = values + i * kWarp * 8;
+    if constexpr (!kWhole) {
+      const int position = valid ? first + row : first;
+      const int64_t cell =
+          (static_cast<int64_t>(table[position / p.block_size]) * p.kv_heads + kv_head) *
+              p.block_size +
+          position % p.block_size;
+      key = p.keys + cell * kHeadSize + vector * 8;
+      value = p.values + cell * kHeadSize + vector * 8;
+    }
+    CopyAsync16(target, key, valid);
+    CopyAsync16(target + S::kTileBytes, value, valid);
   }
 }
 
@@ -184,6 +200,11 @@ struct SequenceWork {
   __device__ int row_tiles() const { return (rows + kRows - 1) / kRows; }
   __device__ int items(int kv_heads) const { return row_tiles() * kv_heads; }
 };
+
+/// Units of a block. At least two: shorter parts cost more to add than they save.
+__device__ __forceinline__ int RunOf(int total, int blocks) {
+  return max(2, (total + blocks - 1) / blocks);
+}
 
 /// prefix[s] = units of all sequences before s; the last entry is the total.
 __device__ void ScanWork(const AttentionParams& p, int sequences, int rows_max, int32_t* prefix) {
@@ -309,7 +330,7 @@ __global__ void __launch_bounds__(kCombineThreads)
     if (threadIdx.x == 0) prefix[s] = total;
     total += work.items(p.kv_heads) * work.units;
   }
-  const int run = max(1, (total + decode_blocks - 1) / decode_blocks);
+  const int run = RunOf(total, decode_blocks);
   int index = blockIdx.x;
   int s = 0;
   for (; s < sequences; ++s) {
@@ -349,7 +370,7 @@ __global__ void __launch_bounds__(kCombineThreads)
   const int column = threadIdx.x % kHeadSize;
   const int group = threadIdx.x / kHeadSize;
   float value = 0;
-#pragma unroll 8
+#pragma unroll 16
   for (int j = group; j < where.count; j += kGroups) {
     value += factors[j] * where.Part<kHeadSize>(parts, j)[row * kHeadSize + column];
   }
@@ -361,7 +382,7 @@ __global__ void __launch_bounds__(kCombineThreads)
   StoreRow<kHeadSize>(p, item, row, column, value / sum);
 }
 
-template <int kHeadSize>
+template <int kHeadSize, bool kWhole>
 __global__ void __launch_bounds__(kThreads, kHeadSize > 128 ? 1 : kBlocksPerSm)
     DecodeKernel(const AttentionParams p, int rows_max, float* parts, int32_t* tickets) {
   using S = Shape<kHeadSize>;
@@ -371,7 +392,7 @@ __global__ void __launch_bounds__(kThreads, kHeadSize > 128 ? 1 : kBlocksPerSm)
   const int sequences = p.counts[1];
   ScanWork(p, sequences, rows_max, prefix);
   const int total = prefix[sequences];
-  const int run = max(1, (total + static_cast<int>(gridDim.x) - 1) / static_cast<int>(gridDim.x));
+  const int run = RunOf(total, static_cast<int>(gridDim.x));
   int at = static_cast<int>(blockIdx.x) * run;
   const int end = min(total, at + run);
   if (at >= end) return;
@@ -424,11 +445,14 @@ __global__ void __launch_bounds__(kThreads, kHeadSize > 128 ? 1 : kBlocksPerSm)
 #pragma unroll
     for (int u = 0; u < S::kStages - 1; ++u) {
       if (u < units) {
-        LoadChunk<kHeadSize>(p, ring + u * 2 * S::kTileBytes, table, item.kv_head,
-                             first_position(u), length, lane);
+        LoadChunk<kHeadSize, kWhole>(p, ring + u * 2 * S::kTileBytes, table,
+                                     BlockOf(p, table, first_position(u), length), item.kv_head,
+                                     first_position(u), length, lane);
       }
       CopyAsyncCommit();
     }
+    // Looked up a unit before it is needed.
+    int block = BlockOf(p, table, first_position(S::kStages - 1), length);
     int stage = 0;
     for (int u = 0; u < units; ++u) {
       CopyAsyncWait<S::kStages - 2>();
@@ -436,10 +460,11 @@ __global__ void __launch_bounds__(kThreads, kHeadSize > 128 ? 1 : kBlocksPerSm)
       const int ahead = u + S::kStages - 1;
       if (ahead < units) {
         const int slot = stage == 0 ? S::kStages - 1 : stage - 1;
-        LoadChunk<kHeadSize>(p, ring + slot * 2 * S::kTileBytes, table, item.kv_head,
-                             first_position(ahead), length, lane);
+        LoadChunk<kHeadSize, kWhole>(p, ring + slot * 2 * S::kTileBytes, table, block,
+                                     item.kv_head, first_position(ahead), length, lane);
       }
       CopyAsyncCommit();
+      block = BlockOf(p, table, first_position(ahead + 1), length);
       if (first_position(u) < length) {
         AddChunk<kHeadSize>(p, state, query, ring + stage * 2 * S::kTileBytes, first_position(u),
                             last_seen, lane);
@@ -519,14 +544,15 @@ template <int kHeadSize>
 void Launch(cudaStream_t stream, int blocks, const AttentionParams& params, int rows_max,
             float* parts, int32_t* tickets) {
   const int bytes = Shape<kHeadSize>::kSharedBytes + (params.sequences + 1) * 4;
-  CUDA_CHECK(cudaFuncSetAttribute(DecodeKernel<kHeadSize>,
-                                  cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  const auto kernel = params.block_size % kChunk == 0 ? DecodeKernel<kHeadSize, true>
+                                                      : DecodeKernel<kHeadSize, false>;
+  CUDA_CHECK(
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   const int64_t rows = static_cast<int64_t>(params.tokens) * params.heads_per_kv;
   const int64_t items =
       std::min<int64_t>(params.sequences + rows / kRows, rows) * params.kv_heads;
   const bool few = params.sequences <= kCombineSequencesMax && 2 * items < blocks;
-  DecodeKernel<kHeadSize><<<blocks, kThreads, bytes, stream>>>(params, rows_max, parts,
-                                                               few ? nullptr : tickets);
+  kernel<<<blocks, kThreads, bytes, stream>>>(params, rows_max, parts, few ? nullptr : tickets);
   if (few) {
     CombineKernel<kHeadSize><<<dim3(static_cast<unsigned>(items), kRows), kCombineThreads, 0,
                                stream>>>(params, rows_max, blocks, parts);

@@ -3,8 +3,9 @@
 // The logits are a GEMM with float outputs. Then one warp a token picks its experts in k rounds of a
 // warp-wide maximum. The lists are built without atomics and without zeroed memory: who owns an
 // expert counts the pairs of lower experts (where its list starts) and then writes its own pairs in
-// order. For few tokens both steps are one block's; for many, each expert has a block, which reads
-// all choices twice from L2.
+// order. For few tokens one kernel does all: a block computes the logits of one expert, and the last
+// block to finish, found by a ticket, chooses and lists. For many, the GEMM is a kernel of its own, and
+// each expert has a block that reads all choices twice from L2.
 
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_device.h"
@@ -18,7 +19,8 @@ namespace {
 
 constexpr int kExpertsMax = 256;
 constexpr int kScoresPerLane = kExpertsMax / kWarp;
-constexpr int kOneBlockPairsMax = 128;
+constexpr int kFusedTokensMax = 16;
+constexpr int kFusedThreads = 512;
 constexpr int kBlockThreads = 1024;
 
 struct RouteParams {
@@ -132,18 +134,16 @@ __global__ void __launch_bounds__(kBlockThreads) ListKernel(const RouteParams p)
   }
 }
 
-/// Choices and lists of at most kOneBlockPairsMax pairs.
-__global__ void __launch_bounds__(kBlockThreads) RouteOneBlockKernel(const RouteParams p) {
-  __shared__ int32_t ids[kOneBlockPairsMax];
+/// Choices and lists of at most kFusedTokensMax tokens, by one block.
+__device__ void ChooseAndList(const RouteParams& p, int32_t* ids) {
+  constexpr int kWarps = kFusedThreads / kWarp;
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
   const int tokens = p.counts[0];
-  for (int token = warp; token < tokens; token += kBlockThreads / kWarp) {
-    ChooseExperts(p, token, lane, ids);
-  }
+  for (int token = warp; token < tokens; token += kWarps) ChooseExperts(p, token, lane, ids);
   __syncthreads();
   const int pairs = tokens * p.experts_per_token;
-  for (int expert = warp; expert < p.experts; expert += kBlockThreads / kWarp) {
+  for (int expert = warp; expert < p.experts; expert += kWarps) {
     int lower = 0;
     for (int i = lane; i < pairs; i += kWarp) lower += ids[i] < expert;
     int next = __reduce_add_sync(kAllLanes, lower);
@@ -157,6 +157,94 @@ __global__ void __launch_bounds__(kBlockThreads) RouteOneBlockKernel(const Route
     }
   }
   if (threadIdx.x == 0) p.expert_starts[p.experts] = pairs;
+}
+
+/// Block e computes the logits of expert e; the last block routes. `logits` is p.logits.
+__global__ void __launch_bounds__(kFusedThreads)
+    FusedRouteKernel(const RouteParams p, const BFloat16* in, int64_t in_stride,
+                     const BFloat16* gate, int64_t gate_stride, int hidden, float* logits,
+                     int32_t* ticket) {
+  __shared__ float warp_sums[kFusedThreads / kWarp][kFusedTokensMax];
+  __shared__ int32_t ids[kFusedTokensMax * kWarp];
+  __shared__ int last;
+  const int expert = blockIdx.x;
+  const int tokens = p.counts[0];
+  float sums[kFusedTokensMax] = {};
+  for (int column = threadIdx.x * 8; column < hidden; column += kFusedThreads * 8) {
+    const Bf16x8 weight = *reinterpret_cast<const Bf16x8*>(gate + expert * gate_stride + column);
+#pragma unroll
+    for (int t = 0; t < kFusedTokensMax; ++t) {
+      if (t >= tokens) break;
+      const Bf16x8 value = *reinterpret_cast<const Bf16x8*>(in + t * in_stride + column);
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const float2 w = weight.Pair(i);
+        const float2 x = value.Pair(i);
+        sums[t] += w.x * x.x + w.y * x.y;
+      }
+    }
+  }
+#pragma unroll
+  for (int t = 0; t < kFusedTokensMax; ++t) {
+    if (t >= tokens) break;
+    const float sum = WarpSum(sums[t]);
+    if (threadIdx.x % kWarp == 0) warp_sums[threadIdx.x / kWarp][t] = sum;
+  }
+  __syncthreads();
+  if (threadIdx.x < tokens) {
+    float sum = 0;
+#pragma unroll
+    for (int w = 0; w < kFusedThreads / kWarp; ++w) sum += warp_sums[w][threadIdx.x];
+    logits[threadIdx.x * p.experts + expert] = sum;
+    __threadfence();
+  }
+  __syncthreads();
+  if (threadIdx.x == 0) {
+    last = atomicAdd(ticket, 1) == p.experts - 1;
+    if (last) *ticket = 0;
+    __threadfence();
+  }
+  __syncthreads();
+  if (last) ChooseAndList(p, ids);
+}
+
+/// GEMM of any size for the logits.
+void ComputeLogits(const OpScope& op, const MoeRouteArgs& args, float* logits) {
+  const int64_t tokens = args.in.shape[0];
+  const int64_t hidden = args.in.shape[1];
+  const int64_t experts = args.gate.shape[0];
+  const SmallGemm small = {
+      .rows = tokens,
+      .outputs = experts,
+      .depth = hidden,
+      .in = args.in.data,
+      .in_stride = args.in.stride[0],
+      .weight = args.gate.data,
+      .weight_stride = args.gate.stride[0],
+      .out = logits,
+      .out_stride = experts,
+      .out_dtype = DType::kF32,
+      .valid_rows = args.batch.counts.Data<int32_t>(),
+  };
+  const LtProblem large = {
+      .rows = tokens,
+      .outputs = experts,
+      .depth = hidden,
+      .in = args.in.data,
+      .in_stride = args.in.stride[0],
+      .weight = args.gate.data,
+      .weight_stride = args.gate.stride[0],
+      .out = logits,
+      .out_stride = experts,
+      .out_dtype = DType::kF32,
+  };
+  if (TakesSmallGemm(small)) {
+    RunSmallGemm(op.stream(), op.device().sm_count(), small);
+  } else if (LtGemms::Takes(large)) {
+    op.device().gemms().Run(op.stream(), large);
+  } else {
+    RunPlainGemm(op.stream(), small);
+  }
 }
 
 }  // namespace
@@ -182,42 +270,8 @@ void MoeRoute(Device& device, const MoeRouteArgs& args) {
   CHECK(k <= kWarp && k <= experts) << "experts per token " << k;
 
   float* logits = static_cast<float*>(op.device().Scratch(tokens * experts * 4));
-  const int32_t* counts = args.batch.counts.Data<int32_t>();
-  const SmallGemm small = {
-      .rows = tokens,
-      .outputs = experts,
-      .depth = hidden,
-      .in = args.in.data,
-      .in_stride = args.in.stride[0],
-      .weight = args.gate.data,
-      .weight_stride = args.gate.stride[0],
-      .out = logits,
-      .out_stride = experts,
-      .out_dtype = DType::kF32,
-      .valid_rows = counts,
-  };
-  const LtProblem large = {
-      .rows = tokens,
-      .outputs = experts,
-      .depth = hidden,
-      .in = args.in.data,
-      .in_stride = args.in.stride[0],
-      .weight = args.gate.data,
-      .weight_stride = args.gate.stride[0],
-      .out = logits,
-      .out_stride = experts,
-      .out_dtype = DType::kF32,
-  };
-  if (TakesSmallGemm(small)) {
-    RunSmallGemm(op.stream(), op.device().sm_count(), small);
-  } else if (LtGemms::Takes(large)) {
-    op.device().gemms().Run(op.stream(), large);
-  } else {
-    RunPlainGemm(op.stream(), small);
-  }
-
   const RouteParams params = {
-      .counts = counts,
+      .counts = args.batch.counts.Data<int32_t>(),
       .logits = logits,
       .correction_bias = args.correction_bias.Data<float>(),
       .experts = static_cast<int>(experts),
@@ -229,9 +283,16 @@ void MoeRoute(Device& device, const MoeRouteArgs& args) {
       .pair_order = args.out.pair_order.Data<int32_t>(),
       .expert_starts = args.out.expert_starts.Data<int32_t>(),
   };
-  if (tokens * k <= kOneBlockPairsMax) {
-    RouteOneBlockKernel<<<1, kBlockThreads, 0, op.stream()>>>(params);
+  const auto vector_rows = [](const Tensor& tensor) {
+    return reinterpret_cast<uintptr_t>(tensor.data) % 16 == 0 && tensor.stride[0] % 8 == 0;
+  };
+  if (tokens <= kFusedTokensMax && hidden % 8 == 0 && vector_rows(args.in) &&
+      vector_rows(args.gate)) {
+    FusedRouteKernel<<<static_cast<unsigned>(experts), kFusedThreads, 0, op.stream()>>>(
+        params, args.in.Data<BFloat16>(), args.in.stride[0], args.gate.Data<BFloat16>(),
+        args.gate.stride[0], static_cast<int>(hidden), logits, op.device().counters());
   } else {
+    ComputeLogits(op, args, logits);
     constexpr int kTokensPerBlock = 8;
     ChooseKernel<<<static_cast<unsigned>((tokens + kTokensPerBlock - 1) / kTokensPerBlock),
                    kTokensPerBlock * kWarp, 0, op.stream()>>>(params);

@@ -4,8 +4,11 @@
 // each question of the contract is the same one: at which element does the running sum of weights
 // reach a target? top-k asks it with weight 1, top-p and the draw with the probability. Three rounds
 // of a histogram over 11, 11 and 10 bits of the logit's sortable form answer it exactly; equal logits
-// have equal weights, so the place within a tie follows by division. Probabilities are 40-bit fixed
-// point: sums are exact, so a row's id depends on nothing but the row.
+// have equal weights, so the place within a tie follows by division. Probabilities are 33-bit fixed
+// point: sums are exact, so a row's id depends on nothing but the row. A histogram is two of 32-bit
+// words, for the low and the high 17 bits: shared memory adds those in hardware. (64-bit words with one
+// addition per bin and warp, found by match_any, took ten times as long: 295 us for one row, H100.)
+// top-p and the draw share their first round.
 
 #include <cooperative_groups.h>
 
@@ -25,7 +28,8 @@ namespace cg = cooperative_groups;
 constexpr int kCluster = 8;
 constexpr int kThreads = 1024;
 constexpr int kBins = 2048;
-constexpr float kMassOne = 1099511627776.0f;  // 2^40: the weight of probability exp(0)
+constexpr float kMassOne = 8589934592.0f;  // 2^33: the weight of probability exp(0)
+constexpr int kLowBits = 17;               // of a weight, that the low words of a histogram add
 
 using Mass = unsigned long long;
 
@@ -50,7 +54,9 @@ __device__ __forceinline__ float ValueOf(uint32_t key) {
 }
 
 struct SharedState {
-  Mass histogram[kBins];
+  uint32_t low[kBins];
+  uint32_t high[kBins];
+  Mass first_round[kBins];  // of the masses, over the cluster
   Mass warp_sums[kWarp];
   Mass exchange;   // what this block tells the others
   Mass before;     // result of a round: the sum over the bins above the chosen one
@@ -109,35 +115,58 @@ __device__ Mass ClusterMax(cg::cluster_group& cluster, SharedState& shared, Mass
   return best;
 }
 
-/// histogram[bin] += weight for the lanes that take part; one atomic per bin and warp.
-__device__ __forceinline__ void AddToBin(Mass* histogram, bool part, uint32_t bin, Mass weight) {
-  const uint32_t active = __ballot_sync(kAllLanes, part);
-  if (!part) return;
-  const uint32_t peers = __match_any_sync(active, bin);
-  const uint32_t low = __reduce_add_sync(peers, static_cast<uint32_t>(weight & 0xFFFFFu));
-  const uint32_t high = __reduce_add_sync(peers, static_cast<uint32_t>(weight >> 20));
-  if (threadIdx.x % kWarp == __ffs(peers) - 1) {
-    atomicAdd(histogram + bin, (static_cast<Mass>(high) << 20) + low);
-  }
+__device__ __forceinline__ Mass MassOf(uint32_t key, float largest) {
+  return __float2ull_rn(__expf(ValueOf(key) - largest) * kMassOne);
 }
 
-/// Finds, in the merged histogram, the bin in which the sum from the highest bin down reaches
-/// `target`: shared.bin, with the sum above it in shared.before. The same in every block.
-__device__ void FindBin(cg::cluster_group& cluster, SharedState& shared, Mass target) {
+constexpr int kBinsPerThread = kBins / kThreads;
+
+/// Thread t has bins 2047 - 2t and 2046 - 2t.
+__device__ __forceinline__ int BinOf(int b) {
+  return kBins - 1 - (static_cast<int>(threadIdx.x) * kBinsPerThread + b);
+}
+
+/// The histogram over the cluster of bits shift.. of the keys that agree with `prefix` in the bits of
+/// `prefix_mask`. Weights are 1, or the masses.
+template <int kPerThread>
+__device__ void CountBins(cg::cluster_group& cluster, SharedState& shared,
+                          const uint32_t (&keys)[kPerThread], int valid, float largest,
+                          bool by_mass, uint32_t prefix, uint32_t prefix_mask, int shift,
+                          uint32_t mask, Mass (&bins)[kBinsPerThread]) {
+  for (int b = threadIdx.x; b < kBins; b += kThreads) {
+    shared.low[b] = 0;
+    shared.high[b] = 0;
+  }
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < kPerThread; ++i) {
+    if (i >= valid || (keys[i] & prefix_mask) != prefix) continue;
+    const Mass weight = by_mass ? MassOf(keys[i], largest) : 1;
+    const uint32_t bin = (keys[i] >> shift) & mask;
+    atomicAdd(&shared.low[bin], static_cast<uint32_t>(weight & ((1u << kLowBits) - 1)));
+    const auto high = static_cast<uint32_t>(weight >> kLowBits);
+    if (high != 0) atomicAdd(&shared.high[bin], high);
+  }
   cluster.sync();
-  constexpr int kBinsPerThread = kBins / kThreads;
-  Mass bins[kBinsPerThread];
-  Mass own = 0;
 #pragma unroll
   for (int b = 0; b < kBinsPerThread; ++b) {
-    const int bin = kBins - 1 - (threadIdx.x * kBinsPerThread + b);
     bins[b] = 0;
 #pragma unroll
     for (int rank = 0; rank < kCluster; ++rank) {
-      bins[b] += cluster.map_shared_rank(shared.histogram, rank)[bin];
+      bins[b] += cluster.map_shared_rank(shared.low, rank)[BinOf(b)];
+      bins[b] += static_cast<Mass>(cluster.map_shared_rank(shared.high, rank)[BinOf(b)])
+                 << kLowBits;
     }
-    own += bins[b];
   }
+  cluster.sync();
+}
+
+/// Finds the bin in which the sum from the highest bin down reaches `target`: shared.bin, with the sum
+/// above it in shared.before.
+__device__ void FindBin(SharedState& shared, const Mass (&bins)[kBinsPerThread], Mass target) {
+  Mass own = 0;
+#pragma unroll
+  for (int b = 0; b < kBinsPerThread; ++b) own += bins[b];
   const int lane = threadIdx.x % kWarp;
   Mass inclusive = own;
 #pragma unroll
@@ -152,12 +181,12 @@ __device__ void FindBin(cg::cluster_group& cluster, SharedState& shared, Mass ta
 #pragma unroll
   for (int b = 0; b < kBinsPerThread; ++b) {
     if (before < target && target <= before + bins[b]) {
-      shared.bin = kBins - 1 - (threadIdx.x * kBinsPerThread + b);
+      shared.bin = BinOf(b);
       shared.before = before;
     }
     before += bins[b];
   }
-  cluster.sync();
+  __syncthreads();
 }
 
 struct Cut {
@@ -165,7 +194,8 @@ struct Cut {
   Mass before;   // summed weight of the larger keys
 };
 
-/// Where the running sum of weights reaches `target`, which is at least 1 and at most the total.
+/// Where the running sum of weights reaches `target`, which is at least 1 and at most the total. By
+/// mass, the first round's histogram is shared.first_round.
 template <int kPerThread>
 __device__ Cut Select(cg::cluster_group& cluster, SharedState& shared,
                       const uint32_t (&keys)[kPerThread], int valid, float largest, bool by_mass,
@@ -177,27 +207,20 @@ __device__ Cut Select(cg::cluster_group& cluster, SharedState& shared,
   for (int round = 0; round < 3; ++round) {
     const int shift = round == 0 ? 21 : round == 1 ? 10 : 0;
     const uint32_t mask = round == 2 ? 0x3FF : 0x7FF;
-    for (int b = threadIdx.x; b < kBins; b += kThreads) shared.histogram[b] = 0;
-    __syncthreads();
+    Mass bins[kBinsPerThread];
+    if (round == 0 && by_mass) {
 #pragma unroll
-    for (int i = 0; i < kPerThread; ++i) {
-      const bool part = i < valid && (keys[i] & prefix_mask) == prefix;
-      if (__ballot_sync(kAllLanes, part) == 0) continue;
-      Mass weight = 1;
-      if (by_mass) weight = __float2ull_rn(__expf(ValueOf(keys[i]) - largest) * kMassOne);
-      AddToBin(shared.histogram, part, (keys[i] >> shift) & mask, weight);
+      for (int b = 0; b < kBinsPerThread; ++b) bins[b] = shared.first_round[BinOf(b)];
+    } else {
+      CountBins(cluster, shared, keys, valid, largest, by_mass, prefix, prefix_mask, shift, mask,
+                bins);
     }
-    __syncthreads();
-    FindBin(cluster, shared, target - before);
+    FindBin(shared, bins, target - before);
     prefix |= static_cast<uint32_t>(shared.bin) << shift;
     prefix_mask |= mask << shift;
     before += shared.before;
   }
   return Cut{prefix, before};
-}
-
-__device__ __forceinline__ Mass MassOf(uint32_t key, float largest) {
-  return __float2ull_rn(__expf(ValueOf(key) - largest) * kMassOne);
 }
 
 template <int kPerThread>
@@ -240,22 +263,33 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
   }
   const float largest = ValueOf(static_cast<uint32_t>(best >> 32));
 
-  // The mass that top-k keeps.
+  Mass bins[kBinsPerThread];
+  CountBins(cluster, shared, keys, valid, largest, true, 0, 0, 21, 0x7FF, bins);
   Mass kept = 0;
-  uint32_t lowest = 0;
-  Mass ties_kept = 0;
+#pragma unroll
+  for (int b = 0; b < kBinsPerThread; ++b) {
+    shared.first_round[BinOf(b)] = bins[b];
+    kept += bins[b];
+  }
   if (row.top_k > 0 && row.top_k < p.vocabulary) {
+    // The mass that top-k keeps.
     const Mass target = static_cast<Mass>(row.top_k);
     const Cut cut = Select(cluster, shared, keys, valid, largest, false, target);
-    lowest = cut.key;
-    ties_kept = target - cut.before;
-  }
+    kept = 0;
 #pragma unroll
-  for (int i = 0; i < kPerThread; ++i) {
-    if (i < valid && keys[i] > lowest) kept += MassOf(keys[i], largest);
+    for (int i = 0; i < kPerThread; ++i) {
+      if (i < valid && keys[i] > cut.key) kept += MassOf(keys[i], largest);
+    }
+    kept = ClusterSum(cluster, shared, kept) + (target - cut.before) * MassOf(cut.key, largest);
+  } else {
+    // Every block has the whole histogram.
+    kept = WarpSumMass(kept);
+    __syncthreads();
+    if (threadIdx.x % kWarp == 0) shared.warp_sums[threadIdx.x / kWarp] = kept;
+    __syncthreads();
+    kept = WarpSumMass(shared.warp_sums[threadIdx.x % kWarp]);
+    __syncthreads();
   }
-  kept = ClusterSum(cluster, shared, kept);
-  if (ties_kept > 0) kept += ties_kept * MassOf(lowest, largest);
 
   // The mass that top-p keeps of it.
   if (row.top_p < 1.0f) {

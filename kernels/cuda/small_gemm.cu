@@ -7,10 +7,9 @@
 // warps of a block take 128-byte slices of k in turn and add their sums at the end, in a fixed order.
 // fp8 sums leave the tensor core's short accumulator every 128 values of k.
 //
-// A weight of few rows has too few blocks to fill the GPU, so up to 8 blocks, a cluster, share a tile
-// of rows and divide k; their sums meet through distributed shared memory.
-
-#include <cooperative_groups.h>
+// A weight of few rows has few blocks; they get 16 warps each. Dividing k among the blocks of a cluster
+// instead was slower on an H100 (355B qkv at TP8, M=1: 10.5 us against 7.5), clusters start late. What
+// the end needs (scales, bias, the count of rows) is asked for at the start, when it costs no wait.
 
 #include <algorithm>
 
@@ -21,8 +20,6 @@
 
 namespace glm::cuda {
 namespace {
-
-namespace cg = cooperative_groups;
 
 constexpr int kSliceBytes = 128;  // of k, that a warp takes at a time
 constexpr int kRowTile = 16;      // weight rows of one mma
@@ -74,19 +71,31 @@ __device__ __forceinline__ void MultiplySlice(float (&sum)[4], const uint4 (&low
   }
 }
 
-/// kSplit blocks, a cluster, share 16 weight rows and divide k.
-template <bool kFp8, int kTokenTiles, int kWarps, int kSplit>
-__global__ void __cluster_dims__(kSplit, 1, 1) __launch_bounds__(kWarps* kWarp)
-    SmallGemmKernel(const GemmParams p) {
+template <bool kFp8, int kTokenTiles, int kWarps>
+__global__ void __launch_bounds__(kWarps* kWarp) SmallGemmKernel(const GemmParams p) {
   constexpr int kValues = kTokenTiles * 4;
+  constexpr int kOutputs = kRowTile * kTokenTile * kTokenTiles;
+  constexpr int kThreads = kWarps * kWarp;
+  constexpr int kOutputsPerThread = (kOutputs + kThreads - 1) / kThreads;
   __shared__ float partial[kWarps][kValues][kWarp];
-  __shared__ float sums_of_block[kValues][kWarp];
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
   const int group = lane / 4;
   const int quad = lane % 4;
-  const int split = blockIdx.x % kSplit;
-  const int row0 = blockIdx.x / kSplit * kRowTile;
+  const int row0 = blockIdx.x * kRowTile;
+
+  const int valid_rows = min(p.rows, *p.valid_rows);
+  float scales[kOutputsPerThread];
+  float biases[kOutputsPerThread];
+#pragma unroll
+  for (int o = 0; o < kOutputsPerThread; ++o) {
+    const int i = threadIdx.x + o * kThreads;
+    const int row = min(row0 + i % kRowTile, p.outputs - 1);
+    const int token = min(i / kRowTile, p.rows - 1);
+    scales[o] = 1;
+    if constexpr (kFp8) scales[o] = p.output_scales[row] * p.row_scales[token];
+    biases[o] = p.bias != nullptr ? ToFloat(p.bias[row]) : 0.0f;
+  }
 
   const uint8_t* low_row = p.weight + min(row0 + group, p.outputs - 1) * p.weight_row_bytes;
   const uint8_t* high_row = p.weight + min(row0 + group + 8, p.outputs - 1) * p.weight_row_bytes;
@@ -98,11 +107,10 @@ __global__ void __cluster_dims__(kSplit, 1, 1) __launch_bounds__(kWarps* kWarp)
 
   float sums[kTokenTiles][4] = {};
   constexpr int kUnroll = kTokenTiles <= 2 ? 2 : 1;
-  constexpr int kStride = kSplit * kWarps * kSliceBytes;
-  for (int k = (split * kWarps + warp) * kSliceBytes; k < p.depth_bytes; k += kUnroll * kStride) {
+  constexpr int kStride = kWarps * kSliceBytes;
+  for (int k = warp * kSliceBytes; k < p.depth_bytes; k += kUnroll * kStride) {
     uint4 low[kUnroll][2];
     uint4 high[kUnroll][2];
-    uint4 token[kUnroll][kTokenTiles][2];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
 #pragma unroll
@@ -110,17 +118,19 @@ __global__ void __cluster_dims__(kSplit, 1, 1) __launch_bounds__(kWarps* kWarp)
         const int at = k + u * kStride + half * 64 + quad * 16;
         low[u][half] = LoadOrZero(low_row + at, at < p.depth_bytes, true);
         high[u][half] = LoadOrZero(high_row + at, at < p.depth_bytes, true);
-#pragma unroll
-        for (int n = 0; n < kTokenTiles; ++n) {
-          token[u][n][half] = LoadOrZero(token_rows[n] + at, at < p.depth_bytes, false);
-        }
       }
     }
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
 #pragma unroll
       for (int n = 0; n < kTokenTiles; ++n) {
-        MultiplySlice<kFp8>(sums[n], low[u], high[u], token[u][n]);
+        uint4 token[2];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          const int at = k + u * kStride + half * 64 + quad * 16;
+          token[half] = LoadOrZero(token_rows[n] + at, at < p.depth_bytes, false);
+        }
+        MultiplySlice<kFp8>(sums[n], low[u], high[u], token);
       }
     }
   }
@@ -131,58 +141,38 @@ __global__ void __cluster_dims__(kSplit, 1, 1) __launch_bounds__(kWarps* kWarp)
     for (int i = 0; i < 4; ++i) partial[warp][n * 4 + i][lane] = sums[n][i];
   }
   __syncthreads();
-  for (int i = threadIdx.x; i < kValues * kWarp; i += kWarps * kWarp) {
-    float sum = 0;
 #pragma unroll
-    for (int w = 0; w < kWarps; ++w) sum += partial[w][i / kWarp][i % kWarp];
-    sums_of_block[i / kWarp][i % kWarp] = sum;
-  }
-  cg::cluster_group cluster = cg::this_cluster();
-  cluster.sync();
-
-  const int valid_rows = min(p.rows, *p.valid_rows);
-  for (int i = split * kWarps * kWarp + threadIdx.x; i < kRowTile * kTokenTile * kTokenTiles;
-       i += kSplit * kWarps * kWarp) {
+  for (int o = 0; o < kOutputsPerThread; ++o) {
+    const int i = threadIdx.x + o * kThreads;
     const int row_in_tile = i % kRowTile;
     const int token = i / kRowTile;
+    const int row = row0 + row_in_tile;
+    if (i >= kOutputs || row >= p.outputs || token >= valid_rows) continue;
     const int column = token % kTokenTile;
     const int slot = token / kTokenTile * 4 + row_in_tile / 8 * 2 + column % 2;
     const int source_lane = row_in_tile % 8 * 4 + column / 2;
     float sum = 0;
 #pragma unroll
-    for (int s = 0; s < kSplit; ++s) {
-      sum += *cluster.map_shared_rank(&sums_of_block[slot][source_lane], s);
-    }
-    const int row = row0 + row_in_tile;
-    if (row >= p.outputs || token >= valid_rows) continue;
-    if constexpr (kFp8) sum *= p.output_scales[row] * p.row_scales[token];
-    if (p.bias != nullptr) sum += ToFloat(p.bias[row]);
+    for (int w = 0; w < kWarps; ++w) sum += partial[w][slot][source_lane];
+    sum = sum * scales[o] + biases[o];
     if (p.float_out) {
       static_cast<float*>(p.out)[token * p.out_stride + row] = sum;
     } else {
       static_cast<BFloat16*>(p.out)[token * p.out_stride + row] = ToBFloat16(sum);
     }
   }
-  if constexpr (kSplit > 1) cluster.sync();
 }
 
 template <bool kFp8, int kTokenTiles>
 void LaunchTiles(cudaStream_t stream, int sm_count, const GemmParams& p) {
   const int tiles = (p.outputs + kRowTile - 1) / kRowTile;
-  const auto launch = [&](auto kernel, int warps, int split) {
-    kernel<<<tiles * split, warps * kWarp, 0, stream>>>(p);
-  };
   // Blocks enough for one even wave of what a multiprocessor holds.
-  if (tiles >= 4 * sm_count) {
-    launch(SmallGemmKernel<kFp8, kTokenTiles, 4, 1>, 4, 1);
-  } else if (tiles > 2 * sm_count) {
-    launch(SmallGemmKernel<kFp8, kTokenTiles, 8, 1>, 8, 1);
-  } else if (tiles > sm_count) {
-    launch(SmallGemmKernel<kFp8, kTokenTiles, 8, 2>, 8, 2);
-  } else if (tiles > sm_count / 4) {
-    launch(SmallGemmKernel<kFp8, kTokenTiles, 8, 4>, 8, 4);
+  if (tiles >= 4 * sm_count && kTokenTiles == 1) {
+    SmallGemmKernel<kFp8, kTokenTiles, 4><<<tiles, 4 * kWarp, 0, stream>>>(p);
+  } else if (tiles >= 2 * sm_count) {
+    SmallGemmKernel<kFp8, kTokenTiles, 8><<<tiles, 8 * kWarp, 0, stream>>>(p);
   } else {
-    launch(SmallGemmKernel<kFp8, kTokenTiles, 8, 8>, 8, 8);
+    SmallGemmKernel<kFp8, kTokenTiles, 16><<<tiles, 16 * kWarp, 0, stream>>>(p);
   }
 }
 
@@ -192,10 +182,8 @@ void LaunchRows(cudaStream_t stream, int sm_count, const GemmParams& p) {
     LaunchTiles<kFp8, 1>(stream, sm_count, p);
   } else if (p.rows <= 2 * kTokenTile) {
     LaunchTiles<kFp8, 2>(stream, sm_count, p);
-  } else if (p.rows <= 4 * kTokenTile) {
-    LaunchTiles<kFp8, 4>(stream, sm_count, p);
   } else {
-    LaunchTiles<kFp8, 8>(stream, sm_count, p);
+    LaunchTiles<kFp8, 4>(stream, sm_count, p);
   }
 }
 
@@ -253,7 +241,7 @@ bool TakesSmallGemm(const SmallGemm& gemm) {
   // From 17 rows on, cuBLASLt is as fast where the weight is large; below, and for narrow weights, it
   // stands at 10 to 60 % of the memory's rate (H100).
   constexpr int64_t kNarrowBytes = 12 << 20;
-  const int64_t rows_max = gemm.outputs * gemm.depth * size <= kNarrowBytes ? 64 : 16;
+  const int64_t rows_max = gemm.outputs * gemm.depth * size <= kNarrowBytes ? 32 : 16;
   return gemm.rows <= rows_max && !gemm.block_scales && gemm.depth * size % 16 == 0 &&
          aligned(gemm.in, gemm.in_stride * size) &&
          aligned(gemm.weight, gemm.weight_stride * size);

@@ -32,7 +32,7 @@ struct SmallGemm {
   const int32_t* valid_rows = nullptr;  // device memory: rows from *valid_rows on are left alone
 };
 
-/// True when RunSmallGemm can and should: at most 64 rows, 16-byte aligned rows of in and weight, no
+/// True when RunSmallGemm can and should: at most 32 rows, 16-byte aligned rows of in and weight, no
 /// block scales.
 bool TakesSmallGemm(const SmallGemm& gemm);
 void RunSmallGemm(cudaStream_t stream, int sm_count, const SmallGemm& gemm);

@@ -266,13 +266,13 @@ OpCase AttentionCase(DType act, const Step& step, const HeadShape& shape, bool q
     Verdict verdict;
     Tolerance tolerance = ToleranceOf(act, 1);
     // Room for probabilities rounded to act, as tensor cores take them.
-    if (act == DType::kBF16) tolerance.absolute = 5e-4;
+    if (act == DType::kBF16) tolerance.absolute = 2e-3;
     if (!args.out.empty()) {
       verdict.Near(device, "out", args.out, batch.tokens, want, tolerance);
     }
     if (quantized) {
       verdict.NearQuantized(device, "quantized", args.quantized, batch.tokens, want,
-                            out_too ? kGroup : columns, act);
+                            out_too ? kGroup : columns, act, tolerance.absolute);
     }
     return verdict.Finish();
   };

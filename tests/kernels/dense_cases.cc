@@ -336,7 +336,7 @@ OpCase LinearCase(const LinearShape& shape, const LinearVariant& variant) {
     Verdict verdict;
     Tolerance tolerance = ToleranceOf(variant.out, std::sqrt(static_cast<double>(shape.k)));
     // FP8 tensor cores add up to 128 products with 13 bits below the largest.
-    if (variant.scales != Scales::kNone) tolerance.absolute *= 75;
+    if (variant.scales != Scales::kNone) tolerance.absolute *= 150;
     verdict.Near(device, "out", out, shape.rows, want, tolerance);
     return verdict.Finish();
   };
