@@ -2,13 +2,16 @@
 //
 // A cluster of 8 blocks keeps a row's logits in registers. Order is by (logit falling, id rising), so
 // each question of the contract is the same one: at which element does the running sum of weights
-// reach a target? top-k asks it with weight 1, top-p and the draw with the probability. Three rounds
-// of a histogram over 11, 11 and 10 bits of the logit's sortable form answer it exactly; equal logits
-// have equal weights, so the place within a tie follows by division. Probabilities are 33-bit fixed
-// point: sums are exact, so a row's id depends on nothing but the row. A histogram is two of 32-bit
-// words, for the low and the high 17 bits: shared memory adds those in hardware. (64-bit words with one
-// addition per bin and warp, found by match_any, took ten times as long: 295 us for one row, H100.)
-// top-p and the draw share their first round.
+// reach a target? top-k asks it with weight 1, top-p and the draw with the probability. A histogram
+// over the distance to the largest logit, in steps of 1/64, finds the bin; the few logits in it are
+// then compared each with each. Where they are many (equal logits, say), three more histograms over the
+// bits of the logit decide. Equal logits have equal weights, so the place within a tie follows by
+// division. top-p and the draw share one histogram.
+//
+// Probabilities are 33-bit fixed point: sums are exact, so a row's id depends on nothing but the row. A
+// histogram is two of 32-bit words, for the low 17 and the high bits, since shared memory adds those in
+// hardware. One row of 151,552 on an H100: 295 us with 64-bit words and one addition per bin and warp
+// (match_any), 145 us with 32-bit words but bins of the logit's exponent, where most meet in a few.
 
 #include <cooperative_groups.h>
 
@@ -53,15 +56,25 @@ __device__ __forceinline__ float ValueOf(uint32_t key) {
   return __uint_as_float((key & 0x80000000u) != 0 ? key & 0x7FFFFFFFu : ~key);
 }
 
+constexpr int kCandidatesPerBlock = 256;
+constexpr int kCandidatesMax = kCluster * kCandidatesPerBlock;
+
 struct SharedState {
-  uint32_t low[kBins];
-  uint32_t high[kBins];
-  Mass first_round[kBins];  // of the masses, over the cluster
+  union {
+    struct {
+      uint32_t low[kBins];
+      uint32_t high[kBins];
+    } histogram;
+    Mass weights[kCandidatesMax];  // of the candidates
+  };
+  uint32_t own_candidates[kCandidatesPerBlock];  // keys of this block that fall in the bin
+  uint32_t candidates[kCandidatesMax];           // of the cluster
   Mass warp_sums[kWarp];
-  Mass exchange;   // what this block tells the others
-  Mass before;     // result of a round: the sum over the bins above the chosen one
-  int bin;         // the chosen one
-  int tie_warp;
+  Mass exchange;  // what this block tells the others
+  Mass before;    // the sum over the bins above the chosen one, or over the keys above the cut
+  int bin;        // the chosen one
+  int own_count;
+  uint32_t cut_key;
 };
 
 __device__ Mass WarpSumMass(Mass value) {
@@ -126,26 +139,45 @@ __device__ __forceinline__ int BinOf(int b) {
   return kBins - 1 - (static_cast<int>(threadIdx.x) * kBinsPerThread + b);
 }
 
-/// The histogram over the cluster of bits shift.. of the keys that agree with `prefix` in the bits of
-/// `prefix_mask`. Weights are 1, or the masses.
+/// Bins of the first histogram: distance to the largest, in steps of 1/64, the last bin without end.
+__device__ __forceinline__ int DistanceBin(uint32_t key, float largest) {
+  return kBins - 1 - static_cast<int>(fminf((largest - ValueOf(key)) * 64.0f, kBins - 1.0f));
+}
+
+/// Which keys a histogram counts, and their bins: all by distance (shift < 0), or those in
+/// `distance_bin` that agree with `prefix` in the bits of `prefix_mask`, by bits shift.. .
+struct BinRule {
+  int shift = -1;
+  uint32_t mask = 0;
+  int distance_bin = 0;
+  uint32_t prefix = 0;
+  uint32_t prefix_mask = 0;
+};
+
+/// The histogram over the cluster. Weights are 1, or the masses.
 template <int kPerThread>
 __device__ void CountBins(cg::cluster_group& cluster, SharedState& shared,
                           const uint32_t (&keys)[kPerThread], int valid, float largest,
-                          bool by_mass, uint32_t prefix, uint32_t prefix_mask, int shift,
-                          uint32_t mask, Mass (&bins)[kBinsPerThread]) {
+                          bool by_mass, const BinRule& rule, Mass (&bins)[kBinsPerThread]) {
+  auto& histogram = shared.histogram;
   for (int b = threadIdx.x; b < kBins; b += kThreads) {
-    shared.low[b] = 0;
-    shared.high[b] = 0;
+    histogram.low[b] = 0;
+    histogram.high[b] = 0;
   }
   __syncthreads();
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
-    if (i >= valid || (keys[i] & prefix_mask) != prefix) continue;
+    if (i >= valid) continue;
+    int bin = DistanceBin(keys[i], largest);
+    if (rule.shift >= 0) {
+      if (bin != rule.distance_bin || (keys[i] & rule.prefix_mask) != rule.prefix) continue;
+      bin = static_cast<int>((keys[i] >> rule.shift) & rule.mask);
+    }
     const Mass weight = by_mass ? MassOf(keys[i], largest) : 1;
-    const uint32_t bin = (keys[i] >> shift) & mask;
-    atomicAdd(&shared.low[bin], static_cast<uint32_t>(weight & ((1u << kLowBits) - 1)));
+    const auto low = static_cast<uint32_t>(weight & ((1u << kLowBits) - 1));
     const auto high = static_cast<uint32_t>(weight >> kLowBits);
-    if (high != 0) atomicAdd(&shared.high[bin], high);
+    if (low != 0) atomicAdd(&histogram.low[bin], low);
+    if (high != 0) atomicAdd(&histogram.high[bin], high);
   }
   cluster.sync();
 #pragma unroll
@@ -153,8 +185,8 @@ __device__ void CountBins(cg::cluster_group& cluster, SharedState& shared,
     bins[b] = 0;
 #pragma unroll
     for (int rank = 0; rank < kCluster; ++rank) {
-      bins[b] += cluster.map_shared_rank(shared.low, rank)[BinOf(b)];
-      bins[b] += static_cast<Mass>(cluster.map_shared_rank(shared.high, rank)[BinOf(b)])
+      bins[b] += cluster.map_shared_rank(histogram.low, rank)[BinOf(b)];
+      bins[b] += static_cast<Mass>(cluster.map_shared_rank(histogram.high, rank)[BinOf(b)])
                  << kLowBits;
     }
   }
@@ -162,7 +194,7 @@ __device__ void CountBins(cg::cluster_group& cluster, SharedState& shared,
 }
 
 /// Finds the bin in which the sum from the highest bin down reaches `target`: shared.bin, with the sum
-/// above it in shared.before.
+/// above it in shared.before, until the next call.
 __device__ void FindBin(SharedState& shared, const Mass (&bins)[kBinsPerThread], Mass target) {
   Mass own = 0;
 #pragma unroll
@@ -194,33 +226,89 @@ struct Cut {
   Mass before;   // summed weight of the larger keys
 };
 
-/// Where the running sum of weights reaches `target`, which is at least 1 and at most the total. By
-/// mass, the first round's histogram is shared.first_round.
+/// Brings the keys of the cluster that fall in `distance_bin` together; how many, or -1 if there are
+/// too many.
+template <int kPerThread>
+__device__ int CollectCandidates(cg::cluster_group& cluster, SharedState& shared,
+                                 const uint32_t (&keys)[kPerThread], int valid, float largest,
+                                 int distance_bin) {
+  if (threadIdx.x == 0) shared.own_count = 0;
+  __syncthreads();
+#pragma unroll
+  for (int i = 0; i < kPerThread; ++i) {
+    if (i >= valid || DistanceBin(keys[i], largest) != distance_bin) continue;
+    const int place = atomicAdd(&shared.own_count, 1);
+    if (place < kCandidatesPerBlock) shared.own_candidates[place] = keys[i];
+  }
+  cluster.sync();
+  int total = 0;
+  bool fits = true;
+#pragma unroll
+  for (int rank = 0; rank < kCluster; ++rank) {
+    const int count = *cluster.map_shared_rank(&shared.own_count, rank);
+    fits = fits && count <= kCandidatesPerBlock;
+    if (fits && static_cast<int>(threadIdx.x) < count) {
+      shared.candidates[total + threadIdx.x] =
+          cluster.map_shared_rank(shared.own_candidates, rank)[threadIdx.x];
+    }
+    total += count;
+  }
+  cluster.sync();
+  return fits ? total : -1;
+}
+
+/// The cut among `count` candidates; `before` is the weight above them.
+__device__ Cut CutCandidates(SharedState& shared, int count, float largest, bool by_mass,
+                             Mass before, Mass target) {
+  for (int i = threadIdx.x; i < count; i += kThreads) {
+    shared.weights[i] = by_mass ? MassOf(shared.candidates[i], largest) : 1;
+  }
+  __syncthreads();
+  for (int i = threadIdx.x; i < count; i += kThreads) {
+    const uint32_t key = shared.candidates[i];
+    Mass above = before;
+    Mass ties = 0;
+    for (int j = 0; j < count; ++j) {
+      const uint32_t other = shared.candidates[j];
+      if (other > key) above += shared.weights[j];
+      if (other == key) ties += shared.weights[j];
+    }
+    if (above < target && target <= above + ties) {  // all of a tie write the same
+      shared.cut_key = key;
+      shared.before = above;
+    }
+  }
+  __syncthreads();
+  const Cut cut = {shared.cut_key, shared.before};
+  __syncthreads();
+  return cut;
+}
+
+/// Where the running sum of weights reaches `target`, which is at least 1 and at most the total.
+/// `bins` is the histogram by distance, with the same weights.
 template <int kPerThread>
 __device__ Cut Select(cg::cluster_group& cluster, SharedState& shared,
                       const uint32_t (&keys)[kPerThread], int valid, float largest, bool by_mass,
-                      Mass target) {
-  uint32_t prefix = 0;
-  uint32_t prefix_mask = 0;
-  Mass before = 0;
+                      const Mass (&distance_bins)[kBinsPerThread], Mass target) {
+  FindBin(shared, distance_bins, target);
+  BinRule rule;
+  rule.distance_bin = shared.bin;
+  Mass before = shared.before;
+  const int count =
+      CollectCandidates(cluster, shared, keys, valid, largest, rule.distance_bin);
+  if (count >= 0) return CutCandidates(shared, count, largest, by_mass, before, target);
 #pragma unroll 1
   for (int round = 0; round < 3; ++round) {
-    const int shift = round == 0 ? 21 : round == 1 ? 10 : 0;
-    const uint32_t mask = round == 2 ? 0x3FF : 0x7FF;
+    rule.shift = round == 0 ? 21 : round == 1 ? 10 : 0;
+    rule.mask = round == 2 ? 0x3FF : 0x7FF;
     Mass bins[kBinsPerThread];
-    if (round == 0 && by_mass) {
-#pragma unroll
-      for (int b = 0; b < kBinsPerThread; ++b) bins[b] = shared.first_round[BinOf(b)];
-    } else {
-      CountBins(cluster, shared, keys, valid, largest, by_mass, prefix, prefix_mask, shift, mask,
-                bins);
-    }
+    CountBins(cluster, shared, keys, valid, largest, by_mass, rule, bins);
     FindBin(shared, bins, target - before);
-    prefix |= static_cast<uint32_t>(shared.bin) << shift;
-    prefix_mask |= mask << shift;
+    rule.prefix |= static_cast<uint32_t>(shared.bin) << rule.shift;
+    rule.prefix_mask |= rule.mask << rule.shift;
     before += shared.before;
   }
-  return Cut{prefix, before};
+  return Cut{rule.prefix, before};
 }
 
 template <int kPerThread>
@@ -264,25 +352,23 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
   const float largest = ValueOf(static_cast<uint32_t>(best >> 32));
 
   Mass bins[kBinsPerThread];
-  CountBins(cluster, shared, keys, valid, largest, true, 0, 0, 21, 0x7FF, bins);
   Mass kept = 0;
-#pragma unroll
-  for (int b = 0; b < kBinsPerThread; ++b) {
-    shared.first_round[BinOf(b)] = bins[b];
-    kept += bins[b];
-  }
   if (row.top_k > 0 && row.top_k < p.vocabulary) {
     // The mass that top-k keeps.
     const Mass target = static_cast<Mass>(row.top_k);
-    const Cut cut = Select(cluster, shared, keys, valid, largest, false, target);
-    kept = 0;
+    CountBins(cluster, shared, keys, valid, largest, false, BinRule(), bins);
+    const Cut cut = Select(cluster, shared, keys, valid, largest, false, bins, target);
 #pragma unroll
     for (int i = 0; i < kPerThread; ++i) {
       if (i < valid && keys[i] > cut.key) kept += MassOf(keys[i], largest);
     }
     kept = ClusterSum(cluster, shared, kept) + (target - cut.before) * MassOf(cut.key, largest);
-  } else {
+  }
+  CountBins(cluster, shared, keys, valid, largest, true, BinRule(), bins);
+  if (kept == 0) {
     // Every block has the whole histogram.
+#pragma unroll
+    for (int b = 0; b < kBinsPerThread; ++b) kept += bins[b];
     kept = WarpSumMass(kept);
     __syncthreads();
     if (threadIdx.x % kWarp == 0) shared.warp_sums[threadIdx.x / kWarp] = kept;
@@ -295,7 +381,7 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
   if (row.top_p < 1.0f) {
     const double wanted = ceil(static_cast<double>(row.top_p) * static_cast<double>(kept));
     const Mass target = min(kept, max(Mass{1}, static_cast<Mass>(wanted)));
-    const Cut cut = Select(cluster, shared, keys, valid, largest, true, target);
+    const Cut cut = Select(cluster, shared, keys, valid, largest, true, bins, target);
     const Mass weight = MassOf(cut.key, largest);
     kept = cut.before + (target - cut.before + weight - 1) / weight * weight;
   }
@@ -303,7 +389,7 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
   const float uniform = PhiloxUniform(row.seed, PhiloxStream::kSample, row.position);
   const Mass drawn = static_cast<Mass>(static_cast<double>(uniform) * static_cast<double>(kept));
   const Mass target = min(kept, drawn + 1);
-  const Cut cut = Select(cluster, shared, keys, valid, largest, true, target);
+  const Cut cut = Select(cluster, shared, keys, valid, largest, true, bins, target);
   // The place among equal logits, from 0, and then its block, its register and its thread.
   Mass place = (target - cut.before - 1) / MassOf(cut.key, largest);
   int own_ties = 0;

@@ -84,17 +84,20 @@ __global__ void __launch_bounds__(kWarps* kWarp) SmallGemmKernel(const GemmParam
   const int quad = lane % 4;
   const int row0 = blockIdx.x * kRowTile;
 
-  const int valid_rows = min(p.rows, *p.valid_rows);
-  float scales[kOutputsPerThread];
-  float biases[kOutputsPerThread];
+  // Only used at the end: a use here would wait for them before the weight is asked for.
+  const int valid = *p.valid_rows;
+  float output_scales[kOutputsPerThread];
+  float row_scales[kOutputsPerThread];
+  BFloat16 biases[kOutputsPerThread];
 #pragma unroll
   for (int o = 0; o < kOutputsPerThread; ++o) {
     const int i = threadIdx.x + o * kThreads;
     const int row = min(row0 + i % kRowTile, p.outputs - 1);
-    const int token = min(i / kRowTile, p.rows - 1);
-    scales[o] = 1;
-    if constexpr (kFp8) scales[o] = p.output_scales[row] * p.row_scales[token];
-    biases[o] = p.bias != nullptr ? ToFloat(p.bias[row]) : 0.0f;
+    if constexpr (kFp8) {
+      output_scales[o] = p.output_scales[row];
+      row_scales[o] = p.row_scales[min(i / kRowTile, p.rows - 1)];
+    }
+    biases[o] = p.bias != nullptr ? p.bias[row] : BFloat16{0};
   }
 
   const uint8_t* low_row = p.weight + min(row0 + group, p.outputs - 1) * p.weight_row_bytes;
@@ -108,9 +111,11 @@ __global__ void __launch_bounds__(kWarps* kWarp) SmallGemmKernel(const GemmParam
   float sums[kTokenTiles][4] = {};
   constexpr int kUnroll = kTokenTiles <= 2 ? 2 : 1;
   constexpr int kStride = kWarps * kSliceBytes;
+  constexpr bool kTokensAhead = kTokenTiles == 1;
   for (int k = warp * kSliceBytes; k < p.depth_bytes; k += kUnroll * kStride) {
     uint4 low[kUnroll][2];
     uint4 high[kUnroll][2];
+    uint4 ahead[kUnroll][2];
 #pragma unroll
     for (int u = 0; u < kUnroll; ++u) {
 #pragma unroll
@@ -118,6 +123,9 @@ __global__ void __launch_bounds__(kWarps* kWarp) SmallGemmKernel(const GemmParam
         const int at = k + u * kStride + half * 64 + quad * 16;
         low[u][half] = LoadOrZero(low_row + at, at < p.depth_bytes, true);
         high[u][half] = LoadOrZero(high_row + at, at < p.depth_bytes, true);
+        if constexpr (kTokensAhead) {
+          ahead[u][half] = LoadOrZero(token_rows[0] + at, at < p.depth_bytes, false);
+        }
       }
     }
 #pragma unroll
@@ -128,7 +136,9 @@ __global__ void __launch_bounds__(kWarps* kWarp) SmallGemmKernel(const GemmParam
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const int at = k + u * kStride + half * 64 + quad * 16;
-          token[half] = LoadOrZero(token_rows[n] + at, at < p.depth_bytes, false);
+          token[half] = kTokensAhead
+                            ? ahead[u][half]
+                            : LoadOrZero(token_rows[n] + at, at < p.depth_bytes, false);
         }
         MultiplySlice<kFp8>(sums[n], low[u], high[u], token);
       }
@@ -147,14 +157,15 @@ __global__ void __launch_bounds__(kWarps* kWarp) SmallGemmKernel(const GemmParam
     const int row_in_tile = i % kRowTile;
     const int token = i / kRowTile;
     const int row = row0 + row_in_tile;
-    if (i >= kOutputs || row >= p.outputs || token >= valid_rows) continue;
+    if (i >= kOutputs || row >= p.outputs || token >= min(p.rows, valid)) continue;
     const int column = token % kTokenTile;
     const int slot = token / kTokenTile * 4 + row_in_tile / 8 * 2 + column % 2;
     const int source_lane = row_in_tile % 8 * 4 + column / 2;
     float sum = 0;
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) sum += partial[w][slot][source_lane];
-    sum = sum * scales[o] + biases[o];
+    if constexpr (kFp8) sum *= output_scales[o] * row_scales[o];
+    sum += ToFloat(biases[o]);
     if (p.float_out) {
       static_cast<float*>(p.out)[token * p.out_stride + row] = sum;
     } else {
