@@ -215,7 +215,7 @@ struct OpTable {
   /// out[t] = sum_j weight_j * down_j(h_j) + shared(t), h = silu(gate) * up with gate and up in
   /// float and h rounded to act; with FP8 weights h is instead quantised with one scale per (token,
   /// 128 columns of M). The sum is float, in order j = 0..k-1, then the shared expert; rounded
-  /// once.
+  /// once (a GPU may round each down_j(h_j) to act first).
   void (*moe_experts)(Device&, const MoeExpertsArgs&);
 
   /// out[r] = in[logit_tokens[r]].

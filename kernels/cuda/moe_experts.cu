@@ -12,19 +12,52 @@ namespace {
 
 constexpr int kGroup = 128;
 constexpr int kCombineThreads = 256;
+constexpr int kCopyThreads = 256;
+
+/// rows[place] = in[token of place], 16 bytes a thread.
+__global__ void __launch_bounds__(kCopyThreads)
+    PlaceRowsKernel(const MoeGemmParams p, int row_bytes, uint8_t* rows) {
+  const int place = blockIdx.x;
+  const int routed = p.tokens * p.experts_per_token;
+  int token = place - routed;
+  if (place < routed) {
+    if (place >= p.expert_starts[p.experts]) return;
+    token = p.pair_order[place] / p.experts_per_token;
+  } else if (token >= p.counts[0]) {
+    return;
+  }
+  const uint4* source = reinterpret_cast<const uint4*>(p.in + token * p.in_row_bytes);
+  uint4* target = reinterpret_cast<uint4*>(rows + static_cast<int64_t>(place) * row_bytes);
+  for (int i = threadIdx.x; i < row_bytes / 16; i += kCopyThreads) target[i] = source[i];
+}
+
+/// Columns column .. column + 3 of a row of y.
+template <bool kBf16Rows>
+__device__ __forceinline__ float4 LoadRow4(const void* y, int64_t at) {
+  if constexpr (kBf16Rows) {
+    const uint2 packed = *reinterpret_cast<const uint2*>(static_cast<const BFloat16*>(y) + at);
+    return float4{__uint_as_float(packed.x << 16), __uint_as_float(packed.x & 0xFFFF0000u),
+                  __uint_as_float(packed.y << 16), __uint_as_float(packed.y & 0xFFFF0000u)};
+  } else {
+    return *reinterpret_cast<const float4*>(static_cast<const float*>(y) + at);
+  }
+}
 
 /// out[t] = sum_j weight_j * y[t * k + j] + y[shared row of t], in that order.
+template <bool kBf16Rows>
 __global__ void __launch_bounds__(kCombineThreads)
-    CombineKernel(const int32_t* counts, const float* expert_weights, const float* y, BFloat16* out,
-                  int64_t out_stride, int tokens, int hidden, int k, bool shared_expert) {
+    CombineKernel(const MoeGemmParams p, const float* expert_weights, BFloat16* out,
+                  int64_t out_stride) {
   const int64_t token = blockIdx.y;
-  if (token >= counts[0]) return;
+  if (token >= p.counts[0]) return;
   const int column = (blockIdx.x * kCombineThreads + threadIdx.x) * 4;
-  if (column >= hidden) return;
+  if (column >= p.hidden) return;
+  const int k = p.experts_per_token;
   const auto row_at = [&](int64_t row) {
-    return *reinterpret_cast<const float4*>(y + row * hidden + column);
+    return LoadRow4<kBf16Rows>(p.y, row * p.hidden + column);
   };
   float4 sum = {0, 0, 0, 0};
+#pragma unroll 4
   for (int j = 0; j < k; ++j) {
     const float weight = expert_weights[token * k + j];
     const float4 row = row_at(token * k + j);
@@ -33,8 +66,8 @@ __global__ void __launch_bounds__(kCombineThreads)
     sum.z += weight * row.z;
     sum.w += weight * row.w;
   }
-  if (shared_expert) {
-    const float4 row = row_at(static_cast<int64_t>(tokens) * k + token);
+  if (p.shared_experts != 0) {
+    const float4 row = row_at(static_cast<int64_t>(p.tokens) * k + token);
     sum.x += row.x;
     sum.y += row.y;
     sum.z += row.z;
@@ -45,12 +78,14 @@ __global__ void __launch_bounds__(kCombineThreads)
 }
 
 struct ExpertsScratch {
+  uint8_t* rows;  // tokens by place, room for bf16
   uint8_t* h;
   float* h_scales;
   float* y;
 
   ExpertsScratch(ScratchLayout& layout, int64_t pair_rows, int64_t width, int64_t hidden)
-      : h(layout.Take<uint8_t>(pair_rows * HiddenRowBytes(width))),
+      : rows(layout.Take<uint8_t>(pair_rows * hidden * 2)),
+        h(layout.Take<uint8_t>(pair_rows * HiddenRowBytes(width))),
         h_scales(layout.Take<float>(pair_rows * ((width + kGroup - 1) / kGroup))),
         y(layout.Take<float>(pair_rows * hidden)) {}
 
@@ -70,7 +105,7 @@ MoeScales CheckExperts(const MoeExpertsArgs& args, int64_t experts, int64_t widt
   CheckShape(args.out, DType::kBF16, {tokens, hidden}, "moe_experts.out");
   CHECK(args.gate_up.values.contiguous() && args.down.values.contiguous());
   CHECK(args.shared_experts == 0 || args.shared_experts == 1);
-  CHECK_EQ(hidden % 4, 0);
+  CHECK_EQ(hidden % 8, 0);
   CHECK_EQ(args.out.stride[0] % 4, 0);
   if (type == DType::kBF16) return MoeScales::kNone;
   const auto blocks = [](int64_t extent) { return (extent + kGroup - 1) / kGroup; };
@@ -143,16 +178,23 @@ void MoeExperts(Device& device, const MoeExpertsArgs& args) {
                                             hidden, hidden, 128);
   const CUtensorMap down =
       MakeTensorMap(args.down.values.data, type, experts * hidden, width, width, 128);
+  const int token_tile = MoeTokenTile(params, scales);
+  const CUtensorMap rows =
+      MakeTensorMap(scratch.rows, type, pair_rows, hidden, hidden, token_tile);
   const CUtensorMap h = MakeTensorMap(scratch.h, type, pair_rows, width, params.h_row_bytes / size,
-                                      MoeTokenTile(params, scales));
-  RunMoeGateUp(op.stream(), sm_count, scales, gate_up, params);
+                                      token_tile);
+  if (MoeNeedsRows(token_tile)) {
+    PlaceRowsKernel<<<static_cast<unsigned>(pair_rows), kCopyThreads, 0, op.stream()>>>(
+        params, static_cast<int>(hidden * size), scratch.rows);
+  }
+  RunMoeGateUp(op.stream(), sm_count, scales, gate_up, rows, params);
   RunMoeDown(op.stream(), sm_count, scales, down, h, params);
   const dim3 grid(static_cast<unsigned>((hidden / 4 + kCombineThreads - 1) / kCombineThreads),
                   static_cast<unsigned>(tokens));
-  CombineKernel<<<grid, kCombineThreads, 0, op.stream()>>>(
-      params.counts, args.routing.expert_weights.Data<float>(), scratch.y,
-      args.out.Data<BFloat16>(), args.out.stride[0], params.tokens, params.hidden,
-      params.experts_per_token, args.shared_experts != 0);
+  const auto combine = MoeWideTiles(token_tile) ? CombineKernel<true> : CombineKernel<false>;
+  combine<<<grid, kCombineThreads, 0, op.stream()>>>(
+      params, args.routing.expert_weights.Data<float>(), args.out.Data<BFloat16>(),
+      args.out.stride[0]);
 }
 
 }  // namespace glm::cuda

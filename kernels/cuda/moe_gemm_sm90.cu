@@ -7,14 +7,18 @@
 // so nothing is padded, no list is built and the host knows no count.
 //
 // One warp of the producer warpgroup feeds weight boxes through the copy engine into a ring of
-// stages, each 128 bytes of k deep; its other warps gather the tokens of gate+up row by row through
-// pair_order with cp.async, into the layout that the copy engine would give (16-byte vector v of row r
-// at v ^ (r % 8)). Two consumer warpgroups multiply. fp8 sums are taken out of the tensor cores every
+// stages, each 128 bytes of k deep. For tiles of 16 tokens its other warps gather the tokens of gate+up
+// row by row through pair_order with cp.async, into the layout that the copy engine would give (16-byte
+// vector v of row r at v ^ (r % 8)). For wider tiles that gather was the limit (470 TFLOPS at 8192 tokens
+// of Air, H100): there tokens are first copied into the order of their places, and come through the copy
+// engine too. Two consumer warpgroups multiply. fp8 sums are taken out of the tensor cores every
 // 128 values of k, which is also where the scales of h and of block-scaled weights apply.
 //
 // Gate and up rows of the same index meet in one thread, so SwiGLU and its quantisation need no pass
-// of their own; a tile covers 128 columns of h, the group that shares a scale. Down writes float rows
-// by pair number, and a last kernel adds a token's rows in order: the sum has a fixed order.
+// of their own; a tile covers 128 columns of h, the group that shares a scale. Down writes rows by pair
+// number, and a last kernel adds a token's rows in order: the sum has a fixed order. Tensor cores leave
+// a token's values spread over a warp's lanes, so rows of h and bf16 rows of y pass through shared memory
+// to leave as 16-byte vectors.
 
 #include <algorithm>
 
@@ -40,23 +44,33 @@ constexpr int kGatherLag = 2;  // stages between the start of a gather and the w
 template <bool kGateUp, MoeScales kScales, int kTokens>
 struct Config {
   static constexpr bool kFp8 = kScales != MoeScales::kNone;
+  static constexpr bool kGather = kGateUp && kTokens == 16;
   static constexpr int kBoxes = kGateUp || kTokens == 128 ? 2 : 1;
   static constexpr int kTileRows = kGateUp ? kBoxRows : kBoxes * kBoxRows;
   static constexpr int kTokenBytes = kTokens * kDepthBytes;
   static constexpr int kStageBytes = kBoxes * kBoxBytes + kTokenBytes;
   static constexpr int kStages = kBoxes == 1 ? 8 : kTokens == 16 ? 6 : kTokens == 64 ? 5 : 4;
+  // bf16 products of a stage run on while the next stage is awaited. (For down's wide tiles ptxas would
+  // serialise them.)
+  static constexpr bool kOverlap = !kFp8 && (kGateUp || kTokens != 128);
   static constexpr int kElementBytes = kFp8 ? 1 : 2;
+  static constexpr int kOutBytes = kGateUp && kFp8 ? 1 : 2;  // of a staged value
+  static constexpr int kStagingPitch = kBoxRows * kOutBytes + 16;
+  static constexpr int kStagingTokens = kTokens / kOutBytes;  // that are staged at a time
   static constexpr int kDepth = kDepthBytes / kElementBytes;
 };
 
-template <int kStages, int kTokens>
+template <int kStages, int kTokens, int kStagingBytes>
 struct SharedState {
+  alignas(16) uint8_t staging[kStagingBytes];
   alignas(8) uint64_t full[kStages];
   uint64_t empty[kStages];
   int32_t tile_starts[kExpertsMax + 1];  // first tile of each expert
   int32_t gather_tokens[kTokens];        // token of each row of the tile being gathered
   float depth_scales[kStages][kTokens];  // down: scales of h of a stage
-  float column_largest[2][kConsumers / kWarp][kTokens];
+  float column_largest[kConsumers / kWarp][kTokens];
+  float column_scales[kTokens];  // gate+up: of the token, then 1 / that of its h
+  int32_t column_rows[kTokens];  // down: row of y
 };
 
 /// One tile: an expert, weight rows from `row` on, and `count` tokens from place `first` of h on.
@@ -126,10 +140,10 @@ __device__ __forceinline__ int TokenAt(const MoeGemmParams& p, int place) {
   return place < routed ? p.pair_order[place] / p.experts_per_token : place - routed;
 }
 
-/// Feeds weights, and for down the rows of h too, through the copy engine. One thread.
+/// Feeds weights, and rows of `rows` unless they are gathered, through the copy engine. One thread.
 template <bool kGateUp, typename C, typename State, int kTokens>
-__device__ void FeedBoxes(const MoeGemmParams& p, const CUtensorMap* weight, const CUtensorMap* h,
-                          State& state, uint32_t ring, int depth_steps) {
+__device__ void FeedBoxes(const MoeGemmParams& p, const CUtensorMap* weight,
+                          const CUtensorMap* rows, State& state, uint32_t ring, int depth_steps) {
   const int tiles = state.tile_starts[p.experts + p.shared_experts];
   int stage = 0;
   uint32_t parity = 1;
@@ -139,15 +153,15 @@ __device__ void FeedBoxes(const MoeGemmParams& p, const CUtensorMap* weight, con
       BarrierWait(SharedAddress(&state.empty[stage]), parity);
       const uint32_t full = SharedAddress(&state.full[stage]);
       const uint32_t target = ring + stage * C::kStageBytes;
-      BarrierArriveExpect(full, C::kBoxes * kBoxBytes + (kGateUp ? 0 : C::kTokenBytes));
+      BarrierArriveExpect(full, C::kBoxes * kBoxBytes + (C::kGather ? 0 : C::kTokenBytes));
 #pragma unroll
       for (int box = 0; box < C::kBoxes; ++box) {
         const int row = kGateUp ? (tile.expert * 2 + box) * p.width + tile.row
                                 : tile.expert * p.hidden + tile.row + box * kBoxRows;
         TensorLoad2(target + box * kBoxBytes, weight, full, step * C::kDepth, row);
       }
-      if constexpr (!kGateUp) {
-        TensorLoad2(target + C::kBoxes * kBoxBytes, h, full, step * C::kDepth, tile.first);
+      if constexpr (!C::kGather) {
+        TensorLoad2(target + C::kBoxes * kBoxBytes, rows, full, step * C::kDepth, tile.first);
       }
       if (++stage == C::kStages) {
         stage = 0;
@@ -343,13 +357,79 @@ __device__ __forceinline__ void Multiply(const MoeGemmParams& p, State& state, c
         }
       }
       WgmmaCommit();
-      WgmmaWait<0>();
+      WgmmaWait<C::kOverlap ? 1 : 0>();
     }
     __syncwarp();
-    if (rows.lane == 0) BarrierArrive(SharedAddress(&state.empty[stage]));
+    if (rows.lane == 0 && (!C::kOverlap || step > 0)) {
+      const int done = !C::kOverlap ? stage : stage == 0 ? C::kStages - 1 : stage - 1;
+      BarrierArrive(SharedAddress(&state.empty[done]));
+    }
     if (++stage == C::kStages) {
       stage = 0;
       parity ^= 1;
+    }
+  }
+  if constexpr (C::kOverlap) {
+    WgmmaWait<0>();
+    if (rows.lane == 0) {
+      BarrierArrive(SharedAddress(&state.empty[stage == 0 ? C::kStages - 1 : stage - 1]));
+    }
+  }
+}
+
+/// What a column of the tile needs at its end, looked up before the tile is multiplied.
+struct Column {
+  float scale = 1;
+  int row = 0;
+};
+
+template <bool kGateUp, MoeScales kScales>
+__device__ __forceinline__ Column LookUpColumn(const MoeGemmParams& p, const Tile& tile,
+                                               int column) {
+  Column result;
+  if (column >= tile.count) return result;
+  const int place = tile.first + column;
+  if constexpr (kGateUp) {
+    if constexpr (kScales == MoeScales::kChannel) result.scale = p.in_scales[TokenAt(p, place)];
+  } else {
+    const int routed = p.tokens * p.experts_per_token;
+    result.row = place < routed ? p.pair_order[place] : place;
+  }
+  return result;
+}
+
+/// Copies staged rows of 128 values to 16-byte vectors of global memory. target(column): where the row of
+/// that column of the pass starts, or null.
+template <typename C, typename State, typename Target>
+__device__ __forceinline__ void CopyStaged(const State& state, int thread, int valid_bytes,
+                                           const Target& target) {
+  constexpr int kVectors = kBoxRows * C::kOutBytes / 16;
+  NamedBarrier(2, kConsumers);
+  for (int i = thread; i < C::kStagingTokens * kVectors; i += kConsumers) {
+    const int column = i / kVectors;
+    const int offset = i % kVectors * 16;
+    uint8_t* row = target(column);
+    if (row != nullptr && offset < valid_bytes) {
+      *reinterpret_cast<uint4*>(row + offset) =
+          *reinterpret_cast<const uint4*>(state.staging + column * C::kStagingPitch + offset);
+    }
+  }
+  NamedBarrier(2, kConsumers);
+}
+
+/// Stages the columns [pass * kStagingTokens, ...) of one box of bf16 values.
+template <typename C, int kTokens, typename State>
+__device__ __forceinline__ void StageBf16(State& state, const ThreadRows& rows, int pass,
+                                          const float (&values)[kTokens / 2]) {
+#pragma unroll
+  for (int j = 0; j < kTokens / 8; ++j) {
+    if (j / (C::kStagingTokens / 8) != pass) continue;
+    const int column = rows.Column(j) - pass * C::kStagingTokens;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      auto* row = reinterpret_cast<BFloat16*>(state.staging +
+                                              (column + i % 2) * C::kStagingPitch);
+      row[rows.low + i / 2 * 8] = ToBFloat16(values[4 * j + i]);
     }
   }
 }
@@ -357,10 +437,12 @@ __device__ __forceinline__ void Multiply(const MoeGemmParams& p, State& state, c
 /// SwiGLU of the tile's sums, to h: bf16, or fp8 with one scale a (token, tile).
 template <MoeScales kScales, int kTokens, typename State>
 __device__ __forceinline__ void StoreHidden(const MoeGemmParams& p, State& state, const Tile& tile,
-                                            const ThreadRows& rows, int tile_parity,
-                                            float (&gate)[kTokens / 2],
+                                            const ThreadRows& rows, float (&gate)[kTokens / 2],
                                             const float (&up)[kTokens / 2]) {
+  using C = Config<true, kScales, kTokens>;
+  const int thread = rows.warp * kWarp + rows.lane;
   const int row = tile.row + rows.low;
+  const bool row_valid[2] = {row < p.width, row + 8 < p.width};
   float row_scales[2][2] = {{1, 1}, {1, 1}};
   if constexpr (kScales == MoeScales::kChannel) {
 #pragma unroll
@@ -371,104 +453,119 @@ __device__ __forceinline__ void StoreHidden(const MoeGemmParams& p, State& state
       row_scales[1][r] = scales[p.width + at];
     }
   }
-  const bool row_valid[2] = {row < p.width, row + 8 < p.width};
 #pragma unroll
   for (int j = 0; j < kTokens / 8; ++j) {
-    float token_scales[2] = {1, 1};
+    float2 token_scales = {1, 1};
     if constexpr (kScales == MoeScales::kChannel) {
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const int column = rows.Column(j) + c;
-        if (column < tile.count) token_scales[c] = p.in_scales[TokenAt(p, tile.first + column)];
-      }
+      token_scales = *reinterpret_cast<const float2*>(&state.column_scales[rows.Column(j)]);
     }
     float largest[2] = {0, 0};
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float g = gate[4 * j + i] * (row_scales[0][i / 2] * token_scales[i % 2]);
-      const float u = up[4 * j + i] * (row_scales[1][i / 2] * token_scales[i % 2]);
+      const float token_scale = i % 2 == 0 ? token_scales.x : token_scales.y;
+      const float g = gate[4 * j + i] * (row_scales[0][i / 2] * token_scale);
+      const float u = up[4 * j + i] * (row_scales[1][i / 2] * token_scale);
       gate[4 * j + i] = row_valid[i / 2] ? SiluMulOne(g, u) : 0.0f;
       largest[i % 2] = fmaxf(largest[i % 2], fabsf(gate[4 * j + i]));
     }
-    if constexpr (kScales == MoeScales::kNone) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const int column = rows.Column(j) + i % 2;
-        if (column < tile.count && row_valid[i / 2]) {
-          auto* target = reinterpret_cast<BFloat16*>(p.h + (tile.first + column) * p.h_row_bytes);
-          target[row + i / 2 * 8] = ToBFloat16(gate[4 * j + i]);
-        }
-      }
-    } else {
+    if constexpr (C::kFp8) {
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
 #pragma unroll
         for (int offset = 4; offset < kWarp; offset *= 2) {
           largest[c] = fmaxf(largest[c], __shfl_xor_sync(kAllLanes, largest[c], offset));
         }
-        if (rows.lane < 4) {
-          state.column_largest[tile_parity][rows.warp][rows.Column(j) + c] = largest[c];
-        }
+        if (rows.lane < 4) state.column_largest[rows.warp][rows.Column(j) + c] = largest[c];
       }
     }
   }
-  if constexpr (kScales != MoeScales::kNone) {
-    NamedBarrier(2, kConsumers);
+  const int valid_bytes =
+      min(kBoxRows * C::kOutBytes, static_cast<int>(p.h_row_bytes) - tile.row * C::kOutBytes);
+  const auto target_of = [&](int column) {
+    return column < tile.count ? p.h + (tile.first + column) * p.h_row_bytes +
+                                     tile.row * C::kOutBytes
+                               : nullptr;
+  };
+  if constexpr (!C::kFp8) {
 #pragma unroll
-    for (int j = 0; j < kTokens / 8; ++j) {
+    for (int pass = 0; pass < C::kOutBytes; ++pass) {
+      StageBf16<C, kTokens>(state, rows, pass, gate);
+      CopyStaged<C>(state, thread, valid_bytes, [&](int column) {
+        return target_of(pass * C::kStagingTokens + column);
+      });
+    }
+    return;
+  }
+  NamedBarrier(2, kConsumers);
+  if (thread < kTokens) {
+    float largest = 0;
 #pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const int column = rows.Column(j) + c;
-        if (column >= tile.count) continue;
-        float largest = 0;
-#pragma unroll
-        for (int w = 0; w < kConsumers / kWarp; ++w) {
-          largest = fmaxf(largest, state.column_largest[tile_parity][w][column]);
-        }
-        const float scale = Fp8Scale(largest);
-        const int64_t place = tile.first + column;
-        if (rows.low == 0) {
-          p.h_scales[static_cast<int64_t>(tile.row / kGroup) * p.pair_rows + place] = scale;
-        }
-        const float inverse = 1.0f / scale;
-        uint8_t* target = p.h + place * p.h_row_bytes + row;
-        const uint16_t pair = PackFp8(gate[4 * j + c] * inverse, gate[4 * j + c + 2] * inverse);
-        if (row_valid[0]) target[0] = static_cast<uint8_t>(pair);
-        if (row_valid[1]) target[8] = static_cast<uint8_t>(pair >> 8);
-      }
+    for (int w = 0; w < kConsumers / kWarp; ++w) {
+      largest = fmaxf(largest, state.column_largest[w][thread]);
+    }
+    const float scale = Fp8Scale(largest);
+    state.column_scales[thread] = 1.0f / scale;
+    if (thread < tile.count) {
+      p.h_scales[static_cast<int64_t>(tile.row / kGroup) * p.pair_rows + tile.first + thread] =
+          scale;
     }
   }
+  NamedBarrier(2, kConsumers);
+#pragma unroll
+  for (int j = 0; j < kTokens / 8; ++j) {
+    const float2 inverse =
+        *reinterpret_cast<const float2*>(&state.column_scales[rows.Column(j)]);
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const float factor = c == 0 ? inverse.x : inverse.y;
+      uint8_t* staged = state.staging + (rows.Column(j) + c) * C::kStagingPitch + rows.low;
+      const uint16_t pair = PackFp8(gate[4 * j + c] * factor, gate[4 * j + c + 2] * factor);
+      staged[0] = static_cast<uint8_t>(pair);
+      staged[8] = static_cast<uint8_t>(pair >> 8);
+    }
+  }
+  CopyStaged<C>(state, thread, valid_bytes, target_of);
 }
 
-/// The tile's sums, scaled, to the float rows of y.
-template <MoeScales kScales, int kTokens, int kBoxes>
-__device__ __forceinline__ void StoreOutputs(const MoeGemmParams& p, const Tile& tile,
-                                             const ThreadRows& rows,
-                                             const float (&sum)[kBoxes][kTokens / 2]) {
-  const int routed = p.tokens * p.experts_per_token;
+/// The tile's sums, scaled, to the rows of y: float, or bf16 in wide tiles.
+template <MoeScales kScales, int kTokens, int kBoxes, typename State>
+__device__ __forceinline__ void StoreOutputs(const MoeGemmParams& p, State& state,
+                                             const Tile& tile, const ThreadRows& rows,
+                                             float (&sum)[kBoxes][kTokens / 2]) {
+  using C = Config<false, kScales, kTokens>;
 #pragma unroll
   for (int box = 0; box < kBoxes; ++box) {
-    const int row = tile.row + box * kBoxRows + rows.low;
-    float row_scales[2] = {1, 1};
+    const int first_row = tile.row + box * kBoxRows;
+    const int row = first_row + rows.low;
     if constexpr (kScales == MoeScales::kChannel) {
       const float* scales = p.down_scales + static_cast<int64_t>(tile.expert) * p.hidden;
+      const float row_scales[2] = {scales[min(row, p.hidden - 1)],
+                                   scales[min(row + 8, p.hidden - 1)]};
 #pragma unroll
-      for (int r = 0; r < 2; ++r) row_scales[r] = scales[min(row + r * 8, p.hidden - 1)];
+      for (int i = 0; i < kTokens / 2; ++i) sum[box][i] *= row_scales[i % 4 / 2];
     }
+    if constexpr (kTokens == 128) {
 #pragma unroll
-    for (int j = 0; j < kTokens / 8; ++j) {
+      for (int pass = 0; pass < C::kOutBytes; ++pass) {
+        StageBf16<C, kTokens>(state, rows, pass, sum[box]);
+        CopyStaged<C>(state, rows.warp * kWarp + rows.lane, (p.hidden - first_row) * 2,
+                      [&](int staged) -> uint8_t* {
+                        const int column = pass * C::kStagingTokens + staged;
+                        if (column >= tile.count) return nullptr;
+                        const int64_t at =
+                            static_cast<int64_t>(state.column_rows[column]) * p.hidden + first_row;
+                        return reinterpret_cast<uint8_t*>(static_cast<BFloat16*>(p.y) + at);
+                      });
+      }
+    } else {
 #pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const int column = rows.Column(j) + c;
-        if (column >= tile.count) continue;
-        const int place = tile.first + column;
-        float* target =
-            p.y + static_cast<int64_t>(place < routed ? p.pair_order[place] : place) * p.hidden;
+      for (int j = 0; j < kTokens / 8; ++j) {
 #pragma unroll
-        for (int r = 0; r < 2; ++r) {
-          if (row + r * 8 < p.hidden) {
-            target[row + r * 8] = sum[box][4 * j + 2 * r + c] * row_scales[r];
-          }
+        for (int i = 0; i < 4; ++i) {
+          const int column = rows.Column(j) + i % 2;
+          if (column >= tile.count || row + i / 2 * 8 >= p.hidden) continue;
+          static_cast<float*>(p.y)[static_cast<int64_t>(state.column_rows[column]) * p.hidden +
+                                   row + i / 2 * 8] = sum[box][4 * j + i];
         }
       }
     }
@@ -477,10 +574,12 @@ __device__ __forceinline__ void StoreOutputs(const MoeGemmParams& p, const Tile&
 
 template <bool kGateUp, MoeScales kScales, int kTokens>
 __global__ void __launch_bounds__(kThreads, 1)
-    MoeGemmKernel(const __grid_constant__ CUtensorMap weight, const __grid_constant__ CUtensorMap h,
-                  const MoeGemmParams p) {
+    MoeGemmKernel(const __grid_constant__ CUtensorMap weight,
+                  const __grid_constant__ CUtensorMap token_rows, const MoeGemmParams p) {
   using C = Config<kGateUp, kScales, kTokens>;
-  using State = SharedState<C::kStages, kTokens>;
+  using State =
+      SharedState<C::kStages, kTokens,
+                  kGateUp || kTokens == 128 ? C::kStagingTokens * C::kStagingPitch : 16>;
   extern __shared__ __align__(1024) uint8_t shared[];
   const uint32_t ring = (SharedAddress(shared) + 1023) / 1024 * 1024;
   __shared__ State state;
@@ -490,9 +589,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   FillTileStarts<C, kTokens>(p, kGateUp ? p.width : p.hidden, state.tile_starts);
   if (threadIdx.x == 0) {
     PrefetchTensorMap(&weight);
-    if constexpr (!kGateUp) PrefetchTensorMap(&h);
+    if constexpr (!C::kGather) PrefetchTensorMap(&token_rows);
     // The copy engine's thread, and who brings tokens or scales.
-    constexpr int kArrivals = 1 + (kGateUp ? kGatherThreads : C::kFp8 ? kWarp : 0);
+    constexpr int kArrivals =
+        1 + (C::kGather ? kGatherThreads : !kGateUp && C::kFp8 ? kWarp : 0);
     for (int s = 0; s < C::kStages; ++s) {
       BarrierInit(SharedAddress(&state.full[s]), kArrivals);
       BarrierInit(SharedAddress(&state.empty[s]), kConsumers / kWarp);
@@ -504,12 +604,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (threadIdx.x < kProducers) {
     RegistersGive<40>();
     if (threadIdx.x == 0) {
-      FeedBoxes<kGateUp, C, State, kTokens>(p, &weight, &h, state, ring, depth_steps);
+      FeedBoxes<kGateUp, C, State, kTokens>(p, &weight, &token_rows, state, ring, depth_steps);
     } else if (threadIdx.x >= kWarp) {
-      if constexpr (kGateUp) {
+      if constexpr (C::kGather) {
         GatherTokens<C, State, kTokens>(p, state, ring, depth_steps, threadIdx.x - kWarp);
-      } else if (C::kFp8 && threadIdx.x < 2 * kWarp) {
-        FeedDepthScales<C, State, kTokens>(p, state, depth_steps, threadIdx.x - kWarp);
+      } else if constexpr (!kGateUp && C::kFp8) {
+        if (threadIdx.x < 2 * kWarp) {
+          FeedDepthScales<C, State, kTokens>(p, state, depth_steps, threadIdx.x - kWarp);
+        }
       }
     }
   } else {
@@ -518,40 +620,47 @@ __global__ void __launch_bounds__(kThreads, 1)
     const int tiles = state.tile_starts[p.experts + p.shared_experts];
     int stage = 0;
     uint32_t parity = 0;
-    int tile_parity = 0;
     for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
       const Tile tile = TileAt<C, kTokens>(p, state.tile_starts, index);
+      const int thread = threadIdx.x - kProducers;
+      const Column own = LookUpColumn<kGateUp, kScales>(p, tile, thread);
       Accumulators<kGateUp, kScales, kTokens> accumulators;
       Multiply<kGateUp, kScales, kTokens>(p, state, tile, rows, ring, depth_steps, stage, parity,
                                           accumulators);
+      // Between these no thread reads the columns: not of the last tile, not yet of this one.
+      NamedBarrier(2, kConsumers);
+      if (thread < kTokens) {
+        state.column_scales[thread] = own.scale;
+        state.column_rows[thread] = own.row;
+      }
+      NamedBarrier(2, kConsumers);
       if constexpr (kGateUp) {
-        StoreHidden<kScales, kTokens>(p, state, tile, rows, tile_parity, accumulators.sum[0],
+        StoreHidden<kScales, kTokens>(p, state, tile, rows, accumulators.sum[0],
                                       accumulators.sum[1]);
       } else {
-        StoreOutputs<kScales, kTokens>(p, tile, rows, accumulators.sum);
+        StoreOutputs<kScales, kTokens>(p, state, tile, rows, accumulators.sum);
       }
-      tile_parity ^= 1;
     }
   }
 }
 
 template <bool kGateUp, MoeScales kScales, int kTokens>
-void Launch(cudaStream_t stream, int sm_count, const CUtensorMap& weight, const CUtensorMap& h,
+void Launch(cudaStream_t stream, int sm_count, const CUtensorMap& weight, const CUtensorMap& rows,
             const MoeGemmParams& params) {
   using C = Config<kGateUp, kScales, kTokens>;
   constexpr int kBytes = C::kStages * C::kStageBytes + 1024;
   const auto kernel = MoeGemmKernel<kGateUp, kScales, kTokens>;
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-  kernel<<<sm_count, kThreads, kBytes, stream>>>(weight, h, params);
+  kernel<<<sm_count, kThreads, kBytes, stream>>>(weight, rows, params);
 }
 
 template <bool kGateUp>
 void LaunchAny(cudaStream_t stream, int sm_count, MoeScales scales, const CUtensorMap& weight,
-               const CUtensorMap& h, const MoeGemmParams& params) {
+               const CUtensorMap& rows, const MoeGemmParams& params) {
   const int tile = MoeTokenTile(params, scales);
   const auto run = [&](auto launch16, auto launch64, auto launch128) {
     const auto launch = tile == 16 ? launch16 : tile == 64 ? launch64 : launch128;
-    launch(stream, sm_count, weight, h, params);
+    launch(stream, sm_count, weight, rows, params);
   };
   switch (scales) {
     case MoeScales::kNone:
@@ -579,8 +688,8 @@ int MoeTokenTile(const MoeGemmParams& params, MoeScales scales) {
 }
 
 void RunMoeGateUp(cudaStream_t stream, int sm_count, MoeScales scales, const CUtensorMap& weight,
-                  const MoeGemmParams& params) {
-  LaunchAny<true>(stream, sm_count, scales, weight, weight, params);
+                  const CUtensorMap& rows, const MoeGemmParams& params) {
+  LaunchAny<true>(stream, sm_count, scales, weight, rows, params);
 }
 
 void RunMoeDown(cudaStream_t stream, int sm_count, MoeScales scales, const CUtensorMap& weight,
