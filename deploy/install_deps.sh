@@ -7,7 +7,7 @@ packages=(
   build-essential cmake ninja-build ccache pkg-config curl ca-certificates
   libgrpc++-dev protobuf-compiler protobuf-compiler-grpc libprotobuf-dev libabsl-dev
   prometheus-cpp-dev zlib1g-dev libssl-dev libboost-dev nlohmann-json3-dev libpcre2-dev
-  libopenblas-dev libcli11-dev libgtest-dev libgmock-dev
+  libcli11-dev libgtest-dev libgmock-dev
   python3 python3-venv
 )
 

@@ -34,7 +34,8 @@ class Engine {
   virtual absl::Status Submit(Request request) = 0;
 
   /// Ends a request with kCancelled at the next step's head; its blocks are free before that step
-  /// runs. Unknown ids are ignored: the request may just have ended.
+  /// runs, or, with two steps in flight, when the step that is already handed over is done.
+  /// Unknown ids are ignored: the request may just have ended.
   virtual void Cancel(RequestId id) = 0;
 
   virtual EngineStats Stats() const = 0;

@@ -200,6 +200,7 @@ void EngineLoop::Deliver(StepEvents events) {
     stats_.steps = plans_applied_;
     stats_.step_seconds = step_seconds_;
     stats_.prompt_tokens = scheduler_.prompt_tokens_planned();
+    stats_.preemptions = scheduler_.preemptions();
     for (const RequestEvent& event : events.requests) {
       stats_.generated_tokens += event.token_ids.size();
       if (event.finish == FinishReason::kNone) continue;

@@ -79,7 +79,8 @@ struct EngineStats {
   uint64_t requests_cancelled = 0;
   uint64_t prompt_tokens = 0;  // computed
   uint64_t generated_tokens = 0;
-  double step_seconds = 0;  // summed
+  uint64_t preemptions = 0;  // a running request gave its KV blocks up, to compute anew
+  double step_seconds = 0;   // summed
 };
 
 /// What a router must know of the engine it talks to.

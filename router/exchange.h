@@ -14,13 +14,14 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "router/metrics.h"
+#include "router/options.h"
 #include "router/text/chat_format.h"
 
 namespace glm::router {
 
 class Fleet;
 class Loop;
-class RouterMetrics;
 class TextModel;
 
 /// A chat to render, or text to tokenize as it is, or ready token ids.
@@ -29,7 +30,8 @@ using Prompt = std::variant<Chat, std::string, std::vector<int32_t>>;
 /// What a front asks for. A field's default is the public default; bounds are checked by
 /// ValidateExchangeRequest.
 struct ExchangeRequest {
-  std::string model;  // empty: the one that is served
+  Endpoint endpoint = Endpoint::kCompletions;  // for the metrics
+  std::string model;                           // empty: the one that is served
   Prompt prompt;
   std::optional<int32_t> max_tokens;  // default: what the model's length leaves after the prompt
   float temperature = 1;              // [0, 2]
@@ -76,6 +78,8 @@ struct ExchangeRooms {
   Fleet* fleet = nullptr;
   const TextModel* text = nullptr;
   RouterMetrics* metrics = nullptr;
+  std::string model_name;  // the one that is served
+  ExchangeOptions options;
 };
 
 class Exchange {

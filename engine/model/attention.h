@@ -5,6 +5,7 @@
 #pragma once
 
 #include <string>
+#include <vector>
 
 #include "engine/model/config.h"
 #include "engine/model/loader.h"

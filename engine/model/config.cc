@@ -214,10 +214,13 @@ void ReadAttention(Fields& fields, ModelConfig* config) {
     fields.Fail("num_key_value_heads", config->kv_heads,
                 absl::StrCat("a divisor of num_attention_heads, ", config->query_heads));
   }
-  const bool divides = config->hidden_size % config->query_heads == 0;
-  const std::optional<int32_t> absent =
-      divides ? std::optional<int32_t>(config->hidden_size / config->query_heads) : std::nullopt;
-  config->head_size = fields.Integer("head_dim", 2, 1024, absent);
+  constexpr int32_t kHeadSizeMax = 1024;
+  const int32_t derived = config->hidden_size / config->query_heads;
+  const bool fits = config->hidden_size % config->query_heads == 0 && derived <= kHeadSizeMax;
+  // Without the key the heads share the hidden size out among them, if they can.
+  config->head_size = fits && fields.Find("head_dim") == nullptr
+                          ? derived
+                          : fields.Integer("head_dim", 2, kHeadSizeMax);
   if (!fields.status().ok()) return;
   ReadRope(fields, config);
   config->attention_bias = fields.Flag("attention_bias", false);

@@ -26,7 +26,7 @@ struct FfnWeights {
   bool dense() const { return router.empty(); }
 };
 
-/// Puts the weights of layer `layer` with names `prefix` + "mlp." into the plan.
+/// Puts the weights of the layer with names `prefix` + "mlp." into the plan.
 void PlanFfn(const ModelConfig& config, DType dtype, const std::string& prefix, bool dense,
              WeightPlan* plan, FfnWeights* weights);
 

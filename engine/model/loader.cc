@@ -90,8 +90,7 @@ void FillSlot(Device& device, const Slot& slot, const StoredTensor& stored, cons
   }
 }
 
-// The plan's own promises: every row of every weight is filled once, no tensor is read twice for
-// the same weight.
+// The plan's own promise: with rows filled in order, which Fill checks, every row is filled once.
 void CheckComplete(const WeightPlan& plan) {
   for (const WeightPlan::Entry& entry : plan.entries()) {
     CHECK_EQ(entry.rows_filled, RowsOf(entry.layout)) << "rows of a weight of the plan";

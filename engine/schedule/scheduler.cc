@@ -168,7 +168,7 @@ int32_t Scheduler::MakeRoom(Sequence* sequence, int32_t count) {
       return fit;
     }
     const Sequence* youngest = running_.back().get();
-    if (blocks_returning_ > 0 || youngest == sequence || youngest->planned_step == building_.step) {
+    if (blocks_returning_ > 0 || youngest == sequence) {
       starved_ = true;
       return 0;
     }
@@ -180,6 +180,8 @@ void Scheduler::PreemptYoungest() {
   SequencePtr owner = std::move(running_.back());
   running_.pop_back();
   Sequence* sequence = owner.get();
+  // Decodes ask for room oldest first, and a prompt that is not yet whole is the youngest's.
+  CHECK_LT(sequence->planned_step, building_.step);
   CHECK(waiting_.empty() || sequence->arrival < waiting_.front()->arrival);
   sequence->state = Sequence::State::kWaiting;
   sequence->planned = 0;

@@ -91,8 +91,8 @@ class Scheduler {
   void AddLogitRow(const Sequence& sequence, StepPlan* plan);
   void FillBlockTables(StepPlan* plan) const;
 
-  /// Allocates blocks for the next `count` tokens of a running sequence, preempting younger ones
-  /// that the plan being made does not name; returns for how many of them there is room.
+  /// Allocates blocks for the next `count` tokens of a running sequence, preempting younger ones;
+  /// returns for how many of them there is room.
   int32_t MakeRoom(Sequence* sequence, int32_t count);
   void PreemptYoungest();
 

@@ -14,11 +14,12 @@ struct ThreadPool::State {
   std::mutex mutex;
   std::condition_variable start;   // a loop began, or the pool ends
   std::condition_variable finish;  // the last helper left the loop
-  uint64_t loop = 0;               // guarded by mutex: number of the loop that runs
+  uint64_t loop = 0;               // guarded by mutex: number of the newest loop
+  bool open = false;               // guarded by mutex: helpers may still enter that loop
   int helpers_inside = 0;          // guarded by mutex
   bool ending = false;             // guarded by mutex
 
-  // The running loop. Written under mutex before `loop` changes, read by helpers afterwards.
+  // The running loop. Written under mutex before it opens, read by helpers inside it.
   LoopBody body = nullptr;
   void* argument = nullptr;
   int64_t count = 0;
@@ -39,9 +40,10 @@ struct ThreadPool::State {
     uint64_t seen = 0;
     std::unique_lock<std::mutex> lock(mutex);
     while (true) {
-      start.wait(lock, [&] { return ending || loop != seen; });
+      start.wait(lock, [&] { return ending || (open && loop != seen); });
       if (ending) return;
       seen = loop;
+      ++helpers_inside;
       lock.unlock();
       Work();
       lock.lock();
@@ -79,12 +81,14 @@ void ThreadPool::Run(int64_t count, int64_t grain, LoopBody body, void* argument
     state_->count = count;
     state_->grain = grain;
     state_->next.store(0, std::memory_order_relaxed);
-    state_->helpers_inside = static_cast<int>(state_->helpers.size());
+    state_->open = true;
     ++state_->loop;
   }
   state_->start.notify_all();
   state_->Work();
+  // Nothing is left to take: a helper that has not woken up yet is not waited for.
   std::unique_lock<std::mutex> lock(state_->mutex);
+  state_->open = false;
   state_->finish.wait(lock, [&] { return state_->helpers_inside == 0; });
 }
 

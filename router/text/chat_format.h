@@ -26,9 +26,9 @@ struct ToolCall {
 struct ChatMessage {
   enum class Role : uint8_t { kSystem, kUser, kAssistant, kTool };
   Role role = Role::kUser;
-  std::string content;  // text parts of list content are joined without separator
-  std::optional<std::string> reasoning;
-  std::vector<ToolCall> tool_calls;
+  std::string content = {};  // text parts of list content are joined without separator
+  std::optional<std::string> reasoning = std::nullopt;
+  std::vector<ToolCall> tool_calls = {};
 };
 
 struct Chat {

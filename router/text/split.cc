@@ -5,6 +5,7 @@
 
 #include <cstring>
 #include <string>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "router/text/utf8.h"
@@ -14,35 +15,90 @@ namespace {
 
 constexpr size_t kJitStackBytesMax = 8 << 20;
 
-// The same pattern as PCRE2 spells it. In Oniguruma \s is Unicode's White_Space, while PCRE2's \s
-// also has U+180E; escapes of which the two engines' tables differ are refused.
-absl::StatusOr<std::string> ToPcre2(std::string_view pattern) {
-  static constexpr std::string_view kSameLetters = "rntfdDpPx";
-  std::string spelled;
-  for (size_t i = 0; i < pattern.size(); ++i) {
-    const char c = pattern[i];
-    if (c == '}' && i + 1 < pattern.size() && pattern[i + 1] == '+') {
-      return absl::InvalidArgumentError("pattern: a possessive {n,m}+ is not supported");
+// Letters and numbers of Unicode 15 and 16, which Oniguruma knows and PCRE2 10.42 does not. To a
+// PCRE2 that knows them they say nothing new.
+constexpr std::string_view kNewerLetters =
+    R"(\x{1c89}-\x{1c8a}\x{a7cb}-\x{a7cd}\x{a7da}-\x{a7dc}\x{105c0}-\x{105f3}\x{10d4a}-\x{10d65})"
+    R"(\x{10d6f}-\x{10d85}\x{10ec2}-\x{10ec4}\x{1123f}-\x{11240}\x{11380}-\x{11389}\x{1138b})"
+    R"(\x{1138e}\x{11390}-\x{113b5}\x{113b7}\x{113d1}\x{113d3}\x{11bc0}-\x{11be0}\x{11f02})"
+    R"(\x{11f04}-\x{11f10}\x{11f12}-\x{11f33}\x{1342f}\x{13441}-\x{13446}\x{13460}-\x{143fa})"
+    R"(\x{16100}-\x{1611d}\x{16d40}-\x{16d6c}\x{18cff}\x{1b132}\x{1b155}\x{1df25}-\x{1df2a})"
+    R"(\x{1e030}-\x{1e06d}\x{1e4d0}-\x{1e4eb}\x{1e5d0}-\x{1e5ed}\x{1e5f0}\x{2b739})"
+    R"(\x{2ebf0}-\x{2ee5d}\x{31350}-\x{323af})";
+constexpr std::string_view kNewerNumbers =
+    R"(\x{10d40}-\x{10d49}\x{116d0}-\x{116e3}\x{11bf0}-\x{11bf9}\x{11f50}-\x{11f59})"
+    R"(\x{16130}-\x{16139}\x{16d70}-\x{16d79}\x{1ccf0}-\x{1ccf9}\x{1d2c0}-\x{1d2d3})"
+    R"(\x{1e4f0}-\x{1e4f9}\x{1e5f1}-\x{1e5fa})";
+
+// Spells a pattern of Oniguruma's as PCRE2 reads it. In Oniguruma \s is Unicode's White_Space,
+// while PCRE2's \s also has U+180E; escapes of which the two engines' tables differ are refused.
+class Speller {
+ public:
+  explicit Speller(std::string_view pattern) : pattern_(pattern) {}
+
+  absl::StatusOr<std::string> Spell() {
+    while (at_ < pattern_.size()) {
+      absl::Status status = pattern_[at_] == '\\' ? SpellEscape() : SpellPlain();
+      if (!status.ok()) return status;
     }
-    if (c != '\\' || i + 1 == pattern.size()) {
-      spelled += c;
-      continue;
-    }
-    const char escaped = pattern[++i];
+    return std::move(out_);
+  }
+
+ private:
+  static absl::Status Refuse(const std::string& what) {
+    return absl::InvalidArgumentError(absl::StrCat("pattern: ", what, " is not supported"));
+  }
+
+  absl::Status SpellPlain() {
+    const char c = pattern_[at_++];
+    if (c == '}' && pattern_.substr(at_).starts_with('+')) return Refuse("a possessive {n,m}+");
+    if (c == '[' && in_class_) return Refuse("a [ inside []");
+    if (c == '[') in_class_ = true;
+    if (c == ']') in_class_ = false;
+    out_ += c;
+    return absl::OkStatus();
+  }
+
+  absl::Status SpellEscape() {
+    static constexpr std::string_view kSameLetters = "rntfdDpPx";
+    const std::string_view rest = pattern_.substr(at_);
+    if (rest.size() == 1) return Refuse("a \\ at the end");
+    const char escaped = rest[1];
     const bool is_letter = (escaped >= 'a' && escaped <= 'z') || (escaped >= 'A' && escaped <= 'Z');
     const bool is_digit = escaped >= '0' && escaped <= '9';
     if (escaped == 's' || escaped == 'S') {
-      spelled += escaped == 's' ? "\\p{White_Space}" : "\\P{White_Space}";
+      out_ += escaped == 's' ? "\\p{White_Space}" : "\\P{White_Space}";
+      at_ += 2;
     } else if (is_digit || (is_letter && kSameLetters.find(escaped) == std::string_view::npos)) {
-      return absl::InvalidArgumentError(
-          absl::StrCat("pattern: the escape \\", std::string(1, escaped), " is not supported"));
+      return Refuse(absl::StrCat("the escape \\", std::string(1, escaped)));
+    } else if (rest.starts_with("\\p{L}")) {
+      SpellProperty(rest.substr(0, 5), kNewerLetters);
+    } else if (rest.starts_with("\\p{N}")) {
+      SpellProperty(rest.substr(0, 5), kNewerNumbers);
     } else {
-      spelled += c;
-      spelled += escaped;
+      // The braces of a name are no quantifier's.
+      const bool has_name = rest.substr(2).starts_with('{') && is_letter;
+      const size_t close = has_name ? rest.find('}') : std::string_view::npos;
+      const size_t bytes = close == std::string_view::npos ? 2 : close + 1;
+      out_ += rest.substr(0, bytes);
+      at_ += bytes;
     }
+    return absl::OkStatus();
   }
-  return spelled;
-}
+
+  void SpellProperty(std::string_view property, std::string_view newer) {
+    if (!in_class_) out_ += '[';
+    out_ += property;
+    out_ += newer;
+    if (!in_class_) out_ += ']';
+    at_ += property.size();
+  }
+
+  const std::string_view pattern_;
+  size_t at_ = 0;
+  bool in_class_ = false;
+  std::string out_;
+};
 
 std::string ErrorText(int error) {
   PCRE2_UCHAR text[256];
@@ -136,7 +192,7 @@ absl::StatusOr<Split> Split::Compile(std::string_view pattern, Gaps gaps) {
     return absl::InvalidArgumentError(
         absl::StrCat("pattern: ", pattern.size(), " bytes, at most ", kPatternBytesMax));
   }
-  const absl::StatusOr<std::string> spelled = ToPcre2(pattern);
+  const absl::StatusOr<std::string> spelled = Speller(pattern).Spell();
   if (!spelled.ok()) return spelled.status();
   int error = 0;
   PCRE2_SIZE place = 0;

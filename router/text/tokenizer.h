@@ -1,7 +1,7 @@
 // Byte-level BPE, read from a checkpoint's tokenizer.json: text to token ids and token ids to
 // bytes, equal to what Hugging Face's tokenizers gives for the same file.
 //
-// Who calls: TextModel, Detokenizer. Immutable after Load; every method is const and may be called
+// Who calls: TextModel, Detokenizer. Immutable once made; every method is const and may be called
 // from any number of threads at once.
 #pragma once
 

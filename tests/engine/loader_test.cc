@@ -207,8 +207,9 @@ TEST_F(ModelTest, EveryKindLoads) {
 }
 
 TEST_F(ModelTest, EveryTensorIsNeeded) {
-  WriteTinyModel(folder_.path());
-  const TinyTensors whole = MakeTinyTensors({});
+  const TinyModelOptions options{.layers = 2, .experts = 3};
+  WriteTinyModel(folder_.path(), options);
+  const TinyTensors whole = MakeTinyTensors(options);
   for (const auto& [name, tensor] : whole) {
     TinyTensors tensors = whole;
     tensors.erase(name);
@@ -220,8 +221,9 @@ TEST_F(ModelTest, EveryTensorIsNeeded) {
 }
 
 TEST_F(ModelTest, EveryShapeIsChecked) {
-  WriteTinyModel(folder_.path());
-  const TinyTensors whole = MakeTinyTensors({});
+  const TinyModelOptions options{.layers = 2, .experts = 3};
+  WriteTinyModel(folder_.path(), options);
+  const TinyTensors whole = MakeTinyTensors(options);
   for (const auto& [name, tensor] : whole) {
     TinyTensors tensors = whole;
     test::TinyTensor& wrong = tensors[name];

@@ -338,6 +338,28 @@ TEST(SchedulerTest, PreemptedWhileInFlightKeepsTheTokenThatComesBack) {
   ExpectAnswer(bench, younger);
 }
 
+TEST(SchedulerTest, NoMoreArePreemptedWhileBlocksAreComingBack) {
+  SchedulerLimits limits = SmallLimits();
+  limits.kv_blocks = 6;
+  limits.length_max = 24;
+  limits.batched_tokens_max = 32;
+  limits.plans_in_flight_max = 2;
+  Bench bench(limits);
+  for (RequestId id = 1; id <= 3; ++id) bench.scheduler.Admit(MakeRequest(id, 7, 9));
+  ASSERT_TRUE(bench.Plan());
+  ASSERT_TRUE(bench.Plan());
+  bench.Apply();
+  // 1 and 2 want a block each; 3 gives up two of them, which step 2 still writes into.
+  EXPECT_FALSE(bench.Plan());
+  EXPECT_EQ(bench.scheduler.preemptions(), 1u);
+  bench.Apply();
+  ASSERT_TRUE(bench.Plan());
+  EXPECT_EQ(bench.newest().kv_lengths, (std::vector<int32_t>{9, 9}));
+  EXPECT_EQ(bench.scheduler.preemptions(), 1u);
+  bench.RunOut();
+  for (RequestId id = 1; id <= 3; ++id) ExpectAnswer(bench, MakeRequest(id, 7, 9));
+}
+
 TEST(SchedulerDeathTest, RefusesWhatTheEngineMustHaveRefused) {
   GTEST_FLAG_SET(death_test_style, "threadsafe");
   Scheduler scheduler(SmallLimits());

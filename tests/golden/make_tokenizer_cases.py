@@ -81,7 +81,7 @@ def train():
 
 def variants(tree):
     """name: JSON patch, applied to tokenizer.json both here and in the test."""
-    base = max(t["id"] for t in tree["added_tokens"]) + 3
+    base = max(t["id"] for t in tree["added_tokens"]) + 1
     think = [t["content"] for t in tree["added_tokens"]].index("<think>")
 
     def token(content, index, normalized):
@@ -97,8 +97,8 @@ def variants(tree):
             {"op": "add", "path": "/added_tokens/-", "value": token("<th", 0, False)},
             {"op": "add", "path": "/added_tokens/-", "value": token("é 键", 1, True)},
             {"op": "add", "path": "/added_tokens/-", "value": token("</think><", 2, False)},
-            {"op": "add", "path": "/added_tokens/-", "value": token("ab", 3, True)},
-            {"op": "add", "path": "/added_tokens/-", "value": token("bc", 4, False)}],
+            {"op": "add", "path": "/added_tokens/-", "value": token("abq", 3, True)},
+            {"op": "add", "path": "/added_tokens/-", "value": token("bqc", 4, False)}],
         "removed": [
             {"op": "replace", "path": "/pre_tokenizer/pretokenizers/0/behavior", "value": "Removed"},
             {"op": "replace", "path": "/pre_tokenizer/pretokenizers/0/invert", "value": True},
@@ -133,7 +133,7 @@ def texts(rng):
                 "\u0e01\u0e33", "\U00020000\U0002a6d6", "\uffff", "\U0010ffff", "\x00", "a\x00b", "\x7f", "\ufeffx", "\ufffd"]
     for token in SPECIAL + ORDINARY:
         yield f"a {token}b{token}{token} c\n{token}"
-    yield from ["<think", "<think>>", "<<think>", "</think><tool_call>", "<th", "<think>ab bc abc", "é 键é 键",
+    yield from ["<think", "<think>>", "<<think>", "</think><tool_call>", "<th", "<think>abq bqc abqc", "é 键é 键",
                 "<|user|", "<|use<|user|>r|>", "docs/nothink", "[gMASK]<sop><|user|>\nU<|assistant|>\n<think></think>",
                 "</think></think><", "[MASK[MASK]]", "<|end_of_|image|>"]
     yield "word" * 40

@@ -1,10 +1,12 @@
-// Sampling on the CPU: the distribution that many draws have, and logits that are no numbers.
+// Sampling on the CPU: draw by draw against the oracle, the distribution that many draws have, and
+// logits that are no numbers.
 #include <gtest/gtest.h>
 
 #include <cmath>
 #include <limits>
 
 #include "tests/kernels/case_parts.h"
+#include "tests/kernels/run_cases.h"
 
 namespace glm::test {
 namespace {
@@ -62,6 +64,8 @@ double ChiSquare(const std::vector<int32_t>& ids, const std::vector<double>& sha
   }
   return statistic;
 }
+
+TEST(SampleTest, DrawsAreTheOracles) { RunOnCpu(SampleCases()); }
 
 TEST(SampleTest, DrawsFollowTheDistribution) {
   const std::vector<double> shares = {0.05, 0.4, 0.1, 0.25, 0.2};

@@ -61,6 +61,14 @@ TEST(SplitTest, BlanksAreUnicodeWhiteSpace) {
   EXPECT_THAT(Pieces(split, " \x1f."), ElementsAre(" \x1f."));
 }
 
+TEST(SplitTest, KnowsTheLettersAndNumbersOfUnicode16) {
+  const Split split = Compile(kGlm);
+  // A hieroglyph and an ideograph of the newer blocks; a Kaktovik number.
+  EXPECT_THAT(Pieces(split, "!\U00013460\U00031350!"), ElementsAre("!\U00013460\U00031350", "!"));
+  EXPECT_THAT(Pieces(split, "!\U0001d2c0!"), ElementsAre("!", "\U0001d2c0", "!"));
+  EXPECT_THAT(Pieces(split, "\U0001f600"), ElementsAre("\U0001f600"));
+}
+
 TEST(SplitTest, GapsAreKeptOrDropped) {
   const std::string_view letters = R"(\p{L}+)";
   EXPECT_THAT(Pieces(Compile(letters), "1ab22c3"), ElementsAre("1", "ab", "22", "c", "3"));
@@ -111,7 +119,7 @@ TEST(SplitTest, LongRunsTakeLinearTime) {
 
 TEST(SplitTest, BoundsTheSearch) {
   // Tries all ways to cut a run of letters, and fails.
-  const Split split = Compile("(?:a+)+(?:a+)+(?:a+)+b");
+  const Split split = Compile("(?:a+)+(?:a+)+[bc]");
   const std::string text(5000, 'a');
   const absl::Status status = split.ForEach(text, [](std::string_view) {});
   EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted) << status;
@@ -125,6 +133,8 @@ TEST(SplitTest, RefusesWhatItWouldReadDifferently) {
            {R"(a\b)", R"(\b)"},
            {R"((a)\1)", R"(\1)"},
            {R"(\p{N}{1,3}+)", "possessive"},
+           {"[a[bc]]", "[ inside []"},
+           {"a\\", "at the end"},
            {R"(\p{NoSuchScript})", "property"},
            {std::string(Split::kPatternBytesMax + 1, 'a'), "at most"}}) {
     const absl::StatusOr<Split> split = Split::Compile(pattern, Split::Gaps::kKeep);

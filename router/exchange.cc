@@ -1,0 +1,435 @@
+#include "router/exchange.h"
+
+#include <algorithm>
+#include <boost/asio/steady_timer.hpp>
+#include <chrono>
+#include <random>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "proto/base/log.h"
+#include "router/fleet/fleet.h"
+#include "router/fleet/session.h"
+#include "router/loop.h"
+#include "router/route/policy.h"
+#include "router/text/answer_text.h"
+#include "router/text/text_model.h"
+
+namespace glm::router {
+namespace {
+
+using Clock = std::chrono::steady_clock;
+
+double SecondsBetween(Clock::time_point begin, Clock::time_point end) {
+  return std::chrono::duration<double>(end - begin).count();
+}
+
+uint64_t RandomNumber() {
+  std::random_device device;
+  return (static_cast<uint64_t>(device()) << 32) | device();
+}
+
+/// Runs through: Begin, then Dispatch once per attempt, then outputs, then End or Fail. A call of
+/// the sink may destroy this, so it is the last thing that any function does.
+class LiveExchange final : public Exchange, private Receiver {
+ public:
+  LiveExchange(const ExchangeRooms& rooms, ExchangeRequest request, ExchangeSink sink)
+      : rooms_(rooms),
+        request_(std::move(request)),
+        sink_(std::make_shared<const ExchangeSink>(std::move(sink))),
+        began_(Clock::now()),
+        wait_timer_(rooms.loop->io_context()),
+        timeout_timer_(rooms.loop->io_context()) {}
+  ~LiveExchange() override;
+
+  void Begin();
+
+ private:
+  absl::Status MakePrompt();
+  void Dispatch();
+  void WaitForWorker();
+  void StopWaiting();
+  std::vector<Candidate> Candidates(const FleetSnapshot& snapshot, int32_t* length_max) const;
+  absl::Status WhyNone(int32_t length_max) const;
+  absl::Status SettleLengths(const WorkerShape& shape);
+  absl::Status CheckIds(const WorkerShape& shape) const;
+  wire::Submit MakeSubmit(const WorkerShape& shape) const;
+
+  void OnOutput(const wire::Output& output) override;
+  void OnLost(const absl::Status& status) override;
+  void OnRefused(const std::shared_ptr<Session>& session, const wire::Output& output);
+  void TryAnother(const absl::Status& status, RetryReason reason);
+  void TakeTokens(const wire::Output& output, AnswerDelta* delta);
+  void LeaveWorker();
+  void FinishAnswer(AnswerDelta delta, AnswerEnd end);
+  void Fail(const absl::Status& status);
+  void Close(Outcome outcome);
+
+  /// `fn` for later on this loop: not run once this is gone or has ended.
+  template <typename Fn>
+  auto WhileOpen(Fn fn) {
+    return [this, alive = std::weak_ptr<const bool>(alive_), fn] {
+      if (!alive.expired() && !ended_) fn();
+    };
+  }
+  /// The same for a timer, which also calls when it is cancelled.
+  template <typename Fn>
+  static auto OnTime(Fn fn) {
+    return [fn](const boost::system::error_code& error) {
+      if (!error) fn();
+    };
+  }
+
+  const ExchangeRooms rooms_;
+  ExchangeRequest request_;
+  const std::shared_ptr<const ExchangeSink> sink_;  // outlives a call that destroys this
+  const Clock::time_point began_;
+  const std::shared_ptr<const bool> alive_ = std::make_shared<const bool>(true);
+
+  std::vector<int32_t> prompt_ids_;
+  std::vector<int32_t> answer_ids_;  // kept for replay: the next worker goes on after them
+  std::string echo_;                 // goes before the first delta's content
+  std::optional<AnswerText> text_;
+  int32_t max_tokens_ = 0;  // 0: not settled, no worker has been chosen yet
+  uint64_t seed_ = 0;
+  int32_t cached_tokens_ = 0;
+
+  // The attempt under way, if any.
+  std::shared_ptr<Session> session_;
+  uint64_t request_id_ = 0;
+  int32_t attempts_ = 0;
+  bool submitted_ = false;                            // once at least
+  std::vector<std::shared_ptr<Session>> refused_by_;  // full or unwilling: not asked again
+  absl::Status refusal_;                              // of the last of them
+
+  std::optional<uint64_t> wait_ticket_;
+  std::optional<Clock::time_point> wait_until_;  // of all waits before the next submit
+  boost::asio::steady_timer wait_timer_;
+  boost::asio::steady_timer timeout_timer_;
+  Clock::time_point last_token_;
+  bool ended_ = false;
+};
+
+LiveExchange::~LiveExchange() {
+  if (!ended_) Close(Outcome::kCancelled);
+}
+
+void LiveExchange::Begin() {
+  DCHECK(rooms_.loop->OnThread());
+  absl::Status status = ValidateExchangeRequest(request_, rooms_.model_name);
+  if (status.ok()) status = MakePrompt();
+  if (!status.ok()) return Fail(status);
+  seed_ = request_.seed.has_value() ? *request_.seed : RandomNumber();
+  timeout_timer_.expires_after(std::chrono::seconds(rooms_.options.timeout_s));
+  timeout_timer_.async_wait(OnTime(WhileOpen([this] {
+    Fail(absl::DeadlineExceededError(absl::StrCat(
+        "request took longer than ", rooms_.options.timeout_s, " s (--request-timeout-s)")));
+  })));
+  Dispatch();
+}
+
+absl::Status LiveExchange::MakePrompt() {
+  AnswerStart start = AnswerStart::kPlain;
+  if (const Chat* chat = std::get_if<Chat>(&request_.prompt)) {
+    absl::StatusOr<ChatPrompt> prompt = rooms_.text->EncodeChat(*chat);
+    if (!prompt.ok()) return prompt.status();
+    prompt_ids_ = std::move(prompt->ids);
+    start = prompt->start;
+  } else if (std::string* text = std::get_if<std::string>(&request_.prompt)) {
+    absl::StatusOr<std::vector<int32_t>> ids = rooms_.text->EncodePrompt(*text);
+    if (!ids.ok()) return ids.status();
+    prompt_ids_ = *std::move(ids);
+    if (request_.echo) echo_ = std::move(*text);
+  } else {
+    prompt_ids_ = std::move(std::get<std::vector<int32_t>>(request_.prompt));
+    if (request_.echo) echo_ = rooms_.text->Decode(prompt_ids_);
+  }
+  request_.prompt = std::string();
+  if (prompt_ids_.empty()) {
+    return absl::InvalidArgumentError("prompt has 0 tokens; it must have at least 1");
+  }
+  text_.emplace(rooms_.text, AnswerTextOptions{.start = start, .stop = request_.stop});
+  return absl::OkStatus();
+}
+
+std::vector<Candidate> LiveExchange::Candidates(const FleetSnapshot& snapshot,
+                                                int32_t* length_max) const {
+  // Of the first attempt it is known only that one token must fit; later ones go on with what was
+  // settled then.
+  const int64_t length = static_cast<int64_t>(prompt_ids_.size()) + std::max(max_tokens_, 1);
+  std::vector<Candidate> candidates;
+  candidates.reserve(snapshot.workers.size());
+  for (const FleetWorker& worker : snapshot.workers) {
+    Candidate& candidate = candidates.emplace_back();
+    const std::shared_ptr<Session>& session = worker.session;
+    if (session == nullptr || !session->accepting()) continue;
+    *length_max = std::max(*length_max, session->shape().length_max);
+    const WorkerLoad load = session->Load();
+    candidate.usable = length <= session->shape().length_max &&
+                       std::count(refused_by_.begin(), refused_by_.end(), session) == 0;
+    candidate.requests = load.requests;
+    candidate.sequences_max = session->shape().sequences_max;
+    candidate.tokens_waiting = load.tokens_waiting;
+    candidate.kv_blocks_free = load.kv_blocks_total - load.kv_blocks_used;
+    candidate.block_size = session->shape().block_size;
+  }
+  return candidates;
+}
+
+void LiveExchange::Dispatch() {
+  const std::shared_ptr<const FleetSnapshot> snapshot = rooms_.fleet->Snapshot();
+  int32_t length_max = 0;
+  const std::vector<Candidate> candidates = Candidates(*snapshot, &length_max);
+  const RouteRequest route{
+      .prompt_tokens = static_cast<int64_t>(prompt_ids_.size() + answer_ids_.size()),
+      .spread = RandomNumber()};
+  const int32_t chosen = ChooseWorker(route, candidates);
+  if (chosen < 0 && length_max == 0) return WaitForWorker();
+  if (chosen < 0) return Fail(WhyNone(length_max));
+  session_ = snapshot->workers[chosen].session;
+  absl::Status status = SettleLengths(session_->shape());
+  if (status.ok()) status = CheckIds(session_->shape());
+  if (!status.ok()) {
+    session_ = nullptr;
+    return Fail(status);
+  }
+  ++attempts_;
+  absl::StatusOr<uint64_t> id = session_->Submit(rooms_.loop, MakeSubmit(session_->shape()), this);
+  if (!id.ok()) {
+    session_ = nullptr;
+    return TryAnother(id.status(), RetryReason::kLost);
+  }
+  request_id_ = *id;
+  wait_until_.reset();
+  rooms_.metrics->AddRunning(1);
+  if (!submitted_) rooms_.metrics->CountPromptTokens(static_cast<int64_t>(prompt_ids_.size()));
+  submitted_ = true;
+}
+
+absl::Status LiveExchange::WhyNone(int32_t length_max) const {
+  if (!refused_by_.empty()) return refusal_;
+  if (submitted_) {
+    return absl::UnavailableError(absl::StrCat(
+        "the worker was lost, and the length of those left is ", length_max, " tokens; ",
+        prompt_ids_.size() + static_cast<size_t>(max_tokens_), " are needed"));
+  }
+  return absl::InvalidArgumentError(absl::StrCat("prompt has ", prompt_ids_.size(),
+                                                 " tokens; the model's length is ", length_max,
+                                                 " tokens, of which at least 1 is the answer's"));
+}
+
+void LiveExchange::WaitForWorker() {
+  const int32_t wait_ms = rooms_.options.worker_wait_ms;
+  const auto none = [wait_ms] {
+    return absl::UnavailableError(
+        absl::StrCat("no worker was ready within ", wait_ms, " ms (--worker-wait-ms)"));
+  };
+  if (wait_ms == 0) return Fail(none());
+  const auto go_on = [this] {
+    StopWaiting();
+    Dispatch();
+  };
+  absl::StatusOr<uint64_t> ticket = rooms_.fleet->WaitReady(rooms_.loop, WhileOpen(go_on));
+  if (!ticket.ok()) return Fail(ticket.status());
+  wait_ticket_ = *ticket;
+  rooms_.metrics->AddWaiting(1);
+  // A worker that is ready for a moment does not restart the time.
+  if (!wait_until_.has_value()) wait_until_ = Clock::now() + std::chrono::milliseconds(wait_ms);
+  wait_timer_.expires_at(*wait_until_);
+  wait_timer_.async_wait(OnTime(WhileOpen([this, none] { Fail(none()); })));
+}
+
+void LiveExchange::StopWaiting() {
+  if (!wait_ticket_.has_value()) return;
+  rooms_.fleet->CancelWait(*wait_ticket_);
+  wait_ticket_.reset();
+  wait_timer_.cancel();
+  rooms_.metrics->AddWaiting(-1);
+}
+
+absl::Status LiveExchange::SettleLengths(const WorkerShape& shape) {
+  if (max_tokens_ > 0) return absl::OkStatus();
+  const int32_t left = shape.length_max - static_cast<int32_t>(prompt_ids_.size());
+  if (request_.max_tokens.has_value() && *request_.max_tokens > left) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "max_tokens=", *request_.max_tokens, " must be at most ", left, ": the model's length is ",
+        shape.length_max, " tokens and the prompt has ", prompt_ids_.size()));
+  }
+  if (request_.min_tokens > left) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("min_tokens=", request_.min_tokens, " must be at most ", left,
+                     ", what the model's length leaves after the prompt"));
+  }
+  max_tokens_ = request_.max_tokens.value_or(left);
+  return absl::OkStatus();
+}
+
+absl::Status LiveExchange::CheckIds(const WorkerShape& shape) const {
+  for (const auto& [field, ids] : {std::pair{"prompt token id", &prompt_ids_},
+                                   std::pair{"stop_token_ids", &request_.stop_token_ids}}) {
+    for (const int32_t id : *ids) {
+      if (id < shape.vocabulary) continue;
+      return absl::InvalidArgumentError(absl::StrCat(
+          field, "=", id, " must be below ", shape.vocabulary, ", the size of the vocabulary"));
+    }
+  }
+  return absl::OkStatus();
+}
+
+wire::Submit LiveExchange::MakeSubmit(const WorkerShape& shape) const {
+  wire::Submit submit;
+  const int32_t answered = static_cast<int32_t>(answer_ids_.size());
+  submit.mutable_prompt_ids()->Reserve(static_cast<int>(prompt_ids_.size()) + answered);
+  submit.mutable_prompt_ids()->Add(prompt_ids_.begin(), prompt_ids_.end());
+  submit.mutable_prompt_ids()->Add(answer_ids_.begin(), answer_ids_.end());
+  wire::Sampling* const sampling = submit.mutable_sampling();
+  sampling->set_temperature(request_.temperature);
+  sampling->set_top_p(request_.top_p);
+  sampling->set_top_k(std::max(request_.top_k, 0));
+  sampling->set_seed(seed_);  // draws depend on seed and position, so a replay draws the same
+  wire::Stop* const stop = submit.mutable_stop();
+  if (!request_.ignore_eos)
+    stop->mutable_stop_ids()->Add(shape.eos_ids.begin(), shape.eos_ids.end());
+  stop->mutable_stop_ids()->Add(request_.stop_token_ids.begin(), request_.stop_token_ids.end());
+  stop->set_max_tokens(static_cast<uint32_t>(max_tokens_ - answered));
+  stop->set_min_tokens(static_cast<uint32_t>(std::max(request_.min_tokens - answered, 0)));
+  return submit;
+}
+
+void LiveExchange::OnOutput(const wire::Output& output) {
+  AnswerDelta delta;
+  TakeTokens(output, &delta);
+  if (output.cached_tokens() > 0) {
+    // After a replay the worker counts the answer so far as prompt; the client must not.
+    cached_tokens_ = std::min(static_cast<int32_t>(output.cached_tokens()),
+                              static_cast<int32_t>(prompt_ids_.size()));
+  }
+  const bool at_end = output.finish() != wire::FINISH_NONE;
+  std::shared_ptr<Session> left;
+  if (at_end) {
+    left = session_;
+    LeaveWorker();
+  }
+  if (text_->stopped()) return FinishAnswer(std::move(delta), AnswerEnd::kStop);
+  if (output.finish() == wire::FINISH_STOP) {
+    return FinishAnswer(std::move(delta), AnswerEnd::kStop);
+  }
+  if (output.finish() == wire::FINISH_LENGTH) {
+    return FinishAnswer(std::move(delta), AnswerEnd::kLength);
+  }
+  if (output.finish() == wire::FINISH_REFUSED) return OnRefused(left, output);
+  // Tokens that came go to the client, whatever becomes of the rest.
+  if (!delta.token_ids.empty()) {
+    const std::weak_ptr<const bool> alive = alive_;
+    const std::shared_ptr<const ExchangeSink> sink = sink_;
+    sink->on_delta(std::move(delta));
+    if (alive.expired()) return;
+  }
+  if (at_end) {
+    TryAnother(absl::UnavailableError("worker cancelled the request"), RetryReason::kLost);
+  }
+}
+
+void LiveExchange::OnRefused(const std::shared_ptr<Session>& session, const wire::Output& output) {
+  const absl::Status refusal(static_cast<absl::StatusCode>(output.error_code()), output.error());
+  if (refusal.ok())
+    return Fail(absl::InternalError("worker refused the request without saying why"));
+  if (!absl::IsResourceExhausted(refusal) && !absl::IsUnavailable(refusal)) return Fail(refusal);
+  refused_by_.push_back(session);
+  refusal_ = refusal;
+  TryAnother(refusal, RetryReason::kRefused);
+}
+
+void LiveExchange::TakeTokens(const wire::Output& output, AnswerDelta* delta) {
+  const int32_t count = output.token_ids_size();
+  if (count == 0) return;
+  delta->token_ids.assign(output.token_ids().begin(), output.token_ids().end());
+  const Clock::time_point now = Clock::now();
+  if (answer_ids_.empty()) {
+    rooms_.metrics->ObserveFirstToken(SecondsBetween(began_, now));
+    delta->content = std::move(echo_);
+  } else {
+    rooms_.metrics->ObserveNextTokens(SecondsBetween(last_token_, now), count);
+  }
+  last_token_ = now;
+  rooms_.metrics->CountCompletionTokens(count);
+  answer_ids_.insert(answer_ids_.end(), delta->token_ids.begin(), delta->token_ids.end());
+  // The id that ended the answer is a mark, not text.
+  const bool marked =
+      output.finish() == wire::FINISH_STOP && delta->token_ids.back() == output.stop_id();
+  AnswerText::Delta text = text_->Feed(
+      absl::MakeConstSpan(delta->token_ids).first(static_cast<size_t>(count - (marked ? 1 : 0))));
+  delta->content += text.content;
+  delta->reasoning += text.reasoning;
+}
+
+void LiveExchange::OnLost(const absl::Status& status) {
+  LeaveWorker();
+  TryAnother(status, RetryReason::kLost);
+}
+
+void LiveExchange::TryAnother(const absl::Status& status, RetryReason reason) {
+  // Died between its last token and its finish.
+  if (max_tokens_ > 0 && static_cast<int32_t>(answer_ids_.size()) >= max_tokens_) {
+    return FinishAnswer({}, AnswerEnd::kLength);
+  }
+  if (attempts_ >= rooms_.options.attempts_max) {
+    return Fail(absl::Status(status.code(),
+                             absl::StrCat(status.message(), " (attempt ", attempts_, " of at most ",
+                                          rooms_.options.attempts_max, ")")));
+  }
+  rooms_.metrics->CountRetry(reason);
+  Dispatch();
+}
+
+void LiveExchange::LeaveWorker() {
+  if (session_ == nullptr) return;
+  rooms_.metrics->AddRunning(-1);
+  session_ = nullptr;
+}
+
+void LiveExchange::FinishAnswer(AnswerDelta delta, AnswerEnd end) {
+  if (!text_->stopped()) {
+    AnswerText::Delta tail = text_->Finish();
+    delta.content += tail.content;
+    delta.reasoning += tail.reasoning;
+    if (tail.stopped) end = AnswerEnd::kStop;
+  }
+  delta.end = end;
+  delta.usage = {.prompt_tokens = static_cast<int32_t>(prompt_ids_.size()),
+                 .completion_tokens = static_cast<int32_t>(answer_ids_.size()),
+                 .cached_tokens = cached_tokens_};
+  rooms_.metrics->CountCachedTokens(cached_tokens_);
+  rooms_.metrics->ObserveRequest(SecondsBetween(began_, Clock::now()));
+  Close(end == AnswerEnd::kStop ? Outcome::kStop : Outcome::kLength);
+  const std::shared_ptr<const ExchangeSink> sink = sink_;
+  sink->on_delta(std::move(delta));
+}
+
+void LiveExchange::Fail(const absl::Status& status) {
+  Close(OutcomeOf(status));
+  const std::shared_ptr<const ExchangeSink> sink = sink_;
+  sink->on_error(status);
+}
+
+void LiveExchange::Close(Outcome outcome) {
+  ended_ = true;
+  StopWaiting();
+  timeout_timer_.cancel();
+  if (session_ != nullptr) {
+    session_->Cancel(rooms_.loop, request_id_);
+    LeaveWorker();
+  }
+  rooms_.metrics->CountRequest(request_.endpoint, outcome);
+}
+
+}  // namespace
+
+std::unique_ptr<Exchange> Exchange::Start(const ExchangeRooms& rooms, ExchangeRequest request,
+                                          ExchangeSink sink) {
+  auto exchange = std::make_unique<LiveExchange>(rooms, std::move(request), std::move(sink));
+  exchange->Begin();
+  return exchange;
+}
+
+}  // namespace glm::router

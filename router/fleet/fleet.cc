@@ -1,0 +1,196 @@
+#include "router/fleet/fleet.h"
+
+#include <algorithm>
+#include <cmath>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "proto/base/log.h"
+
+namespace glm::router {
+namespace {
+
+bool AnyAccepts(const FleetSnapshot& snapshot) {
+  return std::any_of(snapshot.workers.begin(), snapshot.workers.end(), [](const auto& worker) {
+    return worker.session != nullptr && worker.session->accepting();
+  });
+}
+
+}  // namespace
+
+int32_t BackoffMs(const FleetOptions& options, int32_t failures, double random) {
+  const double doublings = std::min(std::max(failures - 1, 0), 30);
+  const double plain =
+      std::min<double>(options.backoff_max_ms, options.backoff_initial_ms * std::exp2(doublings));
+  const double jittered = plain * (1 + options.backoff_jitter * (2 * random - 1));
+  return std::max(1, static_cast<int32_t>(jittered));
+}
+
+Fleet::Fleet(const FleetOptions& options, const WorkerDemand& demand, LoopPool* loops,
+             std::function<void(const FleetSnapshot&)> on_change)
+    : options_(options),
+      demand_(demand),
+      loops_(loops),
+      loop_(&loops->at(0)),
+      on_change_(std::move(on_change)),
+      random_(std::random_device{}()),
+      snapshot_(std::make_shared<const FleetSnapshot>()) {}
+
+Fleet::~Fleet() { Stop(); }
+
+void Fleet::Start() {
+  CHECK(!started_) << "a fleet starts once";
+  started_ = true;
+  loop_->Run([this] {
+    for (const std::string& address : options_.workers) {
+      members_.push_back(std::make_unique<Member>(address, loop_));
+    }
+    for (const std::unique_ptr<Member>& member : members_) Dial(member.get());
+    Publish();
+  });
+}
+
+void Fleet::Stop() {
+  if (!started_) return;
+  started_ = false;
+  loop_->Post([this] {
+    stopping_ = true;
+    for (const std::unique_ptr<Member>& member : members_) {
+      member->timer.cancel();
+      if (member->session != nullptr) member->session->Close(absl::CancelledError("router stops"));
+    }
+    if (sessions_open_ == 0) stopped_.set_value();
+  });
+  stopped_.get_future().wait();
+  // Timers that were cancelled have their handlers queued by now; they run before this.
+  loop_->Run([this] { members_.clear(); });
+}
+
+std::shared_ptr<const FleetSnapshot> Fleet::Snapshot() const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return snapshot_;
+}
+
+bool Fleet::ready() const { return AnyAccepts(*Snapshot()); }
+
+absl::StatusOr<uint64_t> Fleet::WaitReady(Loop* loop, std::function<void()> fn) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const uint64_t ticket = ++tickets_;
+  if (AnyAccepts(*snapshot_)) {
+    loop->Post(std::move(fn));
+    return ticket;
+  }
+  if (static_cast<int64_t>(waiters_.size()) >= options_.waiting_max) {
+    return absl::ResourceExhaustedError(absl::StrCat("no worker is ready and ", waiters_.size(),
+                                                     " requests wait for one; the limit is ",
+                                                     options_.waiting_max));
+  }
+  waiters_.push_back({.ticket = ticket, .loop = loop, .fn = std::move(fn)});
+  return ticket;
+}
+
+void Fleet::CancelWait(uint64_t ticket) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  const auto found = std::find_if(waiters_.begin(), waiters_.end(),
+                                  [&](const Waiter& waiter) { return waiter.ticket == ticket; });
+  if (found != waiters_.end()) waiters_.erase(found);
+}
+
+void Fleet::Dial(Member* member) {
+  member->state = WorkerState::kConnecting;
+  ++sessions_open_;
+  // A member has one session at a time, and on_end is the last that is heard of it: so the events
+  // need not say which session they are of.
+  member->session = Session::Open(
+      member->address, options_, demand_, loops_,
+      {.on_ready = [this, member] { loop_->Post([this, member] { OnReady(member); }); },
+       .on_draining = [this, member] { loop_->Post([this, member] { OnDraining(member); }); },
+       .on_end =
+           [this, member](absl::Status status) {
+             loop_->Post([this, member, status] { OnEnd(member, status); });
+           }});
+  member->timer.expires_after(std::chrono::milliseconds(options_.connect_timeout_ms));
+  member->timer.async_wait([this, member, session = member->session](boost::system::error_code) {
+    if (stopping_ || member->session != session || member->state != WorkerState::kConnecting) {
+      return;
+    }
+    session->Close(absl::DeadlineExceededError(absl::StrCat(
+        "no Welcome within ", options_.connect_timeout_ms, " ms (--connect-timeout-ms)")));
+  });
+}
+
+void Fleet::OnReady(Member* member) {
+  if (stopping_) return;
+  member->state = WorkerState::kReady;
+  member->failures = 0;
+  member->last_error = absl::OkStatus();
+  member->timer.cancel();
+  const WorkerShape& shape = member->session->shape();
+  LOG(INFO) << "worker " << member->address << " is ready: " << shape.model_name << ", length "
+            << shape.length_max << ", " << shape.sequences_max << " sequences, "
+            << shape.kv_blocks_total << " blocks of " << shape.block_size << " tokens";
+  Publish();
+}
+
+void Fleet::OnDraining(Member* member) {
+  if (stopping_) return;
+  LOG(INFO) << "worker " << member->address << " drains";
+  member->state = WorkerState::kDraining;
+  Publish();
+}
+
+void Fleet::OnEnd(Member* member, const absl::Status& status) {
+  --sessions_open_;
+  member->session = nullptr;
+  member->state = WorkerState::kDown;
+  if (stopping_) {
+    if (sessions_open_ == 0) stopped_.set_value();
+    return;
+  }
+  // The same failure again and again is said once.
+  if (status != member->last_error) {
+    LOG(WARNING) << "worker " << member->address << " is down: " << status.message();
+  }
+  member->last_error = status;
+  ++member->failures;
+  DialLater(member);
+  Publish();
+}
+
+void Fleet::DialLater(Member* member) {
+  const double random = std::uniform_real_distribution<double>(0, 1)(random_);
+  member->timer.expires_after(
+      std::chrono::milliseconds(BackoffMs(options_, member->failures, random)));
+  member->timer.async_wait([this, member](boost::system::error_code error) {
+    if (error || stopping_ || member->state != WorkerState::kDown) return;
+    Dial(member);
+    Publish();
+  });
+}
+
+void Fleet::Publish() {
+  auto snapshot = std::make_shared<FleetSnapshot>();
+  for (const std::unique_ptr<Member>& member : members_) {
+    FleetWorker worker{.address = member->address, .state = member->state, .session = nullptr};
+    if (member->state == WorkerState::kReady || member->state == WorkerState::kDraining) {
+      worker.session = member->session;
+    }
+    if (member->state == WorkerState::kReady) {
+      ++snapshot->ready;
+      const int32_t length_max = member->session->shape().length_max;
+      snapshot->length_max =
+          snapshot->ready == 1 ? length_max : std::min(snapshot->length_max, length_max);
+    }
+    snapshot->workers.push_back(std::move(worker));
+  }
+  std::vector<Waiter> woken;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    snapshot_ = snapshot;
+    if (AnyAccepts(*snapshot)) woken = std::exchange(waiters_, {});
+  }
+  for (Waiter& waiter : woken) waiter.loop->Post(std::move(waiter.fn));
+  if (on_change_) on_change_(*snapshot);
+}
+
+}  // namespace glm::router

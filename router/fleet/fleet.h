@@ -1,0 +1,124 @@
+// The set of workers: dials each, dials again when a stream ends, and publishes who is there.
+//
+// Who calls: main starts and stops it; exchanges read the snapshot and wait for a worker, on their
+// loops. The members are owned by loop 0 alone; the published snapshot and the list of waiting
+// exchanges have the one lock.
+#pragma once
+
+#include <atomic>
+#include <boost/asio/steady_timer.hpp>
+#include <cstdint>
+#include <functional>
+#include <future>
+#include <memory>
+#include <mutex>
+#include <random>
+#include <string>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "router/fleet/session.h"
+#include "router/loop.h"
+#include "router/options.h"
+
+namespace glm::router {
+
+enum class WorkerState : uint8_t {
+  kConnecting,  // dialled, not yet welcomed
+  kReady,
+  kDraining,  // finishes what it has, takes nothing new
+  kDown,      // waits to be dialled again
+};
+
+struct FleetWorker {
+  std::string address;
+  WorkerState state = WorkerState::kConnecting;
+  std::shared_ptr<Session> session;  // set while ready or draining
+};
+
+/// The fleet at one moment; never changes once published. A session in it may have died since: ask
+/// Session::accepting.
+struct FleetSnapshot {
+  std::vector<FleetWorker> workers;  // in the order of the option
+  int32_t ready = 0;                 // workers in kReady
+  int32_t length_max = 0;            // the smallest of the ready workers; 0: none is
+};
+
+class Fleet {
+ public:
+  /// `on_change` hears every new snapshot, on loop 0; it may be empty. Nothing is dialled before
+  /// Start. `loops` outlives the fleet.
+  Fleet(const FleetOptions& options, const WorkerDemand& demand, LoopPool* loops,
+        std::function<void(const FleetSnapshot&)> on_change);
+  Fleet(const Fleet&) = delete;
+  Fleet& operator=(const Fleet&) = delete;
+  /// As Stop.
+  ~Fleet();
+
+  void Start();
+  /// Ends every session and waits until gRPC has let go of them. Not from a loop's thread, and
+  /// while the loops still run.
+  void Stop();
+
+  std::shared_ptr<const FleetSnapshot> Snapshot() const;  // any thread
+  /// Whether some worker takes requests now. Any thread.
+  bool ready() const;
+
+  /// Posts `fn` to `loop` once, when a worker takes requests. Returns a ticket for CancelWait;
+  /// RESOURCE_EXHAUSTED when waiting_max others wait. Any thread.
+  absl::StatusOr<uint64_t> WaitReady(Loop* loop, std::function<void()> fn);
+  /// `fn` may still run if it was posted already.
+  void CancelWait(uint64_t ticket);
+
+ private:
+  /// One address. Owned by loop 0.
+  struct Member {
+    std::string address;
+    WorkerState state = WorkerState::kDown;
+    std::shared_ptr<Session> session;
+    int32_t failures = 0;  // since the last Welcome
+    boost::asio::steady_timer timer;
+    absl::Status last_error;
+
+    Member(std::string address, Loop* loop) : address(address), timer(loop->io_context()) {}
+  };
+  struct Waiter {
+    uint64_t ticket = 0;
+    Loop* loop = nullptr;
+    std::function<void()> fn;
+  };
+
+  void Dial(Member* member);
+  void OnReady(Member* member);
+  void OnDraining(Member* member);
+  void OnEnd(Member* member, const absl::Status& status);
+  void DialLater(Member* member);
+  void Publish();
+
+  const FleetOptions options_;
+  const WorkerDemand demand_;
+  LoopPool* const loops_;
+  Loop* const loop_;  // loop 0
+  const std::function<void(const FleetSnapshot&)> on_change_;
+
+  // Loop 0's own.
+  std::vector<std::unique_ptr<Member>> members_;
+  std::minstd_rand random_;
+  int32_t sessions_open_ = 0;
+  bool stopping_ = false;
+  std::promise<void> stopped_;
+
+  bool started_ = false;  // the caller of Start and Stop
+
+  mutable std::mutex mutex_;
+  std::shared_ptr<const FleetSnapshot> snapshot_ ABSL_GUARDED_BY(mutex_);
+  std::vector<Waiter> waiters_ ABSL_GUARDED_BY(mutex_);
+  uint64_t tickets_ ABSL_GUARDED_BY(mutex_) = 0;
+};
+
+/// How long to wait before try number `failures` + 1, as backoff_* says; `random` in [0, 1].
+int32_t BackoffMs(const FleetOptions& options, int32_t failures, double random);
+
+}  // namespace glm::router

@@ -1,0 +1,296 @@
+#include "router/fleet/session.h"
+
+#include <grpcpp/create_channel.h>
+
+#include <algorithm>
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "proto/base/log.h"
+#include "proto/rpc_status.h"
+
+namespace glm::router {
+namespace {
+
+std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address,
+                                           const FleetOptions& options) {
+  grpc::ChannelArguments arguments;
+  // A connection of its own for each session, so that the fleet's back-off is the only one.
+  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
+  arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, options.keepalive_ms);
+  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, options.keepalive_timeout_ms);
+  arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
+  arguments.SetMaxReceiveMessageSize(static_cast<int>(options.frame_bytes_max));
+  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+}
+
+WorkerShape ShapeOf(const wire::Welcome& welcome) {
+  WorkerShape shape;
+  shape.incarnation = welcome.incarnation();
+  shape.model_name = welcome.model_name();
+  shape.vocabulary = static_cast<int32_t>(welcome.vocabulary());
+  shape.length_max = static_cast<int32_t>(welcome.length_max());
+  shape.block_size = static_cast<int32_t>(welcome.block_size());
+  shape.kv_blocks_total = static_cast<int64_t>(welcome.kv_blocks_total());
+  shape.sequences_max = static_cast<int32_t>(welcome.sequences_max());
+  for (const uint32_t id : welcome.eos_ids()) shape.eos_ids.push_back(static_cast<int32_t>(id));
+  return shape;
+}
+
+absl::Status CheckShape(const WorkerShape& shape, const WorkerDemand& demand) {
+  if (shape.model_name != demand.model_name) {
+    return absl::FailedPreconditionError(absl::StrCat("worker serves model '", shape.model_name,
+                                                      "', not '", demand.model_name, "'"));
+  }
+  if (shape.vocabulary < demand.vocabulary_min) {
+    return absl::FailedPreconditionError(absl::StrCat("worker's vocabulary is ", shape.vocabulary,
+                                                      "; the tokenizer's ids need at least ",
+                                                      demand.vocabulary_min));
+  }
+  if (shape.length_max < 2 || shape.block_size < 1 || shape.sequences_max < 1) {
+    return absl::FailedPreconditionError(
+        absl::StrCat("worker's length_max=", shape.length_max, ", block_size=", shape.block_size,
+                     ", sequences_max=", shape.sequences_max, " must be at least 2, 1 and 1"));
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+std::shared_ptr<Session> Session::Open(const std::string& address, const FleetOptions& options,
+                                       const WorkerDemand& demand, LoopPool* loops, Events events) {
+  std::shared_ptr<Session> session(new Session(address, options, demand, loops, std::move(events)));
+  session->self_ = session;
+  session->Dial();
+  return session;
+}
+
+Session::Session(const std::string& address, const FleetOptions& options,
+                 const WorkerDemand& demand, LoopPool* loops, Events events)
+    : address_(address),
+      options_(options),
+      demand_(demand),
+      loops_(loops),
+      events_(std::move(events)),
+      live_(loops->size()) {}
+
+void Session::Dial() {
+  channel_ = MakeChannel(address_, options_);
+  stub_ = wire::Worker::NewStub(channel_);
+  stub_->async()->Session(&call_, this);
+  // Loops start writes from outside of gRPC's callbacks: held until no write can start any more.
+  AddHold();
+  wire::RouterFrame hello;
+  hello.mutable_hello()->set_protocol_version(kProtocolVersion);
+  hello.mutable_hello()->set_router_name("glmserve-router");
+  Send(std::move(hello));
+  StartRead(&frame_in_);
+  StartCall();
+}
+
+WorkerLoad Session::Load() const {
+  const auto relaxed = std::memory_order_relaxed;
+  return {.requests = std::max(own_requests_.load(relaxed), said_requests_.load(relaxed)),
+          .tokens_waiting =
+              std::max(own_tokens_waiting_.load(relaxed), said_tokens_waiting_.load(relaxed)),
+          .kv_blocks_used = said_kv_blocks_used_.load(relaxed),
+          .kv_blocks_total = said_kv_blocks_total_.load(relaxed)};
+}
+
+absl::StatusOr<uint64_t> Session::Submit(Loop* loop, wire::Submit submit, Receiver* receiver) {
+  DCHECK(loop->OnThread());
+  const absl::Status refusal =
+      absl::UnavailableError(absl::StrCat("worker ", address_, " takes no new requests"));
+  if (!accepting()) return refusal;
+  const uint64_t id =
+      requests_made_.fetch_add(1, std::memory_order_relaxed) * live_.size() + loop->index();
+  submit.set_request_id(id);
+  Live live{.receiver = receiver, .prompt_tokens = submit.prompt_ids_size()};
+  own_requests_.fetch_add(1, std::memory_order_relaxed);
+  own_tokens_waiting_.fetch_add(live.prompt_tokens, std::memory_order_relaxed);
+  LiveTable& table = live_[loop->index()];
+  table.emplace(id, live);
+  wire::RouterFrame frame;
+  *frame.mutable_submit() = std::move(submit);
+  if (!Send(std::move(frame))) {
+    table.erase(id);
+    Forget(live);
+    return refusal;
+  }
+  return id;
+}
+
+void Session::Cancel(Loop* loop, uint64_t request_id) {
+  DCHECK(loop->OnThread());
+  LiveTable& table = live_[loop->index()];
+  const auto found = table.find(request_id);
+  if (found == table.end()) return;
+  Forget(found->second);
+  table.erase(found);
+  wire::RouterFrame frame;
+  frame.mutable_cancel()->set_request_id(request_id);
+  Send(std::move(frame));
+}
+
+void Session::Forget(const Live& live) {
+  own_requests_.fetch_sub(1, std::memory_order_relaxed);
+  if (!live.answered) {
+    own_tokens_waiting_.fetch_sub(live.prompt_tokens, std::memory_order_relaxed);
+  }
+}
+
+void Session::Close(const absl::Status& reason) {
+  {
+    const std::lock_guard<std::mutex> lock(out_mutex_);
+    accepting_ = false;
+    if (close_reason_.ok()) close_reason_ = reason;
+  }
+  call_.TryCancel();
+}
+
+bool Session::Send(wire::RouterFrame frame) {
+  const int64_t bytes = static_cast<int64_t>(frame.ByteSizeLong());
+  {
+    const std::lock_guard<std::mutex> lock(out_mutex_);
+    if (ended_) return false;
+    if (out_bytes_ + bytes <= options_.session_out_bytes_max) {
+      out_bytes_ += bytes;
+      out_.push_back(std::move(frame));
+      if (out_.size() == 1) StartWrite(&out_.front());
+      return true;
+    }
+  }
+  Close(absl::ResourceExhaustedError(absl::StrCat("worker takes its frames too slowly: over ",
+                                                  options_.session_out_bytes_max,
+                                                  " bytes (--session-out-bytes-max) wait")));
+  return false;
+}
+
+void Session::OnWriteDone(bool ok) {
+  const std::lock_guard<std::mutex> lock(out_mutex_);
+  // A write that fails means a broken stream: the read under way fails too, and ends the session.
+  if (!ok || ended_) return;
+  out_bytes_ -= static_cast<int64_t>(out_.front().ByteSizeLong());
+  out_.pop_front();
+  if (!out_.empty()) StartWrite(&out_.front());
+}
+
+void Session::OnReadDone(bool ok) {
+  if (!ok) {
+    accepting_ = false;
+    {
+      const std::lock_guard<std::mutex> lock(out_mutex_);
+      ended_ = true;
+    }
+    RemoveHold();
+    return;
+  }
+  absl::Status status;
+  if (frame_in_.has_welcome()) {
+    status = TakeWelcome(frame_in_.welcome());
+  } else if (!frame_in_.has_step() || !welcomed_) {
+    status = absl::FailedPreconditionError("worker's first frame is not a Welcome");
+  } else {
+    TakeStep(frame_in_.mutable_step());
+  }
+  if (!status.ok()) Close(status);
+  StartRead(&frame_in_);
+}
+
+absl::Status Session::TakeWelcome(const wire::Welcome& welcome) {
+  if (welcomed_) return absl::FailedPreconditionError("worker sent a second Welcome");
+  if (welcome.protocol_version() != kProtocolVersion) {
+    return absl::FailedPreconditionError(absl::StrCat("worker speaks protocol version ",
+                                                      welcome.protocol_version(),
+                                                      "; this router speaks ", kProtocolVersion));
+  }
+  shape_ = ShapeOf(welcome);
+  if (absl::Status status = CheckShape(shape_, demand_); !status.ok()) return status;
+  welcomed_ = true;
+  said_kv_blocks_total_ = shape_.kv_blocks_total;
+  {
+    const std::lock_guard<std::mutex> lock(out_mutex_);
+    if (!close_reason_.ok()) return absl::OkStatus();
+    accepting_ = true;
+  }
+  events_.on_ready();
+  return absl::OkStatus();
+}
+
+void Session::TakeStep(wire::Step* step) {
+  if (step->has_load()) {
+    const wire::Load& load = step->load();
+    const auto relaxed = std::memory_order_relaxed;
+    said_requests_.store(static_cast<int32_t>(load.requests_running() + load.requests_waiting()),
+                         relaxed);
+    said_tokens_waiting_.store(static_cast<int64_t>(load.tokens_waiting()), relaxed);
+    said_kv_blocks_used_.store(static_cast<int64_t>(load.kv_blocks_used()), relaxed);
+    said_kv_blocks_total_.store(static_cast<int64_t>(load.kv_blocks_total()), relaxed);
+  }
+  if (step->draining() && !draining_) {
+    draining_ = true;
+    accepting_ = false;
+    events_.on_draining();
+  }
+  std::vector<std::vector<wire::Output>> split(live_.size());
+  for (wire::Output& output : *step->mutable_outputs()) {
+    split[output.request_id() % split.size()].push_back(std::move(output));
+  }
+  for (size_t i = 0; i < split.size(); ++i) {
+    if (split[i].empty()) continue;
+    loops_->at(static_cast<int32_t>(i)).Post([self = self_, i, outputs = std::move(split[i])] {
+      self->Deliver(static_cast<int32_t>(i), outputs);
+    });
+  }
+}
+
+void Session::Deliver(int32_t loop_index, const std::vector<wire::Output>& outputs) {
+  LiveTable& table = live_[loop_index];
+  for (const wire::Output& output : outputs) {
+    const auto found = table.find(output.request_id());
+    if (found == table.end()) continue;  // cancelled here, and not yet there
+    Receiver* const receiver = found->second.receiver;
+    if (output.finish() != wire::FINISH_NONE) {
+      Forget(found->second);
+      table.erase(found);
+    } else if (!found->second.answered) {
+      found->second.answered = true;
+      own_tokens_waiting_.fetch_sub(found->second.prompt_tokens, std::memory_order_relaxed);
+    }
+    receiver->OnOutput(output);
+  }
+}
+
+void Session::OnDone(const grpc::Status& grpc_status) {
+  absl::Status status = FromGrpcStatus(grpc_status);
+  {
+    const std::lock_guard<std::mutex> lock(out_mutex_);
+    if (!close_reason_.ok()) status = close_reason_;
+  }
+  if (status.ok()) status = absl::UnavailableError("worker ended the stream");
+  // Posted after every frame's outputs, so what came is delivered before it is lost. The last post
+  // takes gRPC's hold along: a channel that dies on a thread of gRPC's would have it join itself.
+  const int32_t last = loops_->size() - 1;
+  for (int32_t i = 0; i < last; ++i) {
+    loops_->at(i).Post([self = self_, i, status] { self->LoseAll(i, status); });
+  }
+  loops_->at(last).Post([self = std::move(self_), last, status] {
+    self->LoseAll(last, status);
+    self->events_.on_end(status);
+  });
+}
+
+void Session::LoseAll(int32_t loop_index, const absl::Status& status) {
+  LiveTable& table = live_[loop_index];
+  // One by one: a receiver that hears of it may cancel others of this table.
+  while (!table.empty()) {
+    const Live live = table.begin()->second;
+    table.erase(table.begin());
+    Forget(live);
+    live.receiver->OnLost(
+        absl::UnavailableError(absl::StrCat("worker ", address_, " was lost: ", status.message())));
+  }
+}
+
+}  // namespace glm::router

@@ -1,0 +1,173 @@
+// One worker as seen from here: one stream, from dialling to its end. A worker that comes back is a
+// new Session.
+//
+// Who calls: Fleet opens and closes it; exchanges, on their loops, submit and cancel. gRPC's
+// threads read a frame and split it by loop: one Post per loop that has an answer in it. What
+// belongs to a loop (its table of live requests) is touched on that loop only; the out-buffer has
+// the one lock.
+#pragma once
+
+#include <grpcpp/channel.h>
+#include <grpcpp/client_context.h>
+#include <grpcpp/support/client_callback.h>
+
+#include <atomic>
+#include <cstdint>
+#include <deque>
+#include <functional>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <unordered_map>
+#include <vector>
+
+#include "absl/base/thread_annotations.h"
+#include "absl/status/status.h"
+#include "absl/status/statusor.h"
+#include "proto/worker.grpc.pb.h"
+#include "proto/worker.pb.h"
+#include "router/loop.h"
+#include "router/options.h"
+
+namespace glm::router {
+
+namespace wire = ::glmserve::worker::v1;
+
+inline constexpr uint32_t kProtocolVersion = 1;
+
+/// What the worker said of itself in its Welcome.
+struct WorkerShape {
+  uint64_t incarnation = 0;
+  std::string model_name;
+  int32_t vocabulary = 0;
+  int32_t length_max = 0;  // prompt + generated tokens of one request
+  int32_t block_size = 1;  // tokens
+  int64_t kv_blocks_total = 0;
+  int32_t sequences_max = 0;
+  std::vector<int32_t> eos_ids;
+};
+
+/// What a worker must be to serve here; else its stream is closed with FAILED_PRECONDITION.
+struct WorkerDemand {
+  std::string model_name;
+  int32_t vocabulary_min = 0;  // the tokenizer's ids are below this
+};
+
+/// The worker's load: what its last Step said, or what this router knows to have sent, whichever is
+/// more. So a burst counts at once, and so does what other routers sent.
+struct WorkerLoad {
+  int32_t requests = 0;        // running and waiting
+  int64_t tokens_waiting = 0;  // prompt tokens not yet computed
+  int64_t kv_blocks_used = 0;
+  int64_t kv_blocks_total = 0;
+};
+
+/// Who submitted. Called on the loop of the submit, never after Cancel, and never again after an
+/// output with a finish or after OnLost. The receiver may die inside a call.
+class Receiver {
+ public:
+  virtual void OnOutput(const wire::Output& output) = 0;
+  /// The stream ended with the request still open.
+  virtual void OnLost(const absl::Status& status) = 0;
+
+ protected:
+  ~Receiver() = default;
+};
+
+class Session final : private grpc::ClientBidiReactor<wire::RouterFrame, wire::WorkerFrame> {
+ public:
+  /// What the owner hears: on_ready and on_draining at most once each, on a thread of gRPC's;
+  /// on_end exactly once and last, on a loop's thread.
+  struct Events {
+    std::function<void()> on_ready;
+    std::function<void()> on_draining;
+    std::function<void(absl::Status)> on_end;
+  };
+
+  /// Dials `address`. `loops` outlives the session.
+  static std::shared_ptr<Session> Open(const std::string& address, const FleetOptions& options,
+                                       const WorkerDemand& demand, LoopPool* loops, Events events);
+  Session(const Session&) = delete;
+  Session& operator=(const Session&) = delete;
+  ~Session() override = default;
+
+  /// Whether a new request may go here. Any thread; false at once when the stream breaks.
+  bool accepting() const { return accepting_.load(std::memory_order_acquire); }
+  /// Set before on_ready, constant from then on.
+  const WorkerShape& shape() const { return shape_; }
+  WorkerLoad Load() const;  // any thread
+  const std::string& address() const { return address_; }
+
+  /// Sends a request; its outputs go to `receiver`. On `loop`'s thread. `submit.request_id` is set
+  /// here, and returned. UNAVAILABLE when the session takes no more.
+  absl::StatusOr<uint64_t> Submit(Loop* loop, wire::Submit submit, Receiver* receiver);
+  /// Tells the worker to drop the request, and forgets its receiver. On the loop of its submit;
+  /// nothing happens when the request has ended.
+  void Cancel(Loop* loop, uint64_t request_id);
+
+  /// Ends the stream; on_end gets `reason`. Any thread.
+  void Close(const absl::Status& reason);
+
+ private:
+  /// A request that was submitted and has not ended.
+  struct Live {
+    Receiver* receiver = nullptr;
+    int64_t prompt_tokens = 0;
+    bool answered = false;  // a first output came, so its prompt is computed
+  };
+  /// The live requests of one loop, by id. The id modulo the number of loops is the loop.
+  using LiveTable = std::unordered_map<uint64_t, Live>;
+
+  Session(const std::string& address, const FleetOptions& options, const WorkerDemand& demand,
+          LoopPool* loops, Events events);
+  void Dial();
+
+  void OnWriteDone(bool ok) override;
+  void OnReadDone(bool ok) override;
+  void OnDone(const grpc::Status& status) override;
+
+  absl::Status TakeWelcome(const wire::Welcome& welcome);
+  void TakeStep(wire::Step* step);
+  void Deliver(int32_t loop_index, const std::vector<wire::Output>& outputs);
+  void LoseAll(int32_t loop_index, const absl::Status& status);
+  bool Send(wire::RouterFrame frame);
+  void Forget(const Live& live);
+
+  const std::string address_;
+  const FleetOptions options_;
+  const WorkerDemand demand_;
+  LoopPool* const loops_;
+  const Events events_;
+
+  grpc::ClientContext call_;
+  std::shared_ptr<grpc::Channel> channel_;
+  std::unique_ptr<wire::Worker::Stub> stub_;
+  std::shared_ptr<Session> self_;  // gRPC's hold on this object, until OnDone
+
+  wire::WorkerFrame frame_in_;  // being read; gRPC's thread
+  WorkerShape shape_;
+  bool welcomed_ = false;  // gRPC's thread
+  bool draining_ = false;  // gRPC's thread
+  std::atomic<bool> accepting_{false};
+
+  std::vector<LiveTable> live_;  // one per loop, touched on that loop only
+  std::atomic<uint64_t> requests_made_{0};
+
+  // What this router has sent and not seen ended, or not seen answered.
+  std::atomic<int32_t> own_requests_{0};
+  std::atomic<int64_t> own_tokens_waiting_{0};
+  // What the last Step said.
+  std::atomic<int32_t> said_requests_{0};
+  std::atomic<int64_t> said_tokens_waiting_{0};
+  std::atomic<int64_t> said_kv_blocks_used_{0};
+  std::atomic<int64_t> said_kv_blocks_total_{0};
+
+  /// The out-buffer: loops put frames in, gRPC's thread takes them out one by one.
+  std::mutex out_mutex_;
+  std::deque<wire::RouterFrame> out_ ABSL_GUARDED_BY(out_mutex_);  // the first is being written
+  int64_t out_bytes_ ABSL_GUARDED_BY(out_mutex_) = 0;
+  bool ended_ ABSL_GUARDED_BY(out_mutex_) = false;
+  absl::Status close_reason_ ABSL_GUARDED_BY(out_mutex_);
+};
+
+}  // namespace glm::router

@@ -1,0 +1,133 @@
+// One streaming call of the public gRPC service: an exchange on one side, a gRPC stream on the
+// other.
+//
+// Who calls: GrpcFront makes it on a gRPC thread. All its state lives on its loop; gRPC's callbacks
+// do nothing but post there, so nothing is locked. It frees itself when gRPC is done with it.
+#pragma once
+
+#include <grpcpp/support/server_callback.h>
+
+#include <cstdint>
+#include <memory>
+#include <optional>
+#include <utility>
+
+#include "absl/status/status.h"
+#include "absl/strings/str_cat.h"
+#include "proto/router.pb.h"
+#include "proto/rpc_status.h"
+#include "router/exchange.h"
+#include "router/loop.h"
+
+namespace glm::router {
+
+/// Adds a delta to an event that has not been sent; events that wait are merged, not queued.
+/// Returns how many bytes it adds.
+int64_t AppendDelta(AnswerDelta delta, glmserve::v1::GenerateEvent* event);
+int64_t AppendDelta(AnswerDelta delta, glmserve::v1::ChatEvent* event);
+
+template <typename Event>
+class GrpcCall final : public grpc::ServerWriteReactor<Event>,
+                       public std::enable_shared_from_this<GrpcCall<Event>> {
+ public:
+  /// gRPC gets the pointer, and gives it up with OnDone. `rooms.loop` is the call's loop.
+  static GrpcCall* Start(const ExchangeRooms& rooms, ExchangeRequest request,
+                         int64_t output_bytes_max, grpc::CallbackServerContext* server_call) {
+    std::shared_ptr<GrpcCall> call(new GrpcCall(rooms, output_bytes_max, server_call));
+    call->self_ = call;
+    rooms.loop->Post(
+        [call, request = std::move(request)]() mutable { call->Begin(std::move(request)); });
+    return call.get();
+  }
+
+ private:
+  GrpcCall(const ExchangeRooms& rooms, int64_t output_bytes_max,
+           grpc::CallbackServerContext* server_call)
+      : rooms_(rooms), output_bytes_max_(output_bytes_max), server_call_(server_call) {}
+
+  void OnWriteDone(bool ok) override {
+    rooms_.loop->Post([call = this->shared_from_this(), ok] {
+      call->writing_ = false;
+      if (ok) return call->Pump();
+      call->End(absl::CancelledError("client is gone"));
+    });
+  }
+  void OnCancel() override {
+    rooms_.loop->Post([call = this->shared_from_this()] {
+      call->End(absl::CancelledError("client left or its deadline passed"));
+    });
+  }
+  void OnDone() override {
+    rooms_.loop->Post([call = this->shared_from_this()] {
+      call->exchange_ = nullptr;
+      call->self_ = nullptr;
+    });
+  }
+
+  // All below: on the loop.
+
+  void Begin(ExchangeRequest request) {
+    if (end_.has_value()) return;  // cancelled before it began
+    std::unique_ptr<Exchange> exchange =
+        Exchange::Start(rooms_, std::move(request),
+                        {.on_delta = [this](AnswerDelta delta) { TakeDelta(std::move(delta)); },
+                         .on_error = [this](const absl::Status& status) { End(status); }});
+    if (!end_.has_value()) exchange_ = std::move(exchange);
+  }
+
+  void TakeDelta(AnswerDelta delta) {
+    const bool last = delta.end.has_value();
+    const int64_t bytes = AppendDelta(std::move(delta), &waiting_);
+    waiting_bytes_ += bytes;
+    has_waiting_ = has_waiting_ || bytes > 0 || last;
+    if (waiting_bytes_ > output_bytes_max_) {
+      // The write under way waits for the client as well, and a status would wait behind it.
+      server_call_->TryCancel();
+      return End(absl::ResourceExhaustedError(
+          absl::StrCat("client reads too slowly: over ", output_bytes_max_,
+                       " bytes wait for it (--grpc-output-bytes-max)")));
+    }
+    if (last) end_ = absl::OkStatus();
+    Pump();
+  }
+
+  /// Ends the call early: what waits is dropped.
+  void End(const absl::Status& status) {
+    exchange_ = nullptr;
+    if (!end_.has_value() || !status.ok()) {
+      end_ = status;
+      has_waiting_ = false;
+    }
+    Pump();
+  }
+
+  void Pump() {
+    if (writing_ || finished_) return;
+    if (has_waiting_) {
+      sent_.Clear();
+      sent_.Swap(&waiting_);
+      has_waiting_ = false;
+      waiting_bytes_ = 0;
+      writing_ = true;
+      this->StartWrite(&sent_);
+    } else if (end_.has_value()) {
+      finished_ = true;
+      this->Finish(ToGrpcStatus(*end_));
+    }
+  }
+
+  const ExchangeRooms rooms_;
+  const int64_t output_bytes_max_;
+  grpc::CallbackServerContext* const server_call_;  // lives until OnDone
+  std::shared_ptr<GrpcCall> self_;                  // gRPC's hold on this object, until OnDone
+  std::unique_ptr<Exchange> exchange_;
+  Event sent_;     // being written while writing_
+  Event waiting_;  // what came since
+  int64_t waiting_bytes_ = 0;
+  bool has_waiting_ = false;
+  bool writing_ = false;
+  bool finished_ = false;
+  std::optional<absl::Status> end_;  // what the call ends with, once known
+};
+
+}  // namespace glm::router

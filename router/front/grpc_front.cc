@@ -1,0 +1,155 @@
+#include "router/front/grpc_front.h"
+
+#include <grpcpp/ext/proto_server_reflection_plugin.h>
+#include <grpcpp/health_check_service_interface.h>
+#include <grpcpp/security/server_credentials.h>
+#include <grpcpp/server.h>
+#include <grpcpp/server_builder.h>
+
+#include <utility>
+
+#include "absl/strings/str_cat.h"
+#include "proto/router.grpc.pb.h"
+#include "proto/rpc_status.h"
+#include "router/fleet/fleet.h"
+#include "router/front/grpc_call.h"
+#include "router/front/grpc_request.h"
+
+namespace glm::router {
+
+namespace pb = ::glmserve::v1;
+
+namespace {
+
+void FillUsage(const Usage& usage, pb::Usage* message) {
+  message->set_prompt_tokens(static_cast<uint32_t>(usage.prompt_tokens));
+  message->set_completion_tokens(static_cast<uint32_t>(usage.completion_tokens));
+  message->set_cached_tokens(static_cast<uint32_t>(usage.cached_tokens));
+}
+
+template <typename Event>
+void FillEnd(const AnswerDelta& delta, Event* event) {
+  if (!delta.end.has_value()) return;
+  event->set_finish_reason(*delta.end == AnswerEnd::kStop ? "stop" : "length");
+  FillUsage(delta.usage, event->mutable_usage());
+}
+
+/// A call that is refused before it begins.
+template <typename Event>
+class RefusedCall final : public grpc::ServerWriteReactor<Event> {
+ public:
+  explicit RefusedCall(const absl::Status& status) { this->Finish(ToGrpcStatus(status)); }
+  void OnDone() override { delete this; }
+};
+
+}  // namespace
+
+int64_t AppendDelta(AnswerDelta delta, pb::GenerateEvent* event) {
+  const size_t bytes = delta.content.size() + delta.token_ids.size() * sizeof(int32_t);
+  event->mutable_text()->append(delta.content);
+  event->mutable_token_ids()->Add(delta.token_ids.begin(), delta.token_ids.end());
+  FillEnd(delta, event);
+  return static_cast<int64_t>(bytes);
+}
+
+int64_t AppendDelta(AnswerDelta delta, pb::ChatEvent* event) {
+  event->mutable_content()->append(delta.content);
+  event->mutable_reasoning_content()->append(delta.reasoning);
+  FillEnd(delta, event);
+  return static_cast<int64_t>(delta.content.size() + delta.reasoning.size());
+}
+
+class GrpcFront::Service final : public pb::Generation::CallbackService {
+ public:
+  Service(const GrpcOptions& options, const ExchangeRooms& rooms, LoopPool* loops)
+      : options_(options), rooms_(rooms), loops_(loops) {}
+
+  grpc::ServerWriteReactor<pb::GenerateEvent>* Generate(
+      grpc::CallbackServerContext* call, const pb::GenerateRequest* message) override {
+    return StartCall<pb::GenerateEvent>(call, ReadGenerateRequest(*message),
+                                        Endpoint::kGrpcGenerate);
+  }
+
+  grpc::ServerWriteReactor<pb::ChatEvent>* Chat(grpc::CallbackServerContext* call,
+                                                const pb::ChatRequest* message) override {
+    return StartCall<pb::ChatEvent>(call, ReadChatRequest(*message), Endpoint::kGrpcChat);
+  }
+
+  grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* call,
+                                       const pb::ListModelsRequest*,
+                                       pb::ListModelsResponse* response) override {
+    pb::Model* const model = response->add_models();
+    model->set_id(rooms_.model_name);
+    model->set_length_max(static_cast<uint32_t>(rooms_.fleet->Snapshot()->length_max));
+    grpc::ServerUnaryReactor* const reactor = call->DefaultReactor();
+    reactor->Finish(grpc::Status::OK);
+    return reactor;
+  }
+
+ private:
+  template <typename Event>
+  grpc::ServerWriteReactor<Event>* StartCall(grpc::CallbackServerContext* call,
+                                             absl::StatusOr<ExchangeRequest> request,
+                                             Endpoint endpoint) {
+    if (!request.ok()) {
+      rooms_.metrics->CountRequest(endpoint, OutcomeOf(request.status()));
+      return new RefusedCall<Event>(request.status());
+    }
+    ExchangeRooms rooms = rooms_;
+    rooms.loop = &loops_->Next();
+    return GrpcCall<Event>::Start(rooms, *std::move(request), options_.output_bytes_max, call);
+  }
+
+  const GrpcOptions options_;
+  const ExchangeRooms rooms_;
+  LoopPool* const loops_;
+};
+
+GrpcFront::GrpcFront() = default;
+
+absl::StatusOr<std::unique_ptr<GrpcFront>> GrpcFront::Start(const GrpcOptions& options,
+                                                            const ExchangeRooms& rooms,
+                                                            LoopPool* loops) {
+  std::unique_ptr<GrpcFront> front(new GrpcFront());
+  front->loops_ = loops;
+  front->service_ = std::make_unique<Service>(options, rooms, loops);
+  grpc::EnableDefaultHealthCheckService(true);
+  grpc::reflection::InitProtoReflectionServerBuilderPlugin();
+  grpc::ServerBuilder builder;
+  builder.SetMaxReceiveMessageSize(static_cast<int>(options.message_bytes_max));
+  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, options.streams_max);
+  // Two routers on one port would share its clients at random.
+  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  int port = 0;
+  builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &port);
+  builder.RegisterService(front->service_.get());
+  front->server_ = builder.BuildAndStart();
+  if (front->server_ == nullptr) {
+    return absl::UnavailableError(
+        absl::StrCat("cannot listen on --grpc-listen=", options.listen, ": is it in use?"));
+  }
+  front->port_ = port;
+  front->SetServing(false);
+  return front;
+}
+
+GrpcFront::~GrpcFront() { Drain(std::chrono::milliseconds(0)); }
+
+void GrpcFront::SetServing(bool serving) {
+  grpc::HealthCheckServiceInterface* const health = server_->GetHealthCheckService();
+  if (health == nullptr) return;
+  health->SetServingStatus(serving);
+  health->SetServingStatus(pb::Generation::service_full_name(), serving);
+}
+
+void GrpcFront::Drain(std::chrono::milliseconds wait) {
+  if (server_ == nullptr || drained_.exchange(true)) return;
+  // From here on health says NOT_SERVING whatever SetServing is told.
+  if (auto* health = server_->GetHealthCheckService(); health != nullptr) health->Shutdown();
+  server_->Shutdown(std::chrono::system_clock::now() + wait);
+  server_->Wait();
+  // What gRPC's last callbacks posted is done before the rooms may go.
+  for (int32_t i = 0; i < loops_->size(); ++i) loops_->at(i).Run([] {});
+}
+
+}  // namespace glm::router

@@ -1,0 +1,203 @@
+// glmserve-router: the front door of a cluster: OpenAI's HTTP API and a gRPC service over a fleet
+// of workers.
+//
+// Flags to RouterOptions, then bottom-up: text, metrics, loops, fleet, fronts. On SIGTERM or SIGINT
+// the router drains: not ready at once, nothing new is taken, open streams may finish, then it
+// exits with 0. A second signal ends it at once.
+#include <pthread.h>
+#include <signal.h>
+
+#include <CLI/CLI.hpp>
+#include <chrono>
+#include <memory>
+#include <string>
+#include <thread>
+
+#include "proto/base/log.h"
+#include "router/fleet/fleet.h"
+#include "router/front/grpc_front.h"
+#include "router/front/http.h"
+#include "router/front/http_routes.h"
+#include "router/front/openai.h"
+#include "router/front/openai_answer.h"
+#include "router/loop.h"
+#include "router/metrics.h"
+#include "router/options.h"
+#include "router/text/text_model.h"
+
+namespace glm::router {
+namespace {
+
+void AddFleetFlags(CLI::App& app, FleetOptions& fleet, ExchangeOptions& exchange) {
+  app.add_option("--workers", fleet.workers, "Workers: host:port or unix:/path, comma-separated")
+      ->delimiter(',')
+      ->required();
+  app.add_option("--connect-timeout-ms", fleet.connect_timeout_ms,
+                 "From dialling a worker to its welcome");
+  app.add_option("--backoff-initial-ms", fleet.backoff_initial_ms,
+                 "Wait before a worker is dialled again; doubles with each failure");
+  app.add_option("--backoff-max-ms", fleet.backoff_max_ms, "The longest such wait");
+  app.add_option("--backoff-jitter", fleet.backoff_jitter,
+                 "Such a wait is up to this share longer or shorter");
+  app.add_option("--keepalive-ms", fleet.keepalive_ms,
+                 "A silent connection to a worker is pinged this often");
+  app.add_option("--keepalive-timeout-ms", fleet.keepalive_timeout_ms,
+                 "A worker that does not answer a ping for this long is lost");
+  app.add_option("--session-out-bytes-max", fleet.session_out_bytes_max,
+                 "Bytes waiting for one worker; past that it is lost");
+  app.add_option("--frame-bytes-max", fleet.frame_bytes_max, "Largest frame from a worker");
+  app.add_option("--waiting-max", fleet.waiting_max,
+                 "Requests that wait for a worker to be ready; more are refused");
+  app.add_option("--attempts-max", exchange.attempts_max,
+                 "Workers tried before a request fails, the first included");
+  app.add_option("--worker-wait-ms", exchange.worker_wait_ms,
+                 "How long a request waits for a worker to be ready");
+  app.add_option("--request-timeout-s", exchange.timeout_s, "How long a request may take in all");
+}
+
+void AddFrontFlags(CLI::App& app, HttpOptions& http, GrpcOptions& grpc) {
+  app.add_option("--host", http.host, "Address of the HTTP gateway");
+  app.add_option("--port", http.port, "Port of the HTTP gateway; 0: one that is free");
+  app.add_option("--http-body-bytes-max", http.body_bytes_max, "Largest body of a request");
+  app.add_option("--http-header-bytes-max", http.header_bytes_max, "Largest header of a request");
+  app.add_option("--http-connections-max", http.connections_max, "Connections open at once");
+  app.add_option("--http-output-bytes-max", http.output_bytes_max,
+                 "Bytes waiting for one client; past that its request is cancelled");
+  app.add_option("--http-idle-timeout-s", http.idle_timeout_s,
+                 "A connection without a request is closed after this long");
+  app.add_option("--http-read-timeout-s", http.read_timeout_s,
+                 "From a request's first byte to its last");
+  app.add_option("--http-write-timeout-s", http.write_timeout_s,
+                 "A client that takes no byte for this long is given up");
+  app.add_option("--http-cors-origin", http.cors_origin,
+                 "Web pages of this origin may call, '*': any; empty: none");
+  app.add_option("--grpc-listen", grpc.listen, "Where gRPC is served: host:port or unix:/path");
+  app.add_option("--grpc-message-bytes-max", grpc.message_bytes_max, "Largest gRPC request");
+  app.add_option("--grpc-output-bytes-max", grpc.output_bytes_max,
+                 "Bytes waiting for one gRPC client; past that its call is cancelled");
+  app.add_option("--grpc-streams-max", grpc.streams_max, "Calls of one gRPC connection at once");
+}
+
+void AddFlags(CLI::App& app, RouterOptions& options, std::string& name) {
+  app.option_defaults()->always_capture_default();
+  app.set_config("--config", "", "Read flags from this file (name = value lines)");
+  app.add_option("--name", name, "This process's name in its log");
+  app.add_option("--model", options.model_dir,
+                 "Folder of the checkpoint: tokenizer.json and the chat template are read")
+      ->required();
+  app.add_option("--served-model-name", options.served_model_name,
+                 "Name that clients use; empty: the folder's name");
+  app.add_option("--loop-threads", options.loop_threads, "Threads that serve connections");
+  app.add_option("--drain-timeout-s", options.drain_timeout_s,
+                 "Seconds that open streams may still take after SIGTERM");
+  AddFleetFlags(app, options.fleet, options.exchange);
+  AddFrontFlags(app, options.http, options.grpc);
+}
+
+WorkerCounts CountWorkers(const FleetSnapshot& snapshot) {
+  WorkerCounts counts;
+  for (const FleetWorker& worker : snapshot.workers) {
+    switch (worker.state) {
+      case WorkerState::kConnecting:
+        ++counts.connecting;
+        break;
+      case WorkerState::kReady:
+        ++counts.ready;
+        break;
+      case WorkerState::kDraining:
+        ++counts.draining;
+        break;
+      case WorkerState::kDown:
+        ++counts.down;
+        break;
+    }
+  }
+  return counts;
+}
+
+sigset_t BlockSignals() {
+  sigset_t signals;
+  sigemptyset(&signals);
+  sigaddset(&signals, SIGTERM);
+  sigaddset(&signals, SIGINT);
+  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
+  return signals;
+}
+
+/// Waits for a signal, then lets open streams finish.
+void ServeUntilSignal(const sigset_t& signals, const RouterOptions& options, OpenAiFront& openai,
+                      HttpServer& http, GrpcFront& grpc_front) {
+  int signal = 0;
+  sigwait(&signals, &signal);
+  LOG(INFO) << "signal " << signal << ": draining for at most " << options.drain_timeout_s << " s";
+  pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);  // a second signal ends the process
+  openai.BeginDrain();
+  const std::chrono::seconds wait(options.drain_timeout_s);
+  std::thread grpc_drain([&] { grpc_front.Drain(wait); });
+  http.Drain(wait);
+  grpc_drain.join();
+}
+
+int Fail(const absl::Status& status) {
+  LOG(ERROR) << status.message();
+  return 1;
+}
+
+int Run(const RouterOptions& options) {
+  const sigset_t signals = BlockSignals();  // before any thread exists
+  const absl::StatusOr<std::unique_ptr<const TextModel>> text = TextModel::Load(options.model_dir);
+  if (!text.ok()) return Fail(text.status());
+
+  RouterMetrics metrics;
+  LoopPool loops(options.loop_threads);
+  GrpcFront* grpc_health = nullptr;  // set before the fleet starts
+  Fleet fleet(options.fleet, {options.ModelName(), (*text)->tokenizer().vocabulary()}, &loops,
+              [&](const FleetSnapshot& snapshot) {
+                metrics.SetWorkers(CountWorkers(snapshot));
+                grpc_health->SetServing(snapshot.ready > 0);
+              });
+  const ExchangeRooms rooms{.loop = nullptr,
+                            .fleet = &fleet,
+                            .text = text->get(),
+                            .metrics = &metrics,
+                            .model_name = options.ModelName(),
+                            .options = options.exchange};
+  OpenAiFront openai(rooms, &loops);
+  HttpRoutes routes;
+  openai.AddRoutes(&routes);
+  HttpServer http(options.http, std::move(routes), HttpErrorJson, &loops, &metrics);
+  absl::StatusOr<std::unique_ptr<GrpcFront>> grpc_front =
+      GrpcFront::Start(options.grpc, rooms, &loops);
+  if (!grpc_front.ok()) return Fail(grpc_front.status());
+  grpc_health = grpc_front->get();
+  fleet.Start();
+  if (absl::Status status = http.Start(); !status.ok()) {
+    fleet.Stop();
+    return Fail(status);
+  }
+  LOG(INFO) << "router ready: model " << options.ModelName() << ", " << options.fleet.workers.size()
+            << " workers, HTTP on " << options.http.host << ":" << http.port() << ", gRPC on "
+            << options.grpc.listen << " (port " << (*grpc_front)->port() << ")";
+
+  ServeUntilSignal(signals, options, openai, http, **grpc_front);
+  fleet.Stop();
+  LOG(INFO) << "bye";
+  return 0;
+}
+
+}  // namespace
+}  // namespace glm::router
+
+int main(int argc, char** argv) {
+  CLI::App app("The router of a glmserve cluster: OpenAI's HTTP API and gRPC over its workers");
+  glm::router::RouterOptions options;
+  std::string name = "router";
+  glm::router::AddFlags(app, options, name);
+  CLI11_PARSE(app, argc, argv);
+  glm::SetLogName(name.c_str());
+  if (const absl::Status status = options.Validate(); !status.ok()) {
+    LOG(ERROR) << status.message();
+    return 2;
+  }
+  return glm::router::Run(options);
+}

@@ -1,0 +1,177 @@
+#include "router/metrics.h"
+
+#include <prometheus/counter.h>
+#include <prometheus/family.h>
+#include <prometheus/gauge.h>
+#include <prometheus/histogram.h>
+#include <prometheus/registry.h>
+#include <prometheus/text_serializer.h>
+
+#include <algorithm>
+
+namespace glm::router {
+namespace {
+
+constexpr std::array<const char*, kEndpointCount> kEndpointNames = {
+    "chat_completions", "completions", "grpc_chat", "grpc_generate"};
+constexpr std::array<const char*, kOutcomeCount> kOutcomeNames = {
+    "stop", "length", "cancelled", "invalid", "overloaded", "unavailable", "timeout", "error"};
+constexpr std::array<const char*, kRetryReasonCount> kRetryReasonNames = {"lost", "refused"};
+constexpr std::array<const char*, 4> kWorkerStateNames = {"connecting", "ready", "draining",
+                                                          "down"};
+
+using Buckets = prometheus::Histogram::BucketBoundaries;
+
+/// From a cached short prompt on an idle GPU to a long one in a queue.
+Buckets FirstTokenBuckets() {
+  return {0.005, 0.01, 0.02, 0.04, 0.06, 0.08, 0.1, 0.25, 0.5, 0.75, 1, 2.5, 5, 10, 20, 40, 80};
+}
+
+/// From several drafted tokens per step to a step that waits for a long prefill.
+Buckets NextTokenBuckets() {
+  return {0.002, 0.005, 0.01, 0.015, 0.02, 0.025, 0.03, 0.04, 0.05,
+          0.075, 0.1,   0.15, 0.2,   0.3,  0.5,   1,    2.5};
+}
+
+Buckets RequestBuckets() {
+  return {0.1, 0.25, 0.5, 1, 2.5, 5, 10, 15, 20, 30, 60, 120, 240, 600, 1200, 3600};
+}
+
+prometheus::Counter* AddCounter(prometheus::Registry* registry, const std::string& name,
+                                const std::string& help) {
+  return &prometheus::BuildCounter()
+              .Name("glmserve_router_" + name)
+              .Help(help)
+              .Register(*registry)
+              .Add({});
+}
+
+prometheus::Gauge* AddGauge(prometheus::Registry* registry, const std::string& name,
+                            const std::string& help) {
+  return &prometheus::BuildGauge()
+              .Name("glmserve_router_" + name)
+              .Help(help)
+              .Register(*registry)
+              .Add({});
+}
+
+prometheus::Histogram* AddHistogram(prometheus::Registry* registry, const std::string& name,
+                                    const std::string& help, const Buckets& buckets) {
+  return &prometheus::BuildHistogram()
+              .Name("glmserve_router_" + name)
+              .Help(help)
+              .Register(*registry)
+              .Add({}, buckets);
+}
+
+}  // namespace
+
+Outcome OutcomeOf(const absl::Status& status) {
+  switch (status.code()) {
+    case absl::StatusCode::kCancelled:
+      return Outcome::kCancelled;
+    case absl::StatusCode::kInvalidArgument:
+    case absl::StatusCode::kNotFound:
+    case absl::StatusCode::kOutOfRange:
+    case absl::StatusCode::kUnimplemented:
+      return Outcome::kInvalid;
+    case absl::StatusCode::kResourceExhausted:
+      return Outcome::kOverloaded;
+    case absl::StatusCode::kUnavailable:
+      return Outcome::kUnavailable;
+    case absl::StatusCode::kDeadlineExceeded:
+      return Outcome::kTimeout;
+    default:
+      return Outcome::kError;
+  }
+}
+
+RouterMetrics::RouterMetrics() : registry_(std::make_unique<prometheus::Registry>()) {
+  prometheus::Registry* const registry = registry_.get();
+  auto& requests = prometheus::BuildCounter()
+                       .Name("glmserve_router_requests_total")
+                       .Help("Requests that ended, by what was called and how they ended")
+                       .Register(*registry);
+  for (size_t i = 0; i < kEndpointNames.size(); ++i) {
+    for (size_t j = 0; j < kOutcomeNames.size(); ++j) {
+      requests_[i][j] =
+          &requests.Add({{"endpoint", kEndpointNames[i]}, {"outcome", kOutcomeNames[j]}});
+    }
+  }
+  auto& retries = prometheus::BuildCounter()
+                      .Name("glmserve_router_retries_total")
+                      .Help("Requests sent to another worker, by why")
+                      .Register(*registry);
+  for (size_t i = 0; i < kRetryReasonNames.size(); ++i) {
+    retries_[i] = &retries.Add({{"reason", kRetryReasonNames[i]}});
+  }
+  auto& workers = prometheus::BuildGauge()
+                      .Name("glmserve_router_workers")
+                      .Help("Workers in each state")
+                      .Register(*registry);
+  for (size_t i = 0; i < kWorkerStateNames.size(); ++i) {
+    workers_[i] = &workers.Add({{"state", kWorkerStateNames[i]}});
+  }
+  prompt_tokens_ = AddCounter(registry, "prompt_tokens_total", "Tokens of the prompts sent");
+  cached_tokens_ = AddCounter(registry, "cached_tokens_total",
+                              "Prompt tokens that workers had in their prefix cache");
+  completion_tokens_ = AddCounter(registry, "completion_tokens_total", "Tokens received");
+  first_token_seconds_ =
+      AddHistogram(registry, "time_to_first_token_seconds",
+                   "From a request read to its first token received", FirstTokenBuckets());
+  next_token_seconds_ = AddHistogram(registry, "inter_token_seconds",
+                                     "Between two tokens of an answer", NextTokenBuckets());
+  request_seconds_ =
+      AddHistogram(registry, "request_seconds", "From a request read to its last token received",
+                   RequestBuckets());
+  running_ = AddGauge(registry, "requests_running", "Requests that are at a worker");
+  waiting_ = AddGauge(registry, "requests_waiting", "Requests that wait for a worker to be ready");
+  connections_ = AddGauge(registry, "http_connections", "Open HTTP connections");
+}
+
+RouterMetrics::~RouterMetrics() = default;
+
+void RouterMetrics::CountRequest(Endpoint endpoint, Outcome outcome) {
+  requests_[static_cast<size_t>(endpoint)][static_cast<size_t>(outcome)]->Increment();
+}
+
+void RouterMetrics::CountPromptTokens(int64_t tokens) {
+  prompt_tokens_->Increment(static_cast<double>(tokens));
+}
+
+void RouterMetrics::CountCachedTokens(int64_t tokens) {
+  cached_tokens_->Increment(static_cast<double>(tokens));
+}
+
+void RouterMetrics::CountCompletionTokens(int64_t tokens) {
+  completion_tokens_->Increment(static_cast<double>(tokens));
+}
+
+void RouterMetrics::CountRetry(RetryReason reason) {
+  retries_[static_cast<size_t>(reason)]->Increment();
+}
+
+void RouterMetrics::ObserveFirstToken(double seconds) { first_token_seconds_->Observe(seconds); }
+
+void RouterMetrics::ObserveNextTokens(double seconds, int32_t tokens) {
+  for (int32_t i = 0; i < tokens; ++i) next_token_seconds_->Observe(seconds / tokens);
+}
+
+void RouterMetrics::ObserveRequest(double seconds) { request_seconds_->Observe(seconds); }
+
+void RouterMetrics::AddRunning(int32_t change) { running_->Increment(change); }
+void RouterMetrics::AddWaiting(int32_t change) { waiting_->Increment(change); }
+void RouterMetrics::AddConnections(int32_t change) { connections_->Increment(change); }
+
+void RouterMetrics::SetWorkers(const WorkerCounts& counts) {
+  workers_[0]->Set(counts.connecting);
+  workers_[1]->Set(counts.ready);
+  workers_[2]->Set(counts.draining);
+  workers_[3]->Set(counts.down);
+}
+
+std::string RouterMetrics::Text() const {
+  return prometheus::TextSerializer().Serialize(registry_->Collect());
+}
+
+}  // namespace glm::router

@@ -1,0 +1,99 @@
+// Every metric of the router, declared once; names begin with glmserve_router_.
+//
+// Who calls: exchanges, fronts and main, from any thread; counters are atomic. Labels take their
+// values from the enums below, never from a client.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <string>
+
+#include "absl/status/status.h"
+
+namespace prometheus {
+class Counter;
+class Gauge;
+class Histogram;
+class Registry;
+}  // namespace prometheus
+
+namespace glm::router {
+
+/// What a client called.
+enum class Endpoint : uint8_t { kChatCompletions, kCompletions, kGrpcChat, kGrpcGenerate };
+inline constexpr int32_t kEndpointCount = 4;
+
+/// How a request ended.
+enum class Outcome : uint8_t {
+  kStop,         // answered; the model or a stop string ended it
+  kLength,       // answered up to max_tokens
+  kCancelled,    // the client left
+  kInvalid,      // refused for what it says
+  kOverloaded,   // refused for lack of room
+  kUnavailable,  // no worker, or too many were lost
+  kTimeout,      // took longer than it may
+  kError,        // anything else
+};
+inline constexpr int32_t kOutcomeCount = 8;
+
+/// The outcome of a request that failed with `status`.
+Outcome OutcomeOf(const absl::Status& status);
+
+/// Why a request was sent to another worker.
+enum class RetryReason : uint8_t { kLost, kRefused };
+inline constexpr int32_t kRetryReasonCount = 2;
+
+/// How many workers are in each state.
+struct WorkerCounts {
+  int32_t connecting = 0;
+  int32_t ready = 0;
+  int32_t draining = 0;
+  int32_t down = 0;
+};
+
+class RouterMetrics {
+ public:
+  RouterMetrics();
+  RouterMetrics(const RouterMetrics&) = delete;
+  RouterMetrics& operator=(const RouterMetrics&) = delete;
+  ~RouterMetrics();
+
+  /// Once per request. An exchange counts itself; a front counts what it refuses before there is
+  /// one.
+  void CountRequest(Endpoint endpoint, Outcome outcome);
+  void CountPromptTokens(int64_t tokens);
+  void CountCachedTokens(int64_t tokens);
+  void CountCompletionTokens(int64_t tokens);
+  void CountRetry(RetryReason reason);
+
+  void ObserveFirstToken(double seconds);  // since the request was read
+  /// `tokens` arrived together, `seconds` after the ones before.
+  void ObserveNextTokens(double seconds, int32_t tokens);
+  void ObserveRequest(double seconds);  // from first to last, answered requests only
+
+  void AddRunning(int32_t change);      // requests that are at a worker
+  void AddWaiting(int32_t change);      // requests that wait for a worker to be ready
+  void AddConnections(int32_t change);  // open HTTP connections
+  void SetWorkers(const WorkerCounts& counts);
+
+  /// Everything in Prometheus' text format, version 0.0.4.
+  std::string Text() const;
+
+ private:
+  std::unique_ptr<prometheus::Registry> registry_;
+  std::array<std::array<prometheus::Counter*, kOutcomeCount>, kEndpointCount> requests_;
+  std::array<prometheus::Counter*, kRetryReasonCount> retries_;
+  prometheus::Counter* prompt_tokens_;
+  prometheus::Counter* cached_tokens_;
+  prometheus::Counter* completion_tokens_;
+  prometheus::Histogram* first_token_seconds_;
+  prometheus::Histogram* next_token_seconds_;
+  prometheus::Histogram* request_seconds_;
+  prometheus::Gauge* running_;
+  prometheus::Gauge* waiting_;
+  prometheus::Gauge* connections_;
+  std::array<prometheus::Gauge*, 4> workers_;
+};
+
+}  // namespace glm::router

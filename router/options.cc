@@ -1,0 +1,120 @@
+#include "router/options.h"
+
+#include <limits>
+#include <set>
+
+#include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
+#include "absl/strings/str_cat.h"
+#include "absl/strings/string_view.h"
+
+namespace glm::router {
+namespace {
+
+constexpr int64_t kDayS = 86'400;
+constexpr int64_t kHourMs = 3'600'000;
+constexpr int64_t kKib = 1 << 10;
+constexpr int64_t kGib = 1LL << 30;
+
+/// Collects the first failure, so that a long list of bounds reads as a table.
+class Checks {
+ public:
+  void Range(absl::string_view flag, int64_t value, int64_t least, int64_t most) {
+    if (!status_.ok() || (value >= least && value <= most)) return;
+    status_ = absl::InvalidArgumentError(
+        absl::StrCat("--", flag, "=", value, " must be from ", least, " to ", most));
+  }
+
+  void Address(absl::string_view flag, absl::string_view value, int32_t port_min) {
+    if (!status_.ok()) return;
+    if (absl::StartsWith(value, "unix:") && value.size() > 5) return;
+    const size_t colon = value.rfind(':');
+    int32_t port = -1;
+    const bool good = colon != absl::string_view::npos && colon > 0 &&
+                      absl::SimpleAtoi(value.substr(colon + 1), &port) && port >= port_min &&
+                      port <= 65'535;
+    if (!good) {
+      Fail(absl::StrCat("--", flag, "='", value, "' must be host:port, with a port from ", port_min,
+                        " to 65535, or unix:/path"));
+    }
+  }
+
+  void Fail(const std::string& message) {
+    if (status_.ok()) status_ = absl::InvalidArgumentError(message);
+  }
+
+  const absl::Status& status() const { return status_; }
+
+ private:
+  absl::Status status_;
+};
+
+void CheckFleet(const FleetOptions& fleet, Checks* checks) {
+  checks->Range("workers (how many)", static_cast<int64_t>(fleet.workers.size()), 1, 1024);
+  std::set<std::string> seen;
+  for (const std::string& address : fleet.workers) {
+    checks->Address("workers", address, 1);
+    if (!seen.insert(address).second) {
+      checks->Fail(absl::StrCat("--workers names '", address, "' twice; once is the limit"));
+    }
+  }
+  checks->Range("connect-timeout-ms", fleet.connect_timeout_ms, 1, kHourMs);
+  checks->Range("backoff-initial-ms", fleet.backoff_initial_ms, 1, kHourMs);
+  checks->Range("backoff-max-ms", fleet.backoff_max_ms, fleet.backoff_initial_ms, kHourMs);
+  if (!(fleet.backoff_jitter >= 0 && fleet.backoff_jitter < 1)) {
+    checks->Fail(
+        absl::StrCat("--backoff-jitter=", fleet.backoff_jitter, " must be at least 0 and below 1"));
+  }
+  // Workers close a connection that pings them more often.
+  checks->Range("keepalive-ms", fleet.keepalive_ms, 5000, kHourMs);
+  checks->Range("keepalive-timeout-ms", fleet.keepalive_timeout_ms, 100, kHourMs);
+  checks->Range("session-out-bytes-max", fleet.session_out_bytes_max, kKib, 16 * kGib);
+  checks->Range("frame-bytes-max", fleet.frame_bytes_max, kKib, kGib);
+  checks->Range("waiting-max", fleet.waiting_max, 0, 1'000'000);
+}
+
+}  // namespace
+
+absl::Status RouterOptions::Validate() const {
+  Checks checks;
+  if (model_dir.empty()) checks.Fail("--model='' must name the model's folder");
+  if (ModelName().size() > 256) {
+    checks.Fail(absl::StrCat("--served-model-name of ", ModelName().size(),
+                             " bytes must have at most 256"));
+  }
+  checks.Range("loop-threads", loop_threads, 1, 256);
+  checks.Range("drain-timeout-s", drain_timeout_s, 0, kDayS);
+  CheckFleet(fleet, &checks);
+
+  checks.Range("attempts-max", exchange.attempts_max, 1, 100);
+  checks.Range("worker-wait-ms", exchange.worker_wait_ms, 0, kHourMs);
+  checks.Range("request-timeout-s", exchange.timeout_s, 1, kDayS);
+
+  if (http.host.empty()) checks.Fail("--host='' must be an address to listen on");
+  checks.Range("port", http.port, 0, 65'535);
+  checks.Range("http-body-bytes-max", http.body_bytes_max, kKib, kGib);
+  checks.Range("http-header-bytes-max", http.header_bytes_max, kKib, 16 << 20);
+  checks.Range("http-connections-max", http.connections_max, 1, 1'000'000);
+  checks.Range("http-output-bytes-max", http.output_bytes_max, kKib, kGib);
+  checks.Range("http-idle-timeout-s", http.idle_timeout_s, 1, kDayS);
+  checks.Range("http-read-timeout-s", http.read_timeout_s, 1, kDayS);
+  checks.Range("http-write-timeout-s", http.write_timeout_s, 1, kDayS);
+  if (http.cors_origin.find_first_of("\r\n") != std::string::npos) {
+    checks.Fail("--http-cors-origin must not have a line break");
+  }
+
+  checks.Address("grpc-listen", grpc.listen, 0);
+  checks.Range("grpc-message-bytes-max", grpc.message_bytes_max, kKib, kGib);
+  checks.Range("grpc-output-bytes-max", grpc.output_bytes_max, kKib, kGib);
+  checks.Range("grpc-streams-max", grpc.streams_max, 1, 1'000'000);
+  return checks.status();
+}
+
+std::string RouterOptions::ModelName() const {
+  if (!served_model_name.empty()) return served_model_name;
+  std::string path = model_dir;
+  while (path.size() > 1 && path.back() == '/') path.pop_back();
+  return path.substr(path.rfind('/') + 1);
+}
+
+}  // namespace glm::router

@@ -1,0 +1,72 @@
+// Every option of the router, with its default, unit and effect. main fills it from flags, checks
+// it once with Validate, and hands its parts down by const reference.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "absl/status/status.h"
+
+namespace glm::router {
+
+/// The sessions with the workers.
+struct FleetOptions {
+  std::vector<std::string> workers = {};       // host:port or unix:/path; at least 1, none twice
+  int32_t connect_timeout_ms = 5000;           // from dialling to the worker's Welcome
+  int32_t backoff_initial_ms = 100;            // before the second try; doubles with each failure
+  int32_t backoff_max_ms = 5000;               // the longest wait between two tries
+  double backoff_jitter = 0.2;                 // a wait is up to this share longer or shorter
+  int32_t keepalive_ms = 10'000;               // a silent connection is pinged this often
+  int32_t keepalive_timeout_ms = 5000;         // and given up when the ping is not answered
+  int64_t session_out_bytes_max = 64LL << 20;  // frames not yet taken by a worker; over: it is lost
+  int64_t frame_bytes_max = 64LL << 20;        // one frame of a worker
+  int32_t waiting_max = 1024;                  // requests that wait for a worker to be ready
+};
+
+/// One client's request.
+struct ExchangeOptions {
+  int32_t attempts_max = 3;       // workers tried before a request fails, the first included
+  int32_t worker_wait_ms = 5000;  // how long a request waits for a worker to be ready
+  int32_t timeout_s = 3600;       // how long a request may take in all
+};
+
+/// The HTTP gateway.
+struct HttpOptions {
+  std::string host = "0.0.0.0";
+  int32_t port = 8000;                  // 0: one that is free
+  int64_t body_bytes_max = 32LL << 20;  // of a request
+  int64_t header_bytes_max = 64 << 10;  // of a request, its first line included
+  int32_t connections_max = 8192;       // open at once; more are closed when they arrive
+  int64_t output_bytes_max = 4 << 20;   // not yet taken by a client; over: its request is cancelled
+  int32_t idle_timeout_s = 75;          // a connection without a request is closed after this long
+  int32_t read_timeout_s = 30;          // from a request's first byte to its last
+  int32_t write_timeout_s = 30;         // a client that takes no byte for this long is given up
+  std::string cors_origin;              // pages of this origin may call, "*": any; empty: none
+};
+
+/// The public gRPC service.
+struct GrpcOptions {
+  std::string listen = "0.0.0.0:50050";    // host:port or unix:/path; port 0: one that is free
+  int64_t message_bytes_max = 32LL << 20;  // of a request
+  int64_t output_bytes_max = 4 << 20;  // not yet taken by a client; over: its request is cancelled
+  int32_t streams_max = 1024;          // of one connection at once
+};
+
+struct RouterOptions {
+  std::string model_dir;          // tokenizer.json and the chat template
+  std::string served_model_name;  // empty: the last part of model_dir
+  int32_t loop_threads = 2;       // event loops, one thread each
+  int32_t drain_timeout_s = 30;   // after SIGTERM, before open streams are cut
+  FleetOptions fleet;
+  ExchangeOptions exchange;
+  HttpOptions http;
+  GrpcOptions grpc;
+
+  /// INVALID_ARGUMENT naming the first bad field as its flag, its value and the limit.
+  absl::Status Validate() const;
+  /// served_model_name, or the last part of model_dir.
+  std::string ModelName() const;
+};
+
+}  // namespace glm::router

@@ -1,0 +1,11 @@
+// The attention ops of the CPU backend against the oracle.
+#include "tests/kernels/run_cases.h"
+
+namespace glm::test {
+namespace {
+
+TEST(AttentionTest, NormRopeStore) { RunOnCpu(NormRopeStoreCases()); }
+TEST(AttentionTest, Attention) { RunOnCpu(AttentionCases()); }
+
+}  // namespace
+}  // namespace glm::test

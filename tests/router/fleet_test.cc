@@ -1,0 +1,174 @@
+#include "router/fleet/fleet.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <condition_variable>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "tests/support/fake_worker.h"
+
+namespace glm::router {
+namespace {
+
+using ::testing::ElementsAre;
+
+class FleetTest : public ::testing::Test {
+ protected:
+  void StartFleet(std::vector<std::string> addresses) {
+    options_.workers = std::move(addresses);
+    fleet_ = std::make_unique<Fleet>(options_, WorkerDemand{"tiny", 500}, &loops_,
+                                     [this](const FleetSnapshot& snapshot) {
+                                       const std::lock_guard<std::mutex> lock(mutex_);
+                                       states_.clear();
+                                       for (const FleetWorker& worker : snapshot.workers) {
+                                         states_.push_back(worker.state);
+                                         if (worker.state == WorkerState::kConnecting) ++dials_;
+                                       }
+                                       changed_.notify_all();
+                                     });
+    fleet_->Start();
+  }
+  bool AwaitStates(const std::vector<WorkerState>& states) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    return changed_.wait_for(lock, std::chrono::seconds(30), [&] { return states_ == states; });
+  }
+  bool AwaitDials(int32_t dials) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    return changed_.wait_for(lock, std::chrono::seconds(30), [&] { return dials_ >= dials; });
+  }
+
+  FleetOptions options_{.backoff_initial_ms = 5, .backoff_max_ms = 20};
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::vector<WorkerState> states_;
+  int32_t dials_ = 0;
+  LoopPool loops_{2};
+  std::unique_ptr<Fleet> fleet_;
+};
+
+TEST_F(FleetTest, ConnectsToAllAndKnowsTheSmallestLength) {
+  const auto first = FakeWorker::Start({.length_max = 300});
+  const auto second = FakeWorker::Start({.length_max = 200});
+  StartFleet({first->address(), second->address()});
+  ASSERT_TRUE(AwaitStates({WorkerState::kReady, WorkerState::kReady}));
+  const auto snapshot = fleet_->Snapshot();
+  EXPECT_EQ(snapshot->ready, 2);
+  EXPECT_EQ(snapshot->length_max, 200);
+  EXPECT_EQ(snapshot->workers[0].address, first->address());
+  EXPECT_EQ(snapshot->workers[1].session->shape().length_max, 200);
+  EXPECT_TRUE(fleet_->ready());
+}
+
+TEST_F(FleetTest, AWorkerThatDiesIsAvoidedAndTakenBack) {
+  auto first = FakeWorker::Start();
+  const auto second = FakeWorker::Start();
+  const int32_t port = first->port();
+  StartFleet({first->address(), second->address()});
+  ASSERT_TRUE(AwaitStates({WorkerState::kReady, WorkerState::kReady}));
+  const auto before = fleet_->Snapshot();
+  first = nullptr;
+  ASSERT_TRUE(AwaitStates({WorkerState::kDown, WorkerState::kReady}));
+  EXPECT_FALSE(before->workers[0].session->accepting());  // an old snapshot is no trap
+  EXPECT_EQ(fleet_->Snapshot()->workers[0].session, nullptr);
+  EXPECT_TRUE(fleet_->ready());
+
+  first = FakeWorker::Start({.port = port, .incarnation = 2});
+  ASSERT_TRUE(AwaitStates({WorkerState::kReady, WorkerState::kReady}));
+  EXPECT_EQ(fleet_->Snapshot()->workers[0].session->shape().incarnation, 2u);
+}
+
+TEST_F(FleetTest, DialsAgainAndAgainUntilSomebodyIsThere) {
+  auto worker = FakeWorker::Start();
+  const int32_t port = worker->port();
+  const std::string address = worker->address();
+  worker = nullptr;
+  StartFleet({address});
+  ASSERT_TRUE(AwaitDials(4));
+  EXPECT_FALSE(fleet_->ready());
+  worker = FakeWorker::Start({.port = port});
+  ASSERT_TRUE(AwaitStates({WorkerState::kReady}));
+}
+
+TEST_F(FleetTest, AWorkerWithAnotherModelStaysOut) {
+  const auto worker = FakeWorker::Start({.model_name = "other"});
+  StartFleet({worker->address()});
+  ASSERT_TRUE(AwaitDials(3));
+  EXPECT_FALSE(fleet_->ready());
+}
+
+TEST_F(FleetTest, AWorkerThatNeverWelcomesIsGivenUp) {
+  options_.connect_timeout_ms = 50;
+  const auto worker = FakeWorker::Start({.welcomes = false});
+  StartFleet({worker->address()});
+  ASSERT_TRUE(AwaitDials(3));
+  EXPECT_FALSE(fleet_->ready());
+}
+
+TEST_F(FleetTest, ADrainingWorkerIsNotReady) {
+  const auto first = FakeWorker::Start();
+  const auto second = FakeWorker::Start();
+  StartFleet({first->address(), second->address()});
+  ASSERT_TRUE(AwaitStates({WorkerState::kReady, WorkerState::kReady}));
+  first->SetDraining(true);
+  ASSERT_TRUE(AwaitStates({WorkerState::kDraining, WorkerState::kReady}));
+  EXPECT_FALSE(fleet_->Snapshot()->workers[0].session->accepting());
+  EXPECT_EQ(fleet_->Snapshot()->ready, 1);
+}
+
+TEST_F(FleetTest, WaitersAreWokenByTheFirstReadyWorker) {
+  auto worker = FakeWorker::Start();
+  const int32_t port = worker->port();
+  const std::string address = worker->address();
+  worker = nullptr;
+  options_.waiting_max = 2;
+  StartFleet({address});
+  std::promise<void> woken;
+  Loop* const loop = &loops_.at(1);
+  const auto kept = fleet_->WaitReady(loop, [&] {
+    EXPECT_TRUE(loop->OnThread());
+    EXPECT_TRUE(fleet_->ready());
+    woken.set_value();
+  });
+  ASSERT_TRUE(kept.ok());
+  const auto dropped = fleet_->WaitReady(loop, [] { FAIL() << "was cancelled"; });
+  ASSERT_TRUE(dropped.ok());
+  const auto refused = fleet_->WaitReady(loop, [] { FAIL() << "was refused"; });
+  EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(refused.status().message()), ::testing::HasSubstr("limit is 2"));
+  fleet_->CancelWait(*dropped);
+  worker = FakeWorker::Start({.port = port});
+  woken.get_future().wait();
+
+  std::promise<void> at_once;  // somebody is ready: no wait
+  ASSERT_TRUE(fleet_->WaitReady(loop, [&] { at_once.set_value(); }).ok());
+  at_once.get_future().wait();
+}
+
+TEST_F(FleetTest, StopEndsEverySession) {
+  const auto worker = FakeWorker::Start();
+  StartFleet({worker->address()});
+  ASSERT_TRUE(AwaitStates({WorkerState::kReady}));
+  fleet_->Stop();
+  ASSERT_TRUE(worker->AwaitSessions(0));
+  fleet_->Stop();  // once is enough, twice is harmless
+}
+
+TEST(BackoffTest, DoublesUpToTheCapAndJittersByItsShare) {
+  const FleetOptions options{
+      .backoff_initial_ms = 100, .backoff_max_ms = 1000, .backoff_jitter = 0.2};
+  std::vector<int32_t> plain;
+  for (int32_t failures = 1; failures <= 6; ++failures) {
+    plain.push_back(BackoffMs(options, failures, 0.5));
+  }
+  EXPECT_THAT(plain, ElementsAre(100, 200, 400, 800, 1000, 1000));
+  EXPECT_EQ(BackoffMs(options, 1'000'000, 0.5), 1000);
+  EXPECT_EQ(BackoffMs(options, 1, 0), 80);
+  EXPECT_EQ(BackoffMs(options, 1, 1), 120);
+}
+
+}  // namespace
+}  // namespace glm::router

@@ -1,0 +1,464 @@
+// The whole gateway: HTTP in front, a scripted worker behind.
+#include "router/front/openai.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <chrono>
+#include <future>
+#include <map>
+#include <memory>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "absl/strings/str_cat.h"
+#include "router/fleet/fleet.h"
+#include "router/front/http.h"
+#include "router/front/openai_answer.h"
+#include "tests/router/golden_text.h"
+#include "tests/router/http_client.h"
+#include "tests/support/fake_worker.h"
+
+namespace glm::router {
+namespace {
+
+using testing::HasSubstr;
+using testing::StartsWith;
+
+constexpr char kUserTurn[] = R"("messages":[{"role":"user","content":"hello"}])";
+constexpr int32_t kEndOfTurn = 3000;
+
+class OpenAiTest : public testing::Test {
+ protected:
+  OpenAiTest() : model_(GoldenModel(ChatDialect::kGlm47)) {
+    thought_ids_ = *model_->EncodePrompt("I think");
+    answer_ids_ = *model_->EncodePrompt("The quick brown fox");
+    worker_options_.vocabulary = 4000;
+    worker_options_.length_max = 256;
+    worker_options_.eos_ids = {kEndOfTurn};
+    worker_options_.cached_tokens = 2;
+    worker_options_.next_token = Script();
+    exchange_options_.worker_wait_ms = 0;
+    exchange_options_.attempts_max = 1;
+  }
+
+  ~OpenAiTest() override {
+    server_.reset();
+    front_.reset();
+    fleet_.reset();
+  }
+
+  /// After "<think>" the thought, "</think>" and the answer; after anything else the answer.
+  std::function<int32_t(const std::vector<int32_t>&)> Script() const {
+    std::map<int32_t, int32_t> next;
+    int32_t last = model_->tags().think;
+    const auto chain = [&](const std::vector<int32_t>& ids) {
+      for (const int32_t id : ids) {
+        CHECK(next.emplace(last, id).second) << "the script comes to " << last << " twice";
+        last = id;
+      }
+    };
+    chain(thought_ids_);
+    chain({model_->tags().think_end});
+    chain(answer_ids_);
+    chain({kEndOfTurn});
+    return [next, first = answer_ids_[0]](const std::vector<int32_t>& ids) {
+      const auto found = next.find(ids.back());
+      return found == next.end() ? first : found->second;
+    };
+  }
+
+  void StartAll() {
+    worker_ = FakeWorker::Start(worker_options_);
+    StartFront();
+    StartFleet();
+  }
+
+  void StartFront() {
+    const int32_t port = worker_ == nullptr ? 1 : worker_->port();
+    FleetOptions options;
+    options.workers = {absl::StrCat("127.0.0.1:", port)};
+    fleet_ = std::make_unique<Fleet>(options, WorkerDemand{"tiny", 3000}, &loops_,
+                                     [this](const FleetSnapshot& snapshot) {
+                                       if (snapshot.ready > 0 && !was_ready_) {
+                                         was_ready_ = true;
+                                         ready_.set_value();
+                                       }
+                                     });
+    ExchangeRooms rooms;
+    rooms.fleet = fleet_.get();
+    rooms.text = model_.get();
+    rooms.metrics = &metrics_;
+    rooms.model_name = "tiny";
+    rooms.options = exchange_options_;
+    front_ = std::make_unique<OpenAiFront>(rooms, &loops_);
+    HttpRoutes routes;
+    front_->AddRoutes(&routes);
+    HttpOptions http;
+    http.host = "127.0.0.1";
+    http.port = 0;
+    server_ =
+        std::make_unique<HttpServer>(http, std::move(routes), HttpErrorJson, &loops_, &metrics_);
+    ASSERT_TRUE(server_->Start().ok());
+  }
+
+  void StartFleet() {
+    fleet_->Start();
+    ASSERT_EQ(ready_.get_future().wait_for(std::chrono::seconds(30)), std::future_status::ready);
+  }
+
+  HttpAnswered Post(const std::string& path, const std::string& body) {
+    HttpClient client(server_->port());
+    return client.Post(path, body);
+  }
+  HttpAnswered Chat(const std::string& fields) {
+    return Post("/v1/chat/completions", absl::StrCat("{", fields, "}"));
+  }
+  HttpAnswered Complete(const std::string& fields) {
+    return Post("/v1/completions", absl::StrCat("{", fields, "}"));
+  }
+  HttpAnswered Get(const std::string& path) {
+    HttpClient client(server_->port());
+    return client.Get(path);
+  }
+
+  LoopPool loops_{2};
+  RouterMetrics metrics_;
+  const std::unique_ptr<const TextModel> model_;
+  std::vector<int32_t> thought_ids_;
+  std::vector<int32_t> answer_ids_;
+  FakeWorkerOptions worker_options_;
+  ExchangeOptions exchange_options_;
+  std::promise<void> ready_;
+  bool was_ready_ = false;  // loop 0's
+  std::unique_ptr<FakeWorker> worker_;
+  std::unique_ptr<Fleet> fleet_;
+  std::unique_ptr<OpenAiFront> front_;
+  std::unique_ptr<HttpServer> server_;
+};
+
+Json Parsed(const HttpAnswered& answered) {
+  EXPECT_TRUE(answered.whole);
+  Json json = Json::parse(answered.body, nullptr, /*allow_exceptions=*/false);
+  EXPECT_FALSE(json.is_discarded()) << answered.body;
+  return json;
+}
+
+/// The events of a stream. It must end in [DONE], which is left out.
+std::vector<Json> Events(const std::string& body) {
+  std::vector<Json> events;
+  size_t start = 0;
+  bool done = false;
+  while (start < body.size()) {
+    EXPECT_FALSE(done) << body;
+    EXPECT_EQ(body.compare(start, 6, "data: "), 0) << body;
+    const size_t end = body.find("\n\n", start);
+    const std::string event = body.substr(start + 6, end - start - 6);
+    done = event == "[DONE]";
+    if (!done) events.push_back(Json::parse(event));
+    start = end + 2;
+  }
+  EXPECT_TRUE(done) << body;
+  return events;
+}
+
+/// The texts under `field` of all events, of the choice `index`, joined.
+std::string Joined(const std::vector<Json>& events, const std::string& field, int index = 0) {
+  std::string joined;
+  for (const Json& event : events) {
+    for (const Json& choice : event["choices"]) {
+      if (choice["index"] != index) continue;
+      const Json& piece = choice.contains("delta") ? choice["delta"] : choice;
+      joined += piece.value(field, "");
+    }
+  }
+  return joined;
+}
+
+void ExpectError(const HttpAnswered& answered, int status, const std::string& type,
+                 const Json& param, const Json& code) {
+  EXPECT_EQ(answered.status, status) << answered.body;
+  EXPECT_EQ(answered.headers.at("content-type"), "application/json");
+  const Json error = Parsed(answered)["error"];
+  EXPECT_EQ(error["type"], type) << answered.body;
+  EXPECT_EQ(error["param"], param) << answered.body;
+  EXPECT_EQ(error["code"], code) << answered.body;
+  EXPECT_FALSE(error["message"].get<std::string>().empty());
+}
+
+TEST_F(OpenAiTest, AnswersAChat) {
+  StartAll();
+  const HttpAnswered answered = Chat(kUserTurn);
+  ASSERT_EQ(answered.status, 200) << answered.body;
+  EXPECT_EQ(answered.headers.at("content-type"), "application/json");
+  EXPECT_THAT(answered.headers.at("x-request-id"), StartsWith("req-"));
+  const Json json = Parsed(answered);
+  EXPECT_THAT(json["id"].get<std::string>(), StartsWith("chatcmpl-"));
+  EXPECT_EQ(json["object"], "chat.completion");
+  EXPECT_EQ(json["model"], "tiny");
+  EXPECT_GT(json["created"], 1'600'000'000);
+  ASSERT_EQ(json["choices"].size(), 1u);
+  const Json& choice = json["choices"][0];
+  EXPECT_EQ(choice["message"]["role"], "assistant");
+  EXPECT_EQ(choice["message"]["reasoning_content"], "I think");
+  EXPECT_EQ(choice["message"]["content"], "The quick brown fox");
+  EXPECT_EQ(choice["finish_reason"], "stop");
+  const Json& usage = json["usage"];
+  EXPECT_EQ(usage["prompt_tokens"].get<int>(), worker_->submits()[0].prompt_ids_size());
+  EXPECT_EQ(usage["completion_tokens"], thought_ids_.size() + 1 + answer_ids_.size() + 1);
+  EXPECT_EQ(usage["total_tokens"],
+            usage["prompt_tokens"].get<int>() + usage["completion_tokens"].get<int>());
+  EXPECT_EQ(usage["prompt_tokens_details"]["cached_tokens"], 2);
+}
+
+TEST_F(OpenAiTest, StreamsAChat) {
+  StartAll();
+  const HttpAnswered answered =
+      Chat(absl::StrCat(kUserTurn, R"(,"stream":true,"stream_options":{"include_usage":true})"));
+  ASSERT_EQ(answered.status, 200) << answered.body;
+  EXPECT_EQ(answered.headers.at("content-type"), "text/event-stream");
+  EXPECT_EQ(answered.headers.at("cache-control"), "no-cache");
+  EXPECT_TRUE(answered.whole);
+  const std::vector<Json> events = Events(answered.body);
+  ASSERT_GE(events.size(), 4u);
+  EXPECT_EQ(events[0]["choices"][0]["delta"]["role"], "assistant");
+  EXPECT_EQ(Joined(events, "role"), "assistant");
+  EXPECT_EQ(Joined(events, "reasoning_content"), "I think");
+  EXPECT_EQ(Joined(events, "content"), "The quick brown fox");
+  const Json& end = events[events.size() - 2];
+  EXPECT_EQ(end["choices"][0]["finish_reason"], "stop");
+  const Json& usage = events.back();
+  EXPECT_TRUE(usage["choices"].empty());
+  EXPECT_EQ(usage["usage"]["completion_tokens"], thought_ids_.size() + 1 + answer_ids_.size() + 1);
+  for (const Json& event : events) {
+    EXPECT_EQ(event["object"], "chat.completion.chunk");
+    EXPECT_EQ(event["id"], events[0]["id"]);
+  }
+}
+
+TEST_F(OpenAiTest, ToldUsageOnlyWhenAsked) {
+  StartAll();
+  const std::vector<Json> events = Events(Chat(absl::StrCat(kUserTurn, R"(,"stream":true)")).body);
+  for (const Json& event : events) {
+    EXPECT_FALSE(event.contains("usage"));
+    EXPECT_FALSE(event["choices"].empty());
+  }
+}
+
+TEST_F(OpenAiTest, PassesSamplingOnToTheWorker) {
+  StartAll();
+  ASSERT_EQ(Chat(absl::StrCat(kUserTurn, R"(,"temperature":0.5,"top_p":0.25,"top_k":7,"seed":11,)"
+                                         R"("max_tokens":20,"min_tokens":2,"stop_token_ids":[9],)"
+                                         R"("ignore_eos":true)"))
+                .status,
+            200);
+  const auto submit = worker_->submits()[0];
+  EXPECT_EQ(submit.sampling().temperature(), 0.5f);
+  EXPECT_EQ(submit.sampling().top_p(), 0.25f);
+  EXPECT_EQ(submit.sampling().top_k(), 7u);
+  EXPECT_EQ(submit.sampling().seed(), 11u);
+  EXPECT_EQ(submit.stop().max_tokens(), 20u);
+  EXPECT_EQ(submit.stop().min_tokens(), 2u);
+  EXPECT_THAT(submit.stop().stop_ids(), testing::ElementsAre(9));
+}
+
+TEST_F(OpenAiTest, EndsAtALengthAndAtAStopString) {
+  StartAll();
+  const Json at_length = Parsed(Complete(R"("prompt":"hello","max_tokens":2)"));
+  EXPECT_EQ(at_length["choices"][0]["finish_reason"], "length");
+  EXPECT_EQ(at_length["usage"]["completion_tokens"], 2);
+  const Json at_stop = Parsed(Complete(R"("prompt":"hello","stop":[" brown"])"));
+  EXPECT_EQ(at_stop["choices"][0]["finish_reason"], "stop");
+  EXPECT_EQ(at_stop["choices"][0]["text"], "The quick");
+}
+
+TEST_F(OpenAiTest, CompletesEveryKindOfPrompt) {
+  StartAll();
+  const struct {
+    std::string prompt;
+    size_t choices;
+  } kCases[] = {
+      {R"("hello")", 1}, {R"(["hello","world"])", 2}, {"[5,6,7]", 1}, {"[[5,6],[7],[8]]", 3}};
+  for (const auto& c : kCases) {
+    const HttpAnswered answered = Complete(absl::StrCat(R"("prompt":)", c.prompt));
+    ASSERT_EQ(answered.status, 200) << answered.body;
+    const Json json = Parsed(answered);
+    EXPECT_EQ(json["object"], "text_completion");
+    ASSERT_EQ(json["choices"].size(), c.choices) << c.prompt;
+    for (size_t i = 0; i < c.choices; ++i) {
+      EXPECT_EQ(json["choices"][i]["index"], i);
+      EXPECT_EQ(json["choices"][i]["text"], "The quick brown fox");
+      EXPECT_EQ(json["choices"][i]["finish_reason"], "stop");
+    }
+    EXPECT_EQ(json["usage"]["completion_tokens"], c.choices * (answer_ids_.size() + 1));
+  }
+  EXPECT_THAT(worker_->submits()[3].prompt_ids(), testing::ElementsAre(5, 6, 7));
+}
+
+TEST_F(OpenAiTest, StreamsSeveralPromptsAtOnce) {
+  StartAll();
+  const std::vector<Json> events =
+      Events(Complete(R"("prompt":[[5],[6]],"echo":true,"stream":true,)"
+                      R"("stream_options":{"include_usage":true})")
+                 .body);
+  EXPECT_EQ(Joined(events, "text", 0), model_->Decode({5}) + "The quick brown fox");
+  EXPECT_EQ(Joined(events, "text", 1), model_->Decode({6}) + "The quick brown fox");
+  int ends = 0;
+  for (const Json& event : events) {
+    for (const Json& choice : event["choices"]) ends += choice["finish_reason"] == "stop";
+  }
+  EXPECT_EQ(ends, 2);
+  EXPECT_EQ(events.back()["usage"]["prompt_tokens"], 2);
+}
+
+TEST_F(OpenAiTest, CancelsAtTheWorkerWhenTheClientLeaves) {
+  worker_options_.automatic = false;
+  StartAll();
+  const std::string more[] = {R"(,"stream":true)", ""};
+  for (int i = 0; i < 2; ++i) {
+    HttpClient client(server_->port());
+    client.SendPost("/v1/chat/completions", absl::StrCat("{", kUserTurn, more[i], "}"));
+    ASSERT_TRUE(worker_->AwaitLive(1));
+    worker_->Step();
+    if (i == 0) {
+      EXPECT_EQ(client.ReadHead().status, 200);
+      std::string chunk;
+      ASSERT_TRUE(client.ReadChunk(&chunk));
+      EXPECT_THAT(chunk, HasSubstr("reasoning_content"));
+    }
+    client.Close();
+    ASSERT_TRUE(worker_->AwaitLive(0));
+    EXPECT_EQ(worker_->seen().cancels, i + 1);
+  }
+}
+
+TEST_F(OpenAiTest, CancelsEveryPromptOfARequestWhenOneFails) {
+  worker_options_.automatic = false;
+  StartAll();
+  // The second prompt does not fit: the first is cancelled, the third never sent.
+  std::string long_prompt = "[5";
+  for (int i = 0; i < 300; ++i) long_prompt += ",5";
+  const HttpAnswered answered = Complete(absl::StrCat(R"("prompt":[[5],)", long_prompt, "],[6]]"));
+  ExpectError(answered, 400, "invalid_request_error", "prompt", nullptr);
+  ASSERT_TRUE(worker_->AwaitLive(0));
+  EXPECT_LE(worker_->seen().submits, 1);
+}
+
+TEST_F(OpenAiTest, NamesWhatIsWrong) {
+  StartAll();
+  const std::string invalid = "invalid_request_error";
+  ExpectError(Chat("oops"), 400, invalid, nullptr, nullptr);
+  ExpectError(Chat(absl::StrCat(kUserTurn, R"(,"temperature":3)")), 400, invalid, "temperature",
+              nullptr);
+  ExpectError(Chat(absl::StrCat(kUserTurn, R"(,"max_tokens":-1)")), 400, invalid, "max_tokens",
+              nullptr);
+  ExpectError(Chat(absl::StrCat(kUserTurn, R"(,"frobnicate":1)")), 400, invalid, "frobnicate",
+              nullptr);
+  ExpectError(Chat(absl::StrCat(kUserTurn, R"(,"n":2)")), 400, invalid, "n", "unsupported_value");
+  ExpectError(Chat(absl::StrCat(kUserTurn, R"(,"model":"gpt")")), 404, invalid, "model",
+              "model_not_found");
+  ExpectError(Complete(R"("prompt":[3999999])"), 400, invalid, "prompt", nullptr);
+  ExpectError(Get("/v1/chat/completions"), 405, invalid, nullptr, nullptr);
+  ExpectError(Get("/v1/nothing"), 404, invalid, nullptr, nullptr);
+  HttpClient client(server_->port());
+  ASSERT_TRUE(
+      client.Send("POST /v1/completions HTTP/1.1\r\nHost: x\r\nContent-Type: text/plain\r\n"
+                  "Content-Length: 2\r\n\r\n{}"));
+  ExpectError(client.Read(), 415, invalid, nullptr, nullptr);
+  EXPECT_EQ(worker_->seen().submits, 0);
+  // The connection and the others still serve.
+  EXPECT_EQ(client.Post("/v1/completions", R"({"prompt":"hello"})").status, 200);
+}
+
+TEST_F(OpenAiTest, TellsAFullWorkerAndALostOne) {
+  worker_options_.automatic = false;
+  StartAll();
+  worker_->Refuse(absl::ResourceExhaustedError("full"));
+  const HttpAnswered full = Chat(absl::StrCat(kUserTurn, R"(,"stream":true)"));
+  ExpectError(full, 429, "rate_limit_error", nullptr, "rate_limit_exceeded");
+  EXPECT_EQ(full.headers.at("retry-after"), "1");
+
+  worker_->Refuse(absl::OkStatus());
+  HttpClient client(server_->port());
+  client.SendPost("/v1/chat/completions", absl::StrCat("{", kUserTurn, R"(,"stream":true})"));
+  ASSERT_TRUE(worker_->AwaitLive(1));
+  worker_->Step();
+  EXPECT_EQ(client.ReadHead().status, 200);
+  std::string body;
+  ASSERT_TRUE(client.ReadChunk(&body));
+  worker_->BreakSessions(absl::UnavailableError("gone"));
+  std::string chunk;
+  do {
+    ASSERT_TRUE(client.ReadChunk(&chunk));
+    body += chunk;
+  } while (!chunk.empty());
+  const std::vector<Json> events = Events(body);
+  EXPECT_EQ(events.back()["error"]["code"], "unavailable");
+  EXPECT_EQ(events.back()["error"]["type"], "server_error");
+}
+
+TEST_F(OpenAiTest, TellsModelsAndHealth) {
+  worker_ = FakeWorker::Start(worker_options_);
+  StartFront();
+  EXPECT_EQ(Get("/livez").status, 200);
+  EXPECT_EQ(Get("/readyz").status, 503);
+  EXPECT_EQ(Get("/health").status, 503);
+  const HttpAnswered early = Chat(kUserTurn);
+  ExpectError(early, 503, "server_error", nullptr, "unavailable");
+  EXPECT_EQ(early.headers.at("retry-after"), "1");
+  EXPECT_FALSE(Parsed(Get("/v1/models"))["data"][0].contains("max_model_len"));
+
+  StartFleet();
+  EXPECT_EQ(Get("/readyz").status, 200);
+  EXPECT_EQ(Get("/health").status, 200);
+  const Json models = Parsed(Get("/v1/models"));
+  EXPECT_EQ(models["object"], "list");
+  ASSERT_EQ(models["data"].size(), 1u);
+  EXPECT_EQ(models["data"][0]["id"], "tiny");
+  EXPECT_EQ(models["data"][0]["object"], "model");
+  EXPECT_EQ(models["data"][0]["max_model_len"], 256);
+  EXPECT_EQ(Parsed(Get("/v1/models/tiny")), models["data"][0]);
+  ExpectError(Get("/v1/models/other"), 404, "invalid_request_error", "model", "model_not_found");
+  EXPECT_FALSE(Parsed(Get("/version"))["version"].get<std::string>().empty());
+
+  front_->BeginDrain();
+  EXPECT_EQ(Get("/readyz").status, 503);
+  EXPECT_EQ(Get("/livez").status, 200);
+}
+
+TEST_F(OpenAiTest, CountsWhatItDid) {
+  StartAll();
+  ASSERT_EQ(Chat(kUserTurn).status, 200);
+  ASSERT_EQ(Chat("").status, 400);
+  const HttpAnswered metrics = Get("/metrics");
+  EXPECT_THAT(metrics.headers.at("content-type"), StartsWith("text/plain; version=0.0.4"));
+  EXPECT_THAT(metrics.body, HasSubstr("glmserve_router_"));
+  EXPECT_THAT(metrics.body, HasSubstr("chat_completions"));
+  EXPECT_THAT(metrics.body, HasSubstr("invalid"));
+}
+
+TEST_F(OpenAiTest, ServesManyClientsAtOnce) {
+  StartAll();
+  std::vector<std::thread> clients;
+  for (int i = 0; i < 8; ++i) {
+    clients.emplace_back([this, i] {
+      HttpClient client(server_->port());
+      for (int turn = 0; turn < 10; ++turn) {
+        const bool stream = (i + turn) % 2 == 0;
+        const HttpAnswered answered =
+            client.Post("/v1/chat/completions",
+                        absl::StrCat("{", kUserTurn, stream ? R"(,"stream":true})" : "}"));
+        ASSERT_EQ(answered.status, 200);
+        const std::string content =
+            stream ? Joined(Events(answered.body), "content")
+                   : Parsed(answered)["choices"][0]["message"]["content"].get<std::string>();
+        EXPECT_EQ(content, "The quick brown fox");
+      }
+    });
+  }
+  for (std::thread& client : clients) client.join();
+}
+
+}  // namespace
+}  // namespace glm::router

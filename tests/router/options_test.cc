@@ -1,0 +1,90 @@
+#include "router/options.h"
+
+#include <gmock/gmock.h>
+#include <gtest/gtest.h>
+
+#include <functional>
+#include <limits>
+#include <string>
+
+namespace glm::router {
+namespace {
+
+using ::testing::HasSubstr;
+
+RouterOptions Good() {
+  RouterOptions options;
+  options.model_dir = "/models/tiny";
+  options.fleet.workers = {"127.0.0.1:50051", "[::1]:50052"};
+  return options;
+}
+
+TEST(OptionsTest, DefaultsAreValid) { EXPECT_TRUE(Good().Validate().ok()) << Good().Validate(); }
+
+TEST(OptionsTest, ModelNameIsTheFoldersUnlessItIsGiven) {
+  RouterOptions options = Good();
+  EXPECT_EQ(options.ModelName(), "tiny");
+  options.model_dir = "/models/tiny//";
+  EXPECT_EQ(options.ModelName(), "tiny");
+  options.model_dir = "tiny";
+  EXPECT_EQ(options.ModelName(), "tiny");
+  options.served_model_name = "glm";
+  EXPECT_EQ(options.ModelName(), "glm");
+}
+
+struct BadCase {
+  std::string name;
+  std::function<void(RouterOptions*)> spoil;
+  std::string says;
+};
+
+class BadOptionsTest : public ::testing::TestWithParam<BadCase> {};
+
+TEST_P(BadOptionsTest, NamesFlagValueAndLimit) {
+  RouterOptions options = Good();
+  GetParam().spoil(&options);
+  const absl::Status status = options.Validate();
+  EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
+  EXPECT_THAT(std::string(status.message()), HasSubstr(GetParam().says));
+}
+
+INSTANTIATE_TEST_SUITE_P(
+    Fields, BadOptionsTest,
+    ::testing::Values(
+        BadCase{"NoModel", [](RouterOptions* o) { o->model_dir = ""; }, "--model=''"},
+        BadCase{"NoWorkers", [](RouterOptions* o) { o->fleet.workers.clear(); },
+                "--workers (how many)=0 must be from 1 to 1024"},
+        BadCase{"WorkerWithoutPort", [](RouterOptions* o) { o->fleet.workers = {"host"}; },
+                "--workers='host' must be host:port"},
+        BadCase{"WorkerPortZero", [](RouterOptions* o) { o->fleet.workers = {"host:0"}; },
+                "from 1 to 65535"},
+        BadCase{"WorkerPortTooBig", [](RouterOptions* o) { o->fleet.workers = {"host:65536"}; },
+                "--workers='host:65536'"},
+        BadCase{"WorkerTwice",
+                [](RouterOptions* o) {
+                  o->fleet.workers = {"a:1", "a:1"};
+                },
+                "names 'a:1' twice"},
+        BadCase{"BackoffUpsideDown", [](RouterOptions* o) { o->fleet.backoff_max_ms = 50; },
+                "--backoff-max-ms=50 must be from 100 to"},
+        BadCase{"JitterOfOne", [](RouterOptions* o) { o->fleet.backoff_jitter = 1; },
+                "--backoff-jitter=1 must be at least 0 and below 1"},
+        BadCase{"JitterNan",
+                [](RouterOptions* o) {
+                  o->fleet.backoff_jitter = std::numeric_limits<double>::quiet_NaN();
+                },
+                "--backoff-jitter=nan"},
+        BadCase{"NoLoops", [](RouterOptions* o) { o->loop_threads = 0; },
+                "--loop-threads=0 must be from 1 to 256"},
+        BadCase{"NegativePort", [](RouterOptions* o) { o->http.port = -1; },
+                "--port=-1 must be from 0 to 65535"},
+        BadCase{"NoAttempts", [](RouterOptions* o) { o->exchange.attempts_max = 0; },
+                "--attempts-max=0 must be from 1 to 100"},
+        BadCase{"SmallBody", [](RouterOptions* o) { o->http.body_bytes_max = 10; },
+                "--http-body-bytes-max=10 must be from 1024"},
+        BadCase{"GrpcAddress", [](RouterOptions* o) { o->grpc.listen = ":7"; },
+                "--grpc-listen=':7' must be host:port"}),
+    [](const auto& info) { return info.param.name; });
+
+}  // namespace
+}  // namespace glm::router
