@@ -421,16 +421,25 @@ __device__ __forceinline__ void CopyStaged(const State& state, int thread, int v
 template <typename C, int kTokens, typename State>
 __device__ __forceinline__ void StageBf16(State& state, const ThreadRows& rows, int pass,
                                           const float (&values)[kTokens / 2]) {
+  static_assert(C::kStagingTokens % 8 == 0);
+  constexpr int kTiles = C::kStagingTokens / 8;
+  // Tile i of a store: rows + 8 * (i % 2), columns of j + i / 2.
+  const int tile = rows.lane / 8;
+  const uint32_t address =
+      SharedAddress(state.staging) + (tile / 2 * 8 + rows.lane % 8) * C::kStagingPitch +
+      (rows.warp * 16 + tile % 2 * 8) * 2;
 #pragma unroll
   for (int j = 0; j < kTokens / 8; ++j) {
-    if (j / (C::kStagingTokens / 8) != pass) continue;
-    const int column = rows.Column(j) - pass * C::kStagingTokens;
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      auto* row = reinterpret_cast<BFloat16*>(state.staging +
-                                              (column + i % 2) * C::kStagingPitch);
-      row[rows.low + i / 2 * 8] = ToBFloat16(values[4 * j + i]);
-    }
+    if (j / kTiles != pass || (j % kTiles) % 2 != 0) continue;
+    // With a single tile of columns, the second one's place is the first one's again.
+    const int next = kTiles == 1 ? j : j + 1;
+    const uint32_t column_bytes = j % kTiles * 8 * C::kStagingPitch;
+    const uint32_t fold = kTiles == 1 ? tile / 2 * 8 * C::kStagingPitch : 0;
+    StoreMatrix4Transposed(address + column_bytes - fold,
+                           PackBf16(values[4 * j], values[4 * j + 1]),
+                           PackBf16(values[4 * j + 2], values[4 * j + 3]),
+                           PackBf16(values[4 * next], values[4 * next + 1]),
+                           PackBf16(values[4 * next + 2], values[4 * next + 3]));
   }
 }
 

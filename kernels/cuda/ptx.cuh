@@ -96,6 +96,16 @@ __device__ __forceinline__ void LoadMatrix4Transposed(uint32_t (&r)[4], uint32_t
                : "memory");
 }
 
+/// Stores four 8 x 8 tiles of 16-bit values transposed: column c of tile i goes to the 16 bytes at the
+/// address that lane 8i + c gives. Registers as LoadMatrix4's.
+__device__ __forceinline__ void StoreMatrix4Transposed(uint32_t address, uint32_t a, uint32_t b,
+                                                       uint32_t c, uint32_t d) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                   address),
+               "r"(a), "r"(b), "r"(c), "r"(d)
+               : "memory");
+}
+
 // ---- mbarrier --------------------------------------------------------------------------------------
 
 __device__ __forceinline__ void BarrierInit(uint32_t barrier, uint32_t arrivals) {

@@ -91,7 +91,7 @@ __device__ __forceinline__ float Fp8Scale(float largest) {
 }
 
 __device__ __forceinline__ float SiluMulOne(float gate, float up) {
-  return gate / (1.0f + __expf(-gate)) * up;
+  return __fdividef(gate, 1.0f + __expf(-gate)) * up;
 }
 
 }  // namespace glm::cuda
