@@ -48,8 +48,8 @@ class Bench {
     const int64_t bytes = (tensor.bytes() + 255) / 256 * 256;
     CHECK_LE(bytes, arena_bytes_) << "the arena is too small for " << tensor.ToString();
     const int64_t places = arena_bytes_ / bytes;
-    tensor.data = static_cast<char*>(dtype == DType::kF8E4M3 ? fp8_ : bf16_) +
-                  turn % places * bytes;
+    tensor.data =
+        static_cast<char*>(dtype == DType::kF8E4M3 ? fp8_ : bf16_) + turn % places * bytes;
     return tensor;
   }
   /// Uninitialised memory of this benchmark.
@@ -81,11 +81,12 @@ class Bench {
             : std::max(bytes / peaks_.memory_gbps * 1e-3,
                        flops / (fp8 ? peaks_.fp8_tflops : peaks_.bf16_tflops) * 1e-6);
     const int count = std::clamp(static_cast<int>(3000 / std::max(limit_us, 1.0)), 4, 64);
-    const double us = MedianMicroseconds(device_, peaks_.memory_gbps == 0 ? 4 : count,
-                                         options_.rounds, issue);
-    std::printf("{\"bench\": \"kernel\", \"name\": \"%s\", \"us\": %.2f, \"gbps\": %.0f, "
-                "\"tflops\": %.2f",
-                name.c_str(), us, bytes / us * 1e-3, flops / us * 1e-6);
+    const double us =
+        MedianMicroseconds(device_, peaks_.memory_gbps == 0 ? 4 : count, options_.rounds, issue);
+    std::printf(
+        "{\"bench\": \"kernel\", \"name\": \"%s\", \"us\": %.2f, \"gbps\": %.0f, "
+        "\"tflops\": %.2f",
+        name.c_str(), us, bytes / us * 1e-3, flops / us * 1e-6);
     if (limit_us > 0) {
       std::printf(", \"limit_us\": %.2f, \"share\": %.3f", limit_us, limit_us / us);
     }
@@ -151,8 +152,7 @@ BatchView MakeBatch(Bench& bench, const StepShape& step, int64_t turn = 0) {
     }
     query_starts.push_back(static_cast<int32_t>((s + 1) * step.tokens));
     for (int64_t b = 0; b < step.blocks_each(); ++b) {
-      tables.push_back(
-          static_cast<int32_t>((turn * step.sequences + s) * step.blocks_each() + b));
+      tables.push_back(static_cast<int32_t>((turn * step.sequences + s) * step.blocks_each() + b));
     }
   }
   const auto tokens = static_cast<int32_t>(step.tokens_all());
@@ -165,8 +165,8 @@ BatchView MakeBatch(Bench& bench, const StepShape& step, int64_t turn = 0) {
       DType::kI32,
       std::vector<int32_t>(step.sequences, static_cast<int32_t>(step.cached + step.tokens)));
   batch.block_tables = bench.Filled(DType::kI32, tables);
-  batch.block_tables = Tensor(batch.block_tables.data, DType::kI32,
-                              {step.sequences, step.blocks_each()});
+  batch.block_tables =
+      Tensor(batch.block_tables.data, DType::kI32, {step.sequences, step.blocks_each()});
   std::vector<int32_t> rows(tokens);
   std::iota(rows.begin(), rows.end(), 0);
   batch.logit_tokens = bench.Filled(DType::kI32, rows);
@@ -177,8 +177,8 @@ BatchView MakeBatch(Bench& bench, const StepShape& step, int64_t turn = 0) {
 }
 
 void LinearBench(Bench& bench, const char* what, DType type, int64_t m, int64_t n, int64_t k) {
-  const std::string name = std::string("linear ") + Name(type) + " " + what + " M=" +
-                           std::to_string(m) + " N=" + std::to_string(n) +
+  const std::string name = std::string("linear ") + Name(type) + " " + what +
+                           " M=" + std::to_string(m) + " N=" + std::to_string(n) +
                            " K=" + std::to_string(k);
   if (!bench.Wanted(name)) return;
   bench.Reset();
@@ -230,19 +230,18 @@ Routing MakeRouting(Bench& bench, const MoeShape& shape, int64_t tokens, int64_t
   }
   Routing routing;
   routing.expert_ids = bench.Filled(DType::kI32, ids);
-  routing.expert_ids =
-      Tensor(routing.expert_ids.data, DType::kI32, {tokens, shape.choices});
-  routing.expert_weights = Tensor(
-      bench.Filled(DType::kF32, std::vector<float>(ids.size(), 0.125f)).data, DType::kF32,
-      {tokens, shape.choices});
+  routing.expert_ids = Tensor(routing.expert_ids.data, DType::kI32, {tokens, shape.choices});
+  routing.expert_weights =
+      Tensor(bench.Filled(DType::kF32, std::vector<float>(ids.size(), 0.125f)).data, DType::kF32,
+             {tokens, shape.choices});
   routing.pair_order = bench.Filled(DType::kI32, order);
   routing.expert_starts = bench.Filled(DType::kI32, starts);
   return routing;
 }
 
 void MoeBench(Bench& bench, const MoeShape& shape, DType type, int64_t tokens) {
-  const std::string name = std::string("moe_experts ") + Name(type) + " " + shape.model +
-                           " T=" + std::to_string(tokens);
+  const std::string name =
+      std::string("moe_experts ") + Name(type) + " " + shape.model + " T=" + std::to_string(tokens);
   if (!bench.Wanted(name)) return;
   bench.Reset();
   const bool fp8 = type == DType::kF8E4M3;
@@ -267,19 +266,18 @@ void MoeBench(Bench& bench, const MoeShape& shape, DType type, int64_t tokens) {
   }
   const double weight = static_cast<double>(3 * shape.width * shape.hidden * ByteSize(type));
   const double pairs = static_cast<double>(tokens * (shape.choices + 1));
-  bench.Report(name, experts_touched * weight, 6.0 * pairs * shape.width * shape.hidden, fp8,
-               [&](int i) {
-                 bench.device().ops().moe_experts(
-                     bench.device(),
-                     {.batch = batch,
-                      .in = {bench.Random(type, {tokens, shape.hidden}), in_scales},
-                      .routing = routings[i % kTurns],
-                      .gate_up = {bench.Random(type, {all, 2 * shape.width, shape.hidden}),
-                                  gate_up_scales},
-                      .down = {bench.Random(type, {all, shape.hidden, shape.width}), down_scales},
-                      .shared_experts = 1,
-                      .out = out});
-               });
+  bench.Report(
+      name, experts_touched * weight, 6.0 * pairs * shape.width * shape.hidden, fp8, [&](int i) {
+        bench.device().ops().moe_experts(
+            bench.device(),
+            {.batch = batch,
+             .in = {bench.Random(type, {tokens, shape.hidden}), in_scales},
+             .routing = routings[i % kTurns],
+             .gate_up = {bench.Random(type, {all, 2 * shape.width, shape.hidden}), gate_up_scales},
+             .down = {bench.Random(type, {all, shape.hidden, shape.width}), down_scales},
+             .shared_experts = 1,
+             .out = out});
+      });
 }
 
 void RouteBench(Bench& bench, const MoeShape& shape, int64_t tokens) {
@@ -309,9 +307,9 @@ struct HeadShape {
 };
 
 void AttentionBench(Bench& bench, const char* what, const HeadShape& heads, const StepShape& step) {
-  const std::string name = std::string("attention ") + what + " S=" +
-                           std::to_string(step.sequences) + " q=" + std::to_string(step.tokens) +
-                           " kv=" + std::to_string(step.cached + step.tokens);
+  const std::string name =
+      std::string("attention ") + what + " S=" + std::to_string(step.sequences) +
+      " q=" + std::to_string(step.tokens) + " kv=" + std::to_string(step.cached + step.tokens);
   if (!bench.Wanted(name)) return;
   bench.Reset();
   const int64_t cache_bytes =
@@ -333,18 +331,17 @@ void AttentionBench(Bench& bench, const char* what, const HeadShape& heads, cons
       name, static_cast<double>(step.sequences * heads.kv_heads * heads.head_size) * kv * 4,
       4.0 * seen * static_cast<double>(columns), false, [&](int i) {
         bench.device().ops().attention(
-            bench.device(),
-            {.batch = batches[i % turns],
-             .queries = bench.Random(DType::kBF16, {step.tokens_all(), columns}, i),
-             .cache = cache,
-             .scale = 0.088f,
-             .out = out});
+            bench.device(), {.batch = batches[i % turns],
+                             .queries = bench.Random(DType::kBF16, {step.tokens_all(), columns}, i),
+                             .cache = cache,
+                             .scale = 0.088f,
+                             .out = out});
       });
 }
 
 void NormBench(Bench& bench, int64_t tokens, int64_t hidden) {
-  const std::string name = "add_rms_norm quantized T=" + std::to_string(tokens) +
-                           " H=" + std::to_string(hidden);
+  const std::string name =
+      "add_rms_norm quantized T=" + std::to_string(tokens) + " H=" + std::to_string(hidden);
   if (!bench.Wanted(name)) return;
   bench.Reset();
   const BatchView batch = MakeBatch(bench, {.sequences = tokens});
@@ -359,29 +356,29 @@ void NormBench(Bench& bench, int64_t tokens, int64_t hidden) {
     bench.device().Fill(residuals.back().data, 0, bytes);
   }
   bench.Report(name, static_cast<double>(tokens * hidden * 7), 0, false, [&](int i) {
-    bench.device().ops().add_rms_norm(
-        bench.device(), {.batch = batch,
-                         .delta = bench.Random(DType::kBF16, {tokens, hidden}, i),
-                         .residual = residuals[i % turns],
-                         .weight = bench.Random(DType::kBF16, {hidden}),
-                         .epsilon = 1e-5f,
-                         .quantized = quantized});
+    bench.device().ops().add_rms_norm(bench.device(),
+                                      {.batch = batch,
+                                       .delta = bench.Random(DType::kBF16, {tokens, hidden}, i),
+                                       .residual = residuals[i % turns],
+                                       .weight = bench.Random(DType::kBF16, {hidden}),
+                                       .epsilon = 1e-5f,
+                                       .quantized = quantized});
   });
 }
 
 void SiluBench(Bench& bench, int64_t tokens, int64_t width) {
-  const std::string name = "silu_mul quantized T=" + std::to_string(tokens) +
-                           " I=" + std::to_string(width);
+  const std::string name =
+      "silu_mul quantized T=" + std::to_string(tokens) + " I=" + std::to_string(width);
   if (!bench.Wanted(name)) return;
   bench.Reset();
   const BatchView batch = MakeBatch(bench, {.sequences = tokens});
   const Activation quantized = {bench.Own(DType::kF8E4M3, {tokens, width}),
                                 bench.Own(DType::kF32, {tokens})};
   bench.Report(name, static_cast<double>(tokens * width * 5), 0, false, [&](int i) {
-    bench.device().ops().silu_mul(
-        bench.device(), {.batch = batch,
-                         .gate_up = bench.Random(DType::kBF16, {tokens, 2 * width}, i),
-                         .quantized = quantized});
+    bench.device().ops().silu_mul(bench.device(),
+                                  {.batch = batch,
+                                   .gate_up = bench.Random(DType::kBF16, {tokens, 2 * width}, i),
+                                   .quantized = quantized});
   });
 }
 
@@ -520,8 +517,7 @@ absl::Status KernelBenchOptions::Validate() const {
     return absl::InvalidArgumentError("device is \"" + device + "\", may be cpu or cuda");
   }
   if (rounds < 1 || rounds > 1000) {
-    return absl::InvalidArgumentError("rounds is " + std::to_string(rounds) +
-                                      ", may be 1 to 1000");
+    return absl::InvalidArgumentError("rounds is " + std::to_string(rounds) + ", may be 1 to 1000");
   }
   if (cpu_threads < 1 || cpu_threads > 1024) {
     return absl::InvalidArgumentError("cpu_threads is " + std::to_string(cpu_threads) +

@@ -1,24 +1,26 @@
 // Decode attention over the paged cache, split along the cache on the device.
 //
-// Work is cut into units of 64 cache positions of one (sequence, 16 rows, kv head); a row is one query
-// head of one token, so the heads that share a kv head are computed together and the cache is read
-// once. The units of the whole step, laid end to end, are dealt to the blocks in equal runs: the host
-// knows no length, and one long sequence spreads over all multiprocessors. A run that covers only a
-// part of an item leaves (max, sum, weighted values) in scratch, and the parts are added in the order of
-// the cache. With many items for the blocks, an item has two or three parts, and its last block to
-// arrive, found by a ticket, adds them: no second launch. With few items the parts of each are many (one
-// sequence of 8192: 128), and a second kernel adds them, a block a row; on an H100 the ticket's one
-// block took 280 us for those 128.
+// Work is cut into units of 64 cache positions of one (sequence, 16 rows, kv head); a row is one
+// query head of one token, so the heads that share a kv head are computed together and the cache is
+// read once. The units of the whole step, laid end to end, are dealt to the blocks in equal runs:
+// the host knows no length, and one long sequence spreads over all multiprocessors. A run that
+// covers only a part of an item leaves (max, sum, weighted values) in scratch, and the parts are
+// added in the order of the cache. With many items for the blocks, an item has two or three parts,
+// and its last block to arrive, found by a ticket, adds them: no second launch. With few items the
+// parts of each are many (one sequence of 8192: 128), and a second kernel adds them, a block a row;
+// on an H100 the ticket's one block took 280 us for those 128.
 //
-// Inside a block each of 4 warps streams its own 16 of the 64 positions through its own ring of shared
-// memory (cp.async, no block barrier) and keeps its own running maximum; warps are merged once an
-// item. Tensor cores compute both products. Probabilities are split into two bf16 terms: the second
-// product is then as good as float, and costs nothing where reading the cache is the limit.
+// Inside a block each of 4 warps streams its own 16 of the 64 positions through its own ring of
+// shared memory (cp.async, no block barrier) and keeps its own running maximum; warps are merged
+// once an item. Tensor cores compute both products. Probabilities are split into two bf16 terms:
+// the second product is then as good as float, and costs nothing where reading the cache is the
+// limit.
 
 #include <algorithm>
 
 #include "kernels/cuda/attention_params.h"
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/launch_after.h"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/warp.cuh"
 
@@ -38,9 +40,9 @@ constexpr int kCombineSequencesMax = 128;  // of a step whose parts a second ker
 template <int kHeadSize>
 struct Shape {
   static constexpr int kRowBytes = kHeadSize * 2;
-  static constexpr int kVectors = kRowBytes / 16;                    // 16-byte vectors of a row
+  static constexpr int kVectors = kRowBytes / 16;  // 16-byte vectors of a row
   static constexpr int kSwizzle = kVectors < 8 ? kVectors - 1 : 7;
-  static constexpr int kTileBytes = kChunk * kRowBytes;              // keys or values of a chunk
+  static constexpr int kTileBytes = kChunk * kRowBytes;  // keys or values of a chunk
   static constexpr int kStages = kHeadSize > 128 ? 2 : 3;
   static constexpr int kRingBytes = kStages * kWarps * 2 * kTileBytes;
   static constexpr int kMergeBytes = kWarps * kRows * (kHeadSize + 2) * 4;
@@ -67,8 +69,8 @@ __device__ __forceinline__ int BlockOf(const AttentionParams& p, const int32_t* 
   return first < length ? table[first / p.block_size] : -1;
 }
 
-/// Starts the copy of one chunk of keys and values; positions from `length` on become zeros. A chunk
-/// past the end is not copied. kWhole: a chunk lies in one cache block, `block`.
+/// Starts the copy of one chunk of keys and values; positions from `length` on become zeros. A
+/// chunk past the end is not copied. kWhole: a chunk lies in one cache block, `block`.
 template <int kHeadSize, bool kWhole>
 __device__ __forceinline__ void LoadChunk(const AttentionParams& p, uint32_t ring,
                                           const int32_t* table, int block, int kv_head, int first,
@@ -105,9 +107,8 @@ __device__ __forceinline__ void LoadChunk(const AttentionParams& p, uint32_t rin
 /// Adds one chunk, present in shared memory at `ring`, to the running softmax.
 template <int kHeadSize>
 __device__ __forceinline__ void AddChunk(const AttentionParams& p, Softmax<kHeadSize>& state,
-                                         const uint32_t (&query)[kHeadSize / 16][4],
-                                         uint32_t ring, int first, const int (&last_seen)[2],
-                                         int lane) {
+                                         const uint32_t (&query)[kHeadSize / 16][4], uint32_t ring,
+                                         int first, const int (&last_seen)[2], int lane) {
   using S = Shape<kHeadSize>;
   const int matrix = lane / 8;
   const int matrix_row = lane % 8;
@@ -168,16 +169,16 @@ __device__ __forceinline__ void AddChunk(const AttentionParams& p, Softmax<kHead
     const float x = scores[i / 2][i % 2 * 2];
     const float y = scores[i / 2][i % 2 * 2 + 1];
     high[i] = PackBf16(x, y);
-    low[i] = PackBf16(x - __uint_as_float(high[i] << 16),
-                      y - __uint_as_float(high[i] & 0xFFFF0000u));
+    low[i] =
+        PackBf16(x - __uint_as_float(high[i] << 16), y - __uint_as_float(high[i] & 0xFFFF0000u));
   }
 #pragma unroll
   for (int n = 0; n < kHeadSize / 16; ++n) {
     const int row = matrix % 2 * 8 + matrix_row;
     const int vector = n * 2 + matrix / 2;
     uint32_t values[4];
-    LoadMatrix4Transposed(values, ring + S::kTileBytes + row * S::kRowBytes +
-                                      ((vector ^ (row & S::kSwizzle)) * 16));
+    LoadMatrix4Transposed(
+        values, ring + S::kTileBytes + row * S::kRowBytes + ((vector ^ (row & S::kSwizzle)) * 16));
     MmaBf16(state.out[2 * n], high, values[0], values[1]);
     MmaBf16(state.out[2 * n], low, values[0], values[1]);
     MmaBf16(state.out[2 * n + 1], high, values[2], values[3]);
@@ -274,21 +275,22 @@ struct ItemParts {
         count((start_in + units - 1) / run_in - start_in / run_in + 1),
         first_block(start_in / run_in),
         run(run_in) {}
-  /// A block has two places: for the item that it starts inside of, and for one that it does not end.
+  /// A block has two places: for the item that it starts inside of, and for one that it does not
+  /// end.
   __device__ static int Place(int block, int start, int run) {
     return 2 * block + (start >= block * run ? 1 : 0);
   }
   template <int kHeadSize>
   __device__ const float* Part(const float* parts, int j) const {
-    return parts + static_cast<int64_t>(Place(first_block + j, start, run)) *
-                       PartFloats<kHeadSize>();
+    return parts +
+           static_cast<int64_t>(Place(first_block + j, start, run)) * PartFloats<kHeadSize>();
   }
 };
 
 /// Adds the parts of an item in order and stores its rows. A block of the decode kernel.
 template <int kHeadSize>
-__device__ void CombineParts(const AttentionParams& p, const ItemRows& item,
-                             const ItemParts& where, const float* parts) {
+__device__ void CombineParts(const AttentionParams& p, const ItemRows& item, const ItemParts& where,
+                             const float* parts) {
   for (int i = threadIdx.x; i < kRows * kHeadSize; i += kThreads) {
     const int row = i / kHeadSize;
     float largest = -INFINITY;
@@ -322,6 +324,7 @@ __global__ void __launch_bounds__(kCombineThreads)
   __shared__ float group_values[kGroups][kHeadSize];
   __shared__ float factors[kPartsMax];
   __shared__ float warp_results[kWarp];
+  DependencyStart();
   const int sequences = p.counts[1];
   // Few sequences: every thread finds its item by walking them.
   int total = 0;
@@ -389,6 +392,7 @@ __global__ void __launch_bounds__(kThreads, kHeadSize > 128 ? 1 : kBlocksPerSm)
   extern __shared__ __align__(128) uint8_t shared[];
   __shared__ int last_to_arrive;
   int32_t* prefix = reinterpret_cast<int32_t*>(shared + S::kSharedBytes);
+  DependencyStart();
   const int sequences = p.counts[1];
   ScanWork(p, sequences, rows_max, prefix);
   const int total = prefix[sequences];
@@ -460,8 +464,8 @@ __global__ void __launch_bounds__(kThreads, kHeadSize > 128 ? 1 : kBlocksPerSm)
       const int ahead = u + S::kStages - 1;
       if (ahead < units) {
         const int slot = stage == 0 ? S::kStages - 1 : stage - 1;
-        LoadChunk<kHeadSize, kWhole>(p, ring + slot * 2 * S::kTileBytes, table, block,
-                                     item.kv_head, first_position(ahead), length, lane);
+        LoadChunk<kHeadSize, kWhole>(p, ring + slot * 2 * S::kTileBytes, table, block, item.kv_head,
+                                     first_position(ahead), length, lane);
       }
       CopyAsyncCommit();
       block = BlockOf(p, table, first_position(ahead + 1), length);
@@ -546,16 +550,15 @@ void Launch(cudaStream_t stream, int blocks, const AttentionParams& params, int 
   const int bytes = Shape<kHeadSize>::kSharedBytes + (params.sequences + 1) * 4;
   const auto kernel = params.block_size % kChunk == 0 ? DecodeKernel<kHeadSize, true>
                                                       : DecodeKernel<kHeadSize, false>;
-  CUDA_CHECK(
-      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   const int64_t rows = static_cast<int64_t>(params.tokens) * params.heads_per_kv;
-  const int64_t items =
-      std::min<int64_t>(params.sequences + rows / kRows, rows) * params.kv_heads;
+  const int64_t items = std::min<int64_t>(params.sequences + rows / kRows, rows) * params.kv_heads;
   const bool few = params.sequences <= kCombineSequencesMax && 2 * items < blocks;
-  kernel<<<blocks, kThreads, bytes, stream>>>(params, rows_max, parts, few ? nullptr : tickets);
+  LaunchAfter(kernel, dim3(blocks), kThreads, bytes, stream, params, rows_max, parts,
+              few ? nullptr : tickets);
   if (few) {
-    CombineKernel<kHeadSize><<<dim3(static_cast<unsigned>(items), kRows), kCombineThreads, 0,
-                               stream>>>(params, rows_max, blocks, parts);
+    LaunchAfter(CombineKernel<kHeadSize>, dim3(static_cast<unsigned>(items), kRows),
+                kCombineThreads, 0, stream, params, rows_max, blocks, parts);
   }
 }
 

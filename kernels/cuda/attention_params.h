@@ -34,14 +34,14 @@ struct AttentionParams {
 /// Sequences whose step has more than this many (token, head of one kv head) rows are prefill's.
 inline constexpr int kDecodeRowsMax = 64;
 
-/// Sequences of more than `rows_min` rows. True when the shapes suit: head size 64 or 128, blocks of 8
-/// to 128 positions.
+/// Sequences of more than `rows_min` rows. True when the shapes suit: head size 64 or 128, blocks
+/// of 8 to 128 positions.
 bool TakesPrefillAttention(const AttentionParams& params, int head_size);
 void RunPrefillAttention(cudaStream_t stream, int sm_count, const AttentionParams& params,
                          int head_size, int rows_min);
 
-/// Any step, each sequence's rows 16 at a time; sequences of more than `rows_max` rows are left out.
-/// `scratch`: DecodeScratchBytes(); `counters`: DecodeBlocks() zeroed words, left zero.
+/// Any step, each sequence's rows 16 at a time; sequences of more than `rows_max` rows are left
+/// out. `scratch`: DecodeScratchBytes(); `counters`: DecodeBlocks() zeroed words, left zero.
 void RunDecodeAttention(cudaStream_t stream, int sm_count, const AttentionParams& params,
                         int head_size, int rows_max, void* scratch, int32_t* counters);
 int DecodeBlocks(int sm_count);

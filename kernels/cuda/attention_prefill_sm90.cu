@@ -1,12 +1,13 @@
 // Prefill attention over the paged cache on wgmma.
 //
 // A tile is 128 tokens of one sequence and one query head; it walks the cache in steps of 128
-// positions, up to its last token. One producer thread brings the queries and, page by page, keys and
-// values through the copy engine into two stages each; two warpgroups compute 64 rows each. While a
-// warpgroup's second product of a step runs, it already has the scores of the next step and takes
-// their softmax, so tensor cores and exponentials overlap; the two warpgroups overlap besides.
-// Tiles of late tokens are the longest and come first; the heads of one kv head are neighbours, so
-// that they find its keys and values in L2. Probabilities are rounded to bf16 for the second product.
+// positions, up to its last token. One producer thread brings the queries and, page by page, keys
+// and values through the copy engine into two stages each; two warpgroups compute 64 rows each.
+// While a warpgroup's second product of a step runs, it already has the scores of the next step and
+// takes their softmax, so tensor cores and exponentials overlap; the two warpgroups overlap
+// besides. Tiles of late tokens are the longest and come first; the heads of one kv head are
+// neighbours, so that they find its keys and values in L2. Probabilities are rounded to bf16 for
+// the second product.
 
 #include "kernels/cuda/attention_params.h"
 #include "kernels/cuda/cuda_check.h"
@@ -44,8 +45,7 @@ struct Tile {
 };
 
 /// prefix[s] = tiles of one head of the sequences before s; prefix[S] is the total.
-__device__ void CountTiles(const AttentionParams& p, int sequences, int rows_min,
-                           int32_t* prefix) {
+__device__ void CountTiles(const AttentionParams& p, int sequences, int rows_min, int32_t* prefix) {
   for (int s = threadIdx.x; s < sequences; s += kThreads) {
     const int tokens = p.query_starts[s + 1] - p.query_starts[s];
     prefix[s] = tokens * p.heads_per_kv > rows_min ? (tokens + kTileTokens - 1) / kTileTokens : 0;
@@ -290,9 +290,8 @@ __device__ __forceinline__ void ConsumeTile(const AttentionParams& p, const Tile
     WgmmaFence();
 #pragma unroll
     for (int k = 0; k < kStep / 16; ++k) {
-      WgmmaRegisters<kHeadSize>::Run(
-          out, probabilities[k],
-          WgmmaDescriptorTransposed(values + k * 16 * 128, kHalfBytes));
+      WgmmaRegisters<kHeadSize>::Run(out, probabilities[k],
+                                     WgmmaDescriptorTransposed(values + k * 16 * 128, kHalfBytes));
     }
     WgmmaCommit();
   };
@@ -338,8 +337,8 @@ __device__ __forceinline__ void ConsumeTile(const AttentionParams& p, const Tile
     const int row = low_row + r * 8;
     if (row >= tile.tokens) continue;
     const float inverse = 1.0f / sum;
-    BFloat16* target = p.out + (tile.token + row) * p.out_stride + tile.head * kHeadSize +
-                       lane % 4 * 2;
+    BFloat16* target =
+        p.out + (tile.token + row) * p.out_stride + tile.head * kHeadSize + lane % 4 * 2;
 #pragma unroll
     for (int j = 0; j < kHeadSize / 8; ++j) {
       *reinterpret_cast<uint32_t*>(target + j * 8) =

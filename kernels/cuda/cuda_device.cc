@@ -108,8 +108,8 @@ void* CudaDevice::AllocateHost(int64_t bytes) {
 }
 
 int64_t CudaDevice::ScratchBytes(const StepLimits& limits) const {
-  return std::max({AttentionScratchBytes(limits, sm_count_),
-                   MoeRouteScratchBytes(limits), MoeExpertsScratchBytes(limits)});
+  return std::max({AttentionScratchBytes(limits, sm_count_), MoeRouteScratchBytes(limits),
+                   MoeExpertsScratchBytes(limits)});
 }
 
 void CudaDevice::PlanScratch(const StepLimits& limits) {

@@ -1,8 +1,8 @@
 // Device over one GPU: one stream, its memory, its scratch, its graphs.
 //
-// Who calls: the rank thread through Device, and the ops of this folder through OpScope. Memory comes
-// from cudaMalloc, a piece a call, and is freed with the device. Scratch is one piece that every op
-// lays out anew: ops run in order, so none needs it past its own kernels.
+// Who calls: the rank thread through Device, and the ops of this folder through OpScope. Memory
+// comes from cudaMalloc, a piece a call, and is freed with the device. Scratch is one piece that
+// every op lays out anew: ops run in order, so none needs it past its own kernels.
 #pragma once
 
 #include <cublasLt.h>

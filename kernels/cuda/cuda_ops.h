@@ -1,7 +1,7 @@
 // The ops of the CUDA backend: what kernels/ops.h says, for BF16 activations on sm_90a.
 //
-// Who calls: the op table of cuda_device.cc. Each op checks its arguments, then launches; none reads
-// device memory from the host or waits, so each can be captured in a graph.
+// Who calls: the op table of cuda_device.cc. Each op checks its arguments, then launches; none
+// reads device memory from the host or waits, so each can be captured in a graph.
 #pragma once
 
 #include "kernels/ops.h"

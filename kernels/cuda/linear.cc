@@ -12,7 +12,8 @@ namespace {
 void CheckLinear(const LinearArgs& args, int64_t rows, int64_t outputs, int64_t depth) {
   const DType type = args.in.values.dtype;
   CHECK(type == DType::kBF16 || type == DType::kF8E4M3)
-      << "linear.in is " << args.in.values.ToString() << "; the CUDA backend takes BF16 and F8_E4M3";
+      << "linear.in is " << args.in.values.ToString()
+      << "; the CUDA backend takes BF16 and F8_E4M3";
   CheckShape(args.in.values, type, {rows, depth}, "linear.in");
   CheckShape(args.weight.values, type, {outputs, depth}, "linear.weight");
   CHECK(args.out.dtype == DType::kBF16 || args.out.dtype == DType::kF32);

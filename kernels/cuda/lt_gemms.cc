@@ -70,9 +70,9 @@ bool LtGemms::Takes(const LtProblem& problem) {
 }
 
 LtGemms::Plan& LtGemms::PlanOf(const LtProblem& problem) {
-  const Key key{problem.rows,          problem.outputs,    problem.depth,
-                problem.in_stride,     problem.weight_stride, problem.out_stride,
-                problem.in_dtype,      problem.out_dtype,  problem.bias != nullptr};
+  const Key key{problem.rows,      problem.outputs,       problem.depth,
+                problem.in_stride, problem.weight_stride, problem.out_stride,
+                problem.in_dtype,  problem.out_dtype,     problem.bias != nullptr};
   std::unique_ptr<Plan>& plan = plans_[key];
   if (plan != nullptr) return *plan;
 
@@ -109,9 +109,8 @@ LtGemms::Plan& LtGemms::PlanOf(const LtProblem& problem) {
   int found = 0;
   CUBLAS_CHECK(cublasLtMatmulAlgoGetHeuristic(handle_, plan->operation, plan->a, plan->b, plan->d,
                                               plan->d, preference, 1, &result, &found));
-  CHECK_EQ(found, 1) << "cuBLASLt has no algorithm for " << problem.rows << " x "
-                     << problem.outputs << " x " << problem.depth << " of "
-                     << Name(problem.in_dtype);
+  CHECK_EQ(found, 1) << "cuBLASLt has no algorithm for " << problem.rows << " x " << problem.outputs
+                     << " x " << problem.depth << " of " << Name(problem.in_dtype);
   CUBLAS_CHECK(cublasLtMatmulPreferenceDestroy(preference));
   plan->algorithm = result.algo;
   return *plan;

@@ -27,8 +27,8 @@ struct LtProblem {
   int64_t weight_stride = 0;
   void* out = nullptr;
   int64_t out_stride = 0;
-  DType in_dtype = DType::kBF16;   // of in and weight: BF16, or F8E4M3
-  DType out_dtype = DType::kBF16;  // BF16 or F32
+  DType in_dtype = DType::kBF16;         // of in and weight: BF16, or F8E4M3
+  DType out_dtype = DType::kBF16;        // BF16 or F32
   const float* row_scales = nullptr;     // F32 [m], with fp8
   const float* output_scales = nullptr;  // F32 [n], with fp8
   const void* bias = nullptr;            // BF16 [n] or null; only with BF16 out
@@ -51,8 +51,7 @@ class LtGemms {
 
  private:
   struct Plan;
-  using Key =
-      std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, DType, DType, bool>;
+  using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, DType, DType, bool>;
 
   Plan& PlanOf(const LtProblem& problem);
 

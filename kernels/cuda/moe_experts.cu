@@ -3,7 +3,9 @@
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/launch_after.h"
 #include "kernels/cuda/moe_gemm.h"
+#include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/tensor_map.h"
 #include "kernels/cuda/warp.cuh"
 
@@ -48,6 +50,7 @@ template <bool kBf16Rows>
 __global__ void __launch_bounds__(kCombineThreads)
     CombineKernel(const MoeGemmParams p, const float* expert_weights, BFloat16* out,
                   int64_t out_stride) {
+  DependencyStart();
   const int64_t token = blockIdx.y;
   if (token >= p.counts[0]) return;
   const int column = (blockIdx.x * kCombineThreads + threadIdx.x) * 4;
@@ -128,7 +131,8 @@ MoeScales CheckExperts(const MoeExpertsArgs& args, int64_t experts, int64_t widt
 int64_t MoeExpertsScratchBytes(const StepLimits& limits) {
   if (limits.experts == 0) return 0;
   ScratchLayout layout(nullptr);
-  // experts_per_token counts the shared expert only where there is one; room for it is always taken.
+  // experts_per_token counts the shared expert only where there is one; room for it is always
+  // taken.
   const ExpertsScratch scratch(layout, limits.tokens_max * (limits.experts_per_token + 1),
                                limits.expert_width, limits.hidden);
   return layout.bytes();
@@ -174,15 +178,14 @@ void MoeExperts(Device& device, const MoeExpertsArgs& args) {
   CHECK(reinterpret_cast<uintptr_t>(params.in) % 16 == 0 && params.in_row_bytes % 16 == 0)
       << "moe_experts.in must have 16-byte aligned rows";
   const int sm_count = op.device().sm_count();
-  const CUtensorMap gate_up = MakeTensorMap(args.gate_up.values.data, type, experts * 2 * width,
-                                            hidden, hidden, 128);
+  const CUtensorMap gate_up =
+      MakeTensorMap(args.gate_up.values.data, type, experts * 2 * width, hidden, hidden, 128);
   const CUtensorMap down =
       MakeTensorMap(args.down.values.data, type, experts * hidden, width, width, 128);
   const int token_tile = MoeTokenTile(params, scales);
-  const CUtensorMap rows =
-      MakeTensorMap(scratch.rows, type, pair_rows, hidden, hidden, token_tile);
-  const CUtensorMap h = MakeTensorMap(scratch.h, type, pair_rows, width, params.h_row_bytes / size,
-                                      token_tile);
+  const CUtensorMap rows = MakeTensorMap(scratch.rows, type, pair_rows, hidden, hidden, token_tile);
+  const CUtensorMap h =
+      MakeTensorMap(scratch.h, type, pair_rows, width, params.h_row_bytes / size, token_tile);
   if (MoeNeedsRows(token_tile)) {
     PlaceRowsKernel<<<static_cast<unsigned>(pair_rows), kCopyThreads, 0, op.stream()>>>(
         params, static_cast<int>(hidden * size), scratch.rows);
@@ -192,9 +195,9 @@ void MoeExperts(Device& device, const MoeExpertsArgs& args) {
   const dim3 grid(static_cast<unsigned>((hidden / 4 + kCombineThreads - 1) / kCombineThreads),
                   static_cast<unsigned>(tokens));
   const auto combine = MoeWideTiles(token_tile) ? CombineKernel<true> : CombineKernel<false>;
-  combine<<<grid, kCombineThreads, 0, op.stream()>>>(
-      params, args.routing.expert_weights.Data<float>(), args.out.Data<BFloat16>(),
-      args.out.stride[0]);
+  LaunchAfter(combine, grid, kCombineThreads, 0, op.stream(), params,
+              args.routing.expert_weights.Data<float>(), args.out.Data<BFloat16>(),
+              args.out.stride[0]);
 }
 
 }  // namespace glm::cuda

@@ -1,28 +1,30 @@
 // Ragged grouped GEMMs over one weight tensor, for decode and prefill alike.
 //
 // A tile is 128 weight rows (two boxes of them: gate and up, or two of down's) times a tile of one
-// expert's tokens. Weights are wgmma's M = 64 side and tokens its N side, so that one token costs as
-// little as the tile allows: decode is bound by reading the weights. Every block walks the tiles
-// blockIdx, + gridDim, ...; it finds a tile's expert in a table that it computes from expert_starts,
-// so nothing is padded, no list is built and the host knows no count.
+// expert's tokens. Weights are wgmma's M = 64 side and tokens its N side, so that one token costs
+// as little as the tile allows: decode is bound by reading the weights. Every block walks the tiles
+// blockIdx, + gridDim, ...; it finds a tile's expert in a table that it computes from
+// expert_starts, so nothing is padded, no list is built and the host knows no count.
 //
 // One warp of the producer warpgroup feeds weight boxes through the copy engine into a ring of
-// stages, each 128 bytes of k deep. For tiles of 16 tokens its other warps gather the tokens of gate+up
-// row by row through pair_order with cp.async, into the layout that the copy engine would give (16-byte
-// vector v of row r at v ^ (r % 8)). For wider tiles that gather was the limit (470 TFLOPS at 8192 tokens
-// of Air, H100): there tokens are first copied into the order of their places, and come through the copy
-// engine too. Two consumer warpgroups multiply. fp8 sums are taken out of the tensor cores every
-// 128 values of k, which is also where the scales of h and of block-scaled weights apply.
+// stages, each 128 bytes of k deep. For tiles of 16 tokens its other warps gather the tokens of
+// gate+up row by row through pair_order with cp.async, into the layout that the copy engine would
+// give (16-byte vector v of row r at v ^ (r % 8)). For wider tiles that gather was the limit (470
+// TFLOPS at 8192 tokens of Air, H100): there tokens are first copied into the order of their
+// places, and come through the copy engine too. Two consumer warpgroups multiply. fp8 sums are
+// taken out of the tensor cores every 128 values of k, which is also where the scales of h and of
+// block-scaled weights apply.
 //
-// Gate and up rows of the same index meet in one thread, so SwiGLU and its quantisation need no pass
-// of their own; a tile covers 128 columns of h, the group that shares a scale. Down writes rows by pair
-// number, and a last kernel adds a token's rows in order: the sum has a fixed order. Tensor cores leave
-// a token's values spread over a warp's lanes, so rows of h and bf16 rows of y pass through shared memory
-// to leave as 16-byte vectors.
+// Gate and up rows of the same index meet in one thread, so SwiGLU and its quantisation need no
+// pass of their own; a tile covers 128 columns of h, the group that shares a scale. Down writes
+// rows by pair number, and a last kernel adds a token's rows in order: the sum has a fixed order.
+// Tensor cores leave a token's values spread over a warp's lanes, so rows of h and bf16 rows of y
+// pass through shared memory to leave as 16-byte vectors.
 
 #include <algorithm>
 
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/launch_after.h"
 #include "kernels/cuda/moe_gemm.h"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/warp.cuh"
@@ -50,8 +52,8 @@ struct Config {
   static constexpr int kTokenBytes = kTokens * kDepthBytes;
   static constexpr int kStageBytes = kBoxes * kBoxBytes + kTokenBytes;
   static constexpr int kStages = kBoxes == 1 ? 8 : kTokens == 16 ? 6 : kTokens == 64 ? 5 : 4;
-  // bf16 products of a stage run on while the next stage is awaited. (For down's wide tiles ptxas would
-  // serialise them.)
+  // bf16 products of a stage run on while the next stage is awaited. (For down's wide tiles ptxas
+  // would serialise them.)
   static constexpr bool kOverlap = !kFp8 && (kGateUp || kTokens != 128);
   static constexpr int kElementBytes = kFp8 ? 1 : 2;
   static constexpr int kOutBytes = kGateUp && kFp8 ? 1 : 2;  // of a staged value
@@ -248,7 +250,7 @@ __device__ void FeedDepthScales(const MoeGemmParams& p, State& state, int depth_
 struct ThreadRows {
   int warp;  // 0..7
   int lane;
-  int low;   // within the box
+  int low;  // within the box
 
   __device__ explicit ThreadRows(int thread)
       : warp(thread / kWarp), lane(thread % kWarp), low(warp * 16 + lane / 4) {}
@@ -262,8 +264,8 @@ struct Accumulators {
   float sum[C::kBoxes][kTokens / 2];
 };
 
-/// fresh, scaled, is added to sum. Block scales of the weight: one a box row for gate+up (its up rows
-/// may straddle blocks), one a box for down.
+/// fresh, scaled, is added to sum. Block scales of the weight: one a box row for gate+up (its up
+/// rows may straddle blocks), one a box for down.
 template <bool kGateUp, MoeScales kScales, int kTokens, typename State>
 __device__ __forceinline__ void Promote(const MoeGemmParams& p, const State& state,
                                         const Tile& tile, const ThreadRows& rows, int box, int step,
@@ -276,11 +278,11 @@ __device__ __forceinline__ void Promote(const MoeGemmParams& p, const State& sta
     const float* scales = kGateUp ? p.gate_up_scales : p.down_scales;
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
-      const int row = min(outputs - 1, tile.row + rows.low + r * 8 +
-                                           (kGateUp ? box * p.width : box * kBoxRows));
-      row_scale[r] = scales[(static_cast<int64_t>(tile.expert) * row_blocks + row / kGroup) *
-                                depth_steps +
-                            step];
+      const int row = min(outputs - 1,
+                          tile.row + rows.low + r * 8 + (kGateUp ? box * p.width : box * kBoxRows));
+      row_scale[r] =
+          scales[(static_cast<int64_t>(tile.expert) * row_blocks + row / kGroup) * depth_steps +
+                 step];
     }
   }
 #pragma unroll
@@ -398,8 +400,8 @@ __device__ __forceinline__ Column LookUpColumn(const MoeGemmParams& p, const Til
   return result;
 }
 
-/// Copies staged rows of 128 values to 16-byte vectors of global memory. target(column): where the row of
-/// that column of the pass starts, or null.
+/// Copies staged rows of 128 values to 16-byte vectors of global memory. target(column): where the
+/// row of that column of the pass starts, or null.
 template <typename C, typename State, typename Target>
 __device__ __forceinline__ void CopyStaged(const State& state, int thread, int valid_bytes,
                                            const Target& target) {
@@ -425,9 +427,9 @@ __device__ __forceinline__ void StageBf16(State& state, const ThreadRows& rows, 
   constexpr int kTiles = C::kStagingTokens / 8;
   // Tile i of a store: rows + 8 * (i % 2), columns of j + i / 2.
   const int tile = rows.lane / 8;
-  const uint32_t address =
-      SharedAddress(state.staging) + (tile / 2 * 8 + rows.lane % 8) * C::kStagingPitch +
-      (rows.warp * 16 + tile % 2 * 8) * 2;
+  const uint32_t address = SharedAddress(state.staging) +
+                           (tile / 2 * 8 + rows.lane % 8) * C::kStagingPitch +
+                           (rows.warp * 16 + tile % 2 * 8) * 2;
 #pragma unroll
   for (int j = 0; j < kTokens / 8; ++j) {
     if (j / kTiles != pass || (j % kTiles) % 2 != 0) continue;
@@ -491,17 +493,16 @@ __device__ __forceinline__ void StoreHidden(const MoeGemmParams& p, State& state
   const int valid_bytes =
       min(kBoxRows * C::kOutBytes, static_cast<int>(p.h_row_bytes) - tile.row * C::kOutBytes);
   const auto target_of = [&](int column) {
-    return column < tile.count ? p.h + (tile.first + column) * p.h_row_bytes +
-                                     tile.row * C::kOutBytes
-                               : nullptr;
+    return column < tile.count
+               ? p.h + (tile.first + column) * p.h_row_bytes + tile.row * C::kOutBytes
+               : nullptr;
   };
   if constexpr (!C::kFp8) {
 #pragma unroll
     for (int pass = 0; pass < C::kOutBytes; ++pass) {
       StageBf16<C, kTokens>(state, rows, pass, gate);
-      CopyStaged<C>(state, thread, valid_bytes, [&](int column) {
-        return target_of(pass * C::kStagingTokens + column);
-      });
+      CopyStaged<C>(state, thread, valid_bytes,
+                    [&](int column) { return target_of(pass * C::kStagingTokens + column); });
     }
     return;
   }
@@ -522,8 +523,7 @@ __device__ __forceinline__ void StoreHidden(const MoeGemmParams& p, State& state
   NamedBarrier(2, kConsumers);
 #pragma unroll
   for (int j = 0; j < kTokens / 8; ++j) {
-    const float2 inverse =
-        *reinterpret_cast<const float2*>(&state.column_scales[rows.Column(j)]);
+    const float2 inverse = *reinterpret_cast<const float2*>(&state.column_scales[rows.Column(j)]);
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       const float factor = c == 0 ? inverse.x : inverse.y;
@@ -538,8 +538,8 @@ __device__ __forceinline__ void StoreHidden(const MoeGemmParams& p, State& state
 
 /// The tile's sums, scaled, to the rows of y: float, or bf16 in wide tiles.
 template <MoeScales kScales, int kTokens, int kBoxes, typename State>
-__device__ __forceinline__ void StoreOutputs(const MoeGemmParams& p, State& state,
-                                             const Tile& tile, const ThreadRows& rows,
+__device__ __forceinline__ void StoreOutputs(const MoeGemmParams& p, State& state, const Tile& tile,
+                                             const ThreadRows& rows,
                                              float (&sum)[kBoxes][kTokens / 2]) {
   using C = Config<false, kScales, kTokens>;
 #pragma unroll
@@ -573,8 +573,9 @@ __device__ __forceinline__ void StoreOutputs(const MoeGemmParams& p, State& stat
         for (int i = 0; i < 4; ++i) {
           const int column = rows.Column(j) + i % 2;
           if (column >= tile.count || row + i / 2 * 8 >= p.hidden) continue;
-          static_cast<float*>(p.y)[static_cast<int64_t>(state.column_rows[column]) * p.hidden +
-                                   row + i / 2 * 8] = sum[box][4 * j + i];
+          static_cast<float*>(
+              p.y)[static_cast<int64_t>(state.column_rows[column]) * p.hidden + row + i / 2 * 8] =
+              sum[box][4 * j + i];
         }
       }
     }
@@ -586,28 +587,27 @@ __global__ void __launch_bounds__(kThreads, 1)
     MoeGemmKernel(const __grid_constant__ CUtensorMap weight,
                   const __grid_constant__ CUtensorMap token_rows, const MoeGemmParams p) {
   using C = Config<kGateUp, kScales, kTokens>;
-  using State =
-      SharedState<C::kStages, kTokens,
-                  kGateUp || kTokens == 128 ? C::kStagingTokens * C::kStagingPitch : 16>;
+  using State = SharedState<C::kStages, kTokens,
+                            kGateUp || kTokens == 128 ? C::kStagingTokens * C::kStagingPitch : 16>;
   extern __shared__ __align__(1024) uint8_t shared[];
   const uint32_t ring = (SharedAddress(shared) + 1023) / 1024 * 1024;
   __shared__ State state;
   const int depth_bytes = (kGateUp ? p.hidden : p.width) * C::kElementBytes;
   const int depth_steps = (depth_bytes + kDepthBytes - 1) / kDepthBytes;
 
-  FillTileStarts<C, kTokens>(p, kGateUp ? p.width : p.hidden, state.tile_starts);
   if (threadIdx.x == 0) {
     PrefetchTensorMap(&weight);
     if constexpr (!C::kGather) PrefetchTensorMap(&token_rows);
     // The copy engine's thread, and who brings tokens or scales.
-    constexpr int kArrivals =
-        1 + (C::kGather ? kGatherThreads : !kGateUp && C::kFp8 ? kWarp : 0);
+    constexpr int kArrivals = 1 + (C::kGather ? kGatherThreads : !kGateUp && C::kFp8 ? kWarp : 0);
     for (int s = 0; s < C::kStages; ++s) {
       BarrierInit(SharedAddress(&state.full[s]), kArrivals);
       BarrierInit(SharedAddress(&state.empty[s]), kConsumers / kWarp);
     }
     BarrierInitFence();
   }
+  DependencyStart();
+  FillTileStarts<C, kTokens>(p, kGateUp ? p.width : p.hidden, state.tile_starts);
   __syncthreads();
 
   if (threadIdx.x < kProducers) {
@@ -660,7 +660,7 @@ void Launch(cudaStream_t stream, int sm_count, const CUtensorMap& weight, const 
   constexpr int kBytes = C::kStages * C::kStageBytes + 1024;
   const auto kernel = MoeGemmKernel<kGateUp, kScales, kTokens>;
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
-  kernel<<<sm_count, kThreads, kBytes, stream>>>(weight, rows, params);
+  LaunchAfter(kernel, dim3(sm_count), kThreads, kBytes, stream, weight, rows, params);
 }
 
 template <bool kGateUp>
@@ -676,8 +676,7 @@ void LaunchAny(cudaStream_t stream, int sm_count, MoeScales scales, const CUtens
       return run(Launch<kGateUp, MoeScales::kNone, 16>, Launch<kGateUp, MoeScales::kNone, 64>,
                  Launch<kGateUp, MoeScales::kNone, 128>);
     case MoeScales::kChannel:
-      return run(Launch<kGateUp, MoeScales::kChannel, 16>,
-                 Launch<kGateUp, MoeScales::kChannel, 64>,
+      return run(Launch<kGateUp, MoeScales::kChannel, 16>, Launch<kGateUp, MoeScales::kChannel, 64>,
                  Launch<kGateUp, MoeScales::kChannel, 128>);
     case MoeScales::kBlock:
       return run(Launch<kGateUp, MoeScales::kBlock, 16>, Launch<kGateUp, MoeScales::kBlock, 64>,
@@ -688,8 +687,8 @@ void LaunchAny(cudaStream_t stream, int sm_count, MoeScales scales, const CUtens
 }  // namespace
 
 int MoeTokenTile(const MoeGemmParams& params, MoeScales scales) {
-  // Twice the mean of an expert, and no more than four tiles of the shared one, within reason: where
-  // reading weights is the limit, a wide tile costs nothing.
+  // Twice the mean of an expert, and no more than four tiles of the shared one, within reason:
+  // where reading weights is the limit, a wide tile costs nothing.
   const int mean = params.tokens * params.experts_per_token / std::max(1, params.experts);
   const int wanted = std::max(2 * mean, params.tokens / 4);
   if (wanted <= 16) return 16;

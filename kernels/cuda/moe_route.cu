@@ -1,16 +1,18 @@
 // The router: fp32 logits, sigmoid, top-k with a correction bias, and each expert's list of pairs.
 //
-// The logits are a GEMM with float outputs. Then one warp a token picks its experts in k rounds of a
-// warp-wide maximum. The lists are built without atomics and without zeroed memory: who owns an
+// The logits are a GEMM with float outputs. Then one warp a token picks its experts in k rounds of
+// a warp-wide maximum. The lists are built without atomics and without zeroed memory: who owns an
 // expert counts the pairs of lower experts (where its list starts) and then writes its own pairs in
-// order. For few tokens one kernel does all: a block computes the logits of one expert, and the last
-// block to finish, found by a ticket, chooses and lists. For many, the GEMM is a kernel of its own, and
-// each expert has a block that reads all choices twice from L2.
+// order. For few tokens one kernel does all: a block computes the logits of one expert, and the
+// last block to finish, found by a ticket, chooses and lists. For many, the GEMM is a kernel of its
+// own, and each expert has a block that reads all choices twice from L2.
 
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/launch_after.h"
 #include "kernels/cuda/lt_gemms.h"
+#include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/small_gemm.h"
 #include "kernels/cuda/warp.cuh"
 
@@ -168,6 +170,7 @@ __global__ void __launch_bounds__(kFusedThreads)
   __shared__ int32_t ids[kFusedTokensMax * kWarp];
   __shared__ int last;
   const int expert = blockIdx.x;
+  DependencyStart();
   const int tokens = p.counts[0];
   float sums[kFusedTokensMax] = {};
   for (int column = threadIdx.x * 8; column < hidden; column += kFusedThreads * 8) {
@@ -288,9 +291,10 @@ void MoeRoute(Device& device, const MoeRouteArgs& args) {
   };
   if (tokens <= kFusedTokensMax && hidden % 8 == 0 && vector_rows(args.in) &&
       vector_rows(args.gate)) {
-    FusedRouteKernel<<<static_cast<unsigned>(experts), kFusedThreads, 0, op.stream()>>>(
-        params, args.in.Data<BFloat16>(), args.in.stride[0], args.gate.Data<BFloat16>(),
-        args.gate.stride[0], static_cast<int>(hidden), logits, op.device().counters());
+    LaunchAfter(FusedRouteKernel, dim3(static_cast<unsigned>(experts)), kFusedThreads, 0,
+                op.stream(), params, args.in.Data<BFloat16>(), args.in.stride[0],
+                args.gate.Data<BFloat16>(), args.gate.stride[0], static_cast<int>(hidden), logits,
+                op.device().counters());
   } else {
     ComputeLogits(op, args, logits);
     constexpr int kTokensPerBlock = 8;

@@ -1,4 +1,5 @@
-// Ops of one pass over rows: embedding, residual + RMSNorm + quantise, SwiGLU + quantise, row gather.
+// Ops of one pass over rows: embedding, residual + RMSNorm + quantise, SwiGLU + quantise, row
+// gather.
 //
 // One block computes one row, 8 values a thread, so a row stays in registers between its reductions
 // and device memory sees each value once. Blocks of padding rows return at once.
@@ -8,6 +9,8 @@
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/launch_after.h"
+#include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/quantize_rows.h"
 #include "kernels/cuda/warp.cuh"
 
@@ -64,10 +67,10 @@ __device__ __forceinline__ void StoreRow8(Float8* row, int column, int columns,
   if constexpr (kAligned) {
     if (column < columns) {
       uint2 packed;
-      packed.x = PackFp8x4(values[0] / scale, values[1] / scale, values[2] / scale,
-                           values[3] / scale);
-      packed.y = PackFp8x4(values[4] / scale, values[5] / scale, values[6] / scale,
-                           values[7] / scale);
+      packed.x =
+          PackFp8x4(values[0] / scale, values[1] / scale, values[2] / scale, values[3] / scale);
+      packed.y =
+          PackFp8x4(values[4] / scale, values[5] / scale, values[6] / scale, values[7] / scale);
       *reinterpret_cast<uint2*>(row + column) = packed;
     }
   } else {
@@ -97,8 +100,8 @@ __device__ __forceinline__ float GroupMax(float value) {
   return value;
 }
 
-/// Quantises and stores values column .. column + 7 of `row`; `row_largest` is used unless each group
-/// has its scale. All lanes call it.
+/// Quantises and stores values column .. column + 7 of `row`; `row_largest` is used unless each
+/// group has its scale. All lanes call it.
 template <bool kAligned>
 __device__ __forceinline__ void StoreQuantized(const QuantizedRows& q, int64_t row, int column,
                                                int columns, const float (&values)[kVector],
@@ -165,6 +168,7 @@ template <bool kAligned>
 __global__ void __launch_bounds__(1024) AddRmsNormKernel(const NormParams p) {
   __shared__ float shared[kWarp];
   const int64_t row = blockIdx.x;
+  DependencyStart();
   if (row >= p.counts[0]) return;
   const int column = threadIdx.x * kVector;
 
@@ -213,6 +217,7 @@ template <bool kSilu, bool kAligned, int kVectors>
 __global__ void __launch_bounds__(1024) ActivateKernel(const ActivateParams p) {
   __shared__ float shared[kWarp];
   const int64_t row = blockIdx.x;
+  DependencyStart();
   if (row >= p.counts[0]) return;
   const BFloat16* in = p.in + row * p.in_stride;
 
@@ -252,11 +257,11 @@ void LaunchActivateAligned(cudaStream_t stream, int64_t rows, const ActivatePara
   const int threads = (needed + kWarp - 1) / kWarp * kWarp;
   const dim3 grid(static_cast<unsigned>(rows));
   if (vectors_a_thread == 1) {
-    ActivateKernel<kSilu, kAligned, 1><<<grid, threads, 0, stream>>>(p);
+    LaunchAfter(ActivateKernel<kSilu, kAligned, 1>, grid, threads, 0, stream, p);
   } else if (vectors_a_thread == 2) {
-    ActivateKernel<kSilu, kAligned, 2><<<grid, threads, 0, stream>>>(p);
+    LaunchAfter(ActivateKernel<kSilu, kAligned, 2>, grid, threads, 0, stream, p);
   } else {
-    ActivateKernel<kSilu, kAligned, 4><<<grid, threads, 0, stream>>>(p);
+    LaunchAfter(ActivateKernel<kSilu, kAligned, 4>, grid, threads, 0, stream, p);
   }
 }
 
@@ -351,9 +356,9 @@ void AddRmsNorm(Device& device, const AddRmsNormArgs& args) {
   const int threads = static_cast<int>((vectors + kWarp - 1) / kWarp * kWarp);
   const unsigned grid = static_cast<unsigned>(rows);
   if (aligned) {
-    AddRmsNormKernel<true><<<grid, threads, 0, op.stream()>>>(params);
+    LaunchAfter(AddRmsNormKernel<true>, dim3(grid), threads, 0, op.stream(), params);
   } else {
-    AddRmsNormKernel<false><<<grid, threads, 0, op.stream()>>>(params);
+    LaunchAfter(AddRmsNormKernel<false>, dim3(grid), threads, 0, op.stream(), params);
   }
 }
 

@@ -14,7 +14,7 @@ __device__ __forceinline__ uint32_t SharedAddress(const void* pointer) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(pointer));
 }
 
-// ---- Loads -----------------------------------------------------------------------------------------
+// ---- Loads ----
 // Not volatile: the compiler may move them ahead of what waits.
 
 /// A 16-byte load of data that is read once.
@@ -35,7 +35,7 @@ __device__ __forceinline__ uint4 LoadConstant(const void* pointer) {
   return value;
 }
 
-// ---- cp.async (sm_80) ------------------------------------------------------------------------------
+// ---- cp.async (sm_80) ----
 
 /// 16 bytes from global to shared memory; zeros when `valid` is false.
 __device__ __forceinline__ void CopyAsync16(uint32_t shared_dst, const void* source, bool valid) {
@@ -59,7 +59,7 @@ __device__ __forceinline__ void CopyAsyncWait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
 }
 
-// ---- mma.sync (sm_80, sm_89) -----------------------------------------------------------------------
+// ---- mma.sync (sm_80, sm_89) ----
 
 /// d[16 x 8] += a[16 x 16] . b[16 x 8], bf16. a: rows g, g+8, g, g+8; columns 2t.. of k 0-7, 0-7,
 /// 8-15, 8-15. b: column g, k 2t.. of 0-7, 8-15. d: rows g, g, g+8, g+8; columns 2t, 2t+1.
@@ -96,17 +96,17 @@ __device__ __forceinline__ void LoadMatrix4Transposed(uint32_t (&r)[4], uint32_t
                : "memory");
 }
 
-/// Stores four 8 x 8 tiles of 16-bit values transposed: column c of tile i goes to the 16 bytes at the
-/// address that lane 8i + c gives. Registers as LoadMatrix4's.
+/// Stores four 8 x 8 tiles of 16-bit values transposed: column c of tile i goes to the 16 bytes at
+/// the address that lane 8i + c gives. Registers as LoadMatrix4's.
 __device__ __forceinline__ void StoreMatrix4Transposed(uint32_t address, uint32_t a, uint32_t b,
                                                        uint32_t c, uint32_t d) {
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
-                   address),
-               "r"(a), "r"(b), "r"(c), "r"(d)
-               : "memory");
+  asm volatile(
+      "stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+      "r"(a), "r"(b), "r"(c), "r"(d)
+      : "memory");
 }
 
-// ---- mbarrier --------------------------------------------------------------------------------------
+// ---- mbarrier ----
 
 __device__ __forceinline__ void BarrierInit(uint32_t barrier, uint32_t arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
@@ -142,7 +142,7 @@ __device__ __forceinline__ void NamedBarrier(int index, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(index), "r"(threads) : "memory");
 }
 
-// ---- Bulk tensor copies ----------------------------------------------------------------------------
+// ---- Bulk tensor copies ----
 
 /// Fetches the box at (column, row) of a 2D tensor map into shared memory; its bytes count at
 /// `barrier`.
@@ -163,9 +163,11 @@ __device__ __forceinline__ void AsyncProxyFence() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 }
 
-// ---- wgmma (sm_90a) --------------------------------------------------------------------------------
+// ---- wgmma (sm_90a) ----
 
-__device__ __forceinline__ void WgmmaFence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
+__device__ __forceinline__ void WgmmaFence() {
+  asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
 __device__ __forceinline__ void WgmmaCommit() {
   asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
 }
@@ -178,9 +180,9 @@ __device__ __forceinline__ void WgmmaWait() {
 /// 128-byte swizzle; `address` is 1024-byte aligned plus the byte offset of k within the row.
 __device__ __forceinline__ uint64_t WgmmaDescriptor(uint32_t address) {
   uint64_t descriptor = (address & 0x3FFFFu) >> 4;
-  descriptor |= static_cast<uint64_t>(1) << 16;           // leading offset: unused when swizzled
-  descriptor |= static_cast<uint64_t>(1024 >> 4) << 32;   // 8 rows of 128 bytes
-  descriptor |= static_cast<uint64_t>(1) << 62;           // 128-byte swizzle
+  descriptor |= static_cast<uint64_t>(1) << 16;          // leading offset: unused when swizzled
+  descriptor |= static_cast<uint64_t>(1024 >> 4) << 32;  // 8 rows of 128 bytes
+  descriptor |= static_cast<uint64_t>(1) << 62;          // 128-byte swizzle
   return descriptor;
 }
 
@@ -193,17 +195,17 @@ __device__ __forceinline__ uint64_t WgmmaDescriptor(uint32_t address) {
 template <bool kFp8, int N>
 struct Wgmma;
 
-#define GLM_WGMMA(kFp8, N, TYPE, REGS, D_OUT, A, B, P)                                            \
-  template <>                                                                                    \
-  struct Wgmma<kFp8, N> {                                                                        \
-    static __device__ __forceinline__ void Run(float (&d)[N / 2], uint64_t a, uint64_t b,        \
-                                               int accumulate) {                                 \
-      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P                                         \
-                   ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N TYPE " {" REGS "}, " A ", " B    \
-                   ", p, 1, 1" GLM_TAIL_##kFp8 ";\n}\n"                                          \
-                   : D_OUT                                                                       \
-                   : "l"(a), "l"(b), "r"(accumulate));                                           \
-    }                                                                                            \
+#define GLM_WGMMA(kFp8, N, TYPE, REGS, D_OUT, A, B, P)                                        \
+  template <>                                                                                 \
+  struct Wgmma<kFp8, N> {                                                                     \
+    static __device__ __forceinline__ void Run(float (&d)[N / 2], uint64_t a, uint64_t b,     \
+                                               int accumulate) {                              \
+      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P                                      \
+                   ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N TYPE " {" REGS "}, " A ", " B \
+                   ", p, 1, 1" GLM_TAIL_##kFp8 ";\n}\n"                                       \
+                   : D_OUT                                                                    \
+                   : "l"(a), "l"(b), "r"(accumulate));                                        \
+    }                                                                                         \
   };
 #define GLM_TAIL_true ""
 #define GLM_TAIL_false ", 0, 0"
@@ -212,11 +214,12 @@ struct Wgmma;
 #define GLM_REGS4 "%0, %1, %2, %3"
 #define GLM_REGS8 GLM_REGS4 ", %4, %5, %6, %7"
 #define GLM_REGS16 GLM_REGS8 ", %8, %9, %10, %11, %12, %13, %14, %15"
-#define GLM_REGS32                                                                               \
+#define GLM_REGS32 \
   GLM_REGS16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define GLM_REGS64                                                                               \
-  GLM_REGS32 ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
-             "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define GLM_REGS64                                                                     \
+  GLM_REGS32                                                                           \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
+  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define GLM_OUT4 GLM_D4(d, 0)
 #define GLM_OUT8 GLM_D4(d, 0), GLM_D4(d, 4)
 #define GLM_OUT16 GLM_D16(d, 0)
@@ -234,8 +237,8 @@ GLM_WGMMA(false, 32, GLM_BF16, GLM_REGS16, GLM_OUT16, "%16", "%17", "%18")
 GLM_WGMMA(false, 64, GLM_BF16, GLM_REGS32, GLM_OUT32, "%32", "%33", "%34")
 GLM_WGMMA(false, 128, GLM_BF16, GLM_REGS64, GLM_OUT64, "%64", "%65", "%66")
 
-/// Descriptor of an operand whose rows are k (16-bit values of 64 columns a row, rows 128 bytes apart,
-/// 128-byte swizzle); the next 64 columns lie `column_bytes` further.
+/// Descriptor of an operand whose rows are k (16-bit values of 64 columns a row, rows 128 bytes
+/// apart, 128-byte swizzle); the next 64 columns lie `column_bytes` further.
 __device__ __forceinline__ uint64_t WgmmaDescriptorTransposed(uint32_t address,
                                                               uint32_t column_bytes) {
   uint64_t descriptor = (address & 0x3FFFFu) >> 4;
@@ -245,27 +248,33 @@ __device__ __forceinline__ uint64_t WgmmaDescriptorTransposed(uint32_t address,
   return descriptor;
 }
 
-/// d[64 x N] += a[64 x 16] . b[16 x N], bf16; a in registers (as MmaBf16's, rows 16 * (warp) + g), b
-/// through WgmmaDescriptorTransposed.
+/// d[64 x N] += a[64 x 16] . b[16 x N], bf16; a in registers (as MmaBf16's, rows 16 * (warp) + g),
+/// b through WgmmaDescriptorTransposed.
 template <int N>
 struct WgmmaRegisters;
 
-#define GLM_WGMMA_REGISTERS(N, REGS, D_OUT, A, B)                                                \
-  template <>                                                                                    \
-  struct WgmmaRegisters<N> {                                                                     \
-    static __device__ __forceinline__ void Run(float (&d)[N / 2], const uint32_t (&a)[4],        \
-                                               uint64_t b) {                                     \
-      asm volatile("wgmma.mma_async.sync.aligned.m64n" #N GLM_BF16 " {" REGS "}, {" A "}, " B    \
-                   ", 1, 1, 1, 1;\n"                                                             \
-                   : D_OUT                                                                       \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                        \
-    }                                                                                            \
+#define GLM_WGMMA_REGISTERS(N, REGS, D_OUT, A, B)                                             \
+  template <>                                                                                 \
+  struct WgmmaRegisters<N> {                                                                  \
+    static __device__ __forceinline__ void Run(float (&d)[N / 2], const uint32_t (&a)[4],     \
+                                               uint64_t b) {                                  \
+      asm volatile("wgmma.mma_async.sync.aligned.m64n" #N GLM_BF16 " {" REGS "}, {" A "}, " B \
+                   ", 1, 1, 1, 1;\n"                                                          \
+                   : D_OUT                                                                    \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                     \
+    }                                                                                         \
   };
 GLM_WGMMA_REGISTERS(64, GLM_REGS32, GLM_OUT32, "%32, %33, %34, %35", "%36")
 GLM_WGMMA_REGISTERS(128, GLM_REGS64, GLM_OUT64, "%64, %65, %66, %67", "%68")
 
-// ---- Registers, dependent launch -------------------------------------------------------------------
+// ---- Registers, dependent launch ----
 
+/// Waits until all that the kernel before has written is there, then lets the next kernel's blocks
+/// start as soon as there is room for them. See launch_after.h.
+__device__ __forceinline__ void DependencyStart() {
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
 /// A block's warpgroups share what it was launched with: what the takers take, the givers must have
 /// given, or the takers wait for ever. 384 threads of 168: 40 and 232, or 24 and 240.
 template <int kRegisters>

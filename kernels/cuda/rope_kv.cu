@@ -1,14 +1,17 @@
 // q/k norm, rotary embedding and the store into the paged cache, fused: one warp a (token, head).
 //
-// The pair (i, i + rope_size / 2) of a rotation lies in two lanes. Where a lane's values are a vector and
-// the lanes of a pair differ in one bit (64 of 128 values rotated: lanes l and l ^ 8), they exchange by
-// shuffle; other sizes pass the head through shared memory. Heads of v are only copied.
+// The pair (i, i + rope_size / 2) of a rotation lies in two lanes. Where a lane's values are a
+// vector and the lanes of a pair differ in one bit (64 of 128 values rotated: lanes l and l ^ 8),
+// they exchange by shuffle; other sizes pass the head through shared memory. Heads of v are only
+// copied.
 
 #include <type_traits>
 
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/launch_after.h"
+#include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/warp.cuh"
 
 namespace glm::cuda {
@@ -56,11 +59,11 @@ struct Head {
     copied = head >= p.query_heads + p.kv_heads;
     if (head < p.query_heads) return;
     const int kv_head = (head - p.query_heads) % p.kv_heads;
-    const int64_t block = p.block_tables[p.token_sequences[token] * p.block_tables_stride +
-                                         position / p.block_size];
-    target = (copied ? p.values : p.keys) +
-             ((block * p.kv_heads + kv_head) * p.block_size + position % p.block_size) *
-                 p.head_size;
+    const int64_t block =
+        p.block_tables[p.token_sequences[token] * p.block_tables_stride + position / p.block_size];
+    target =
+        (copied ? p.values : p.keys) +
+        ((block * p.kv_heads + kv_head) * p.block_size + position % p.block_size) * p.head_size;
   }
 };
 
@@ -69,6 +72,7 @@ template <int kValues>
 __global__ void __launch_bounds__(kHeadsPerBlock* kWarp) NormRopeVectorKernel(const RopeParams p) {
   using Vector = typename std::conditional<kValues == 4, uint2, uint32_t>::type;
   const int token = blockIdx.x;
+  DependencyStart();
   if (token >= p.counts[0]) return;
   const int lane = threadIdx.x % kWarp;
   const int index = blockIdx.y * kHeadsPerBlock + threadIdx.x / kWarp;
@@ -93,8 +97,8 @@ __global__ void __launch_bounds__(kHeadsPerBlock* kWarp) NormRopeVectorKernel(co
       const float inverse = 1.0f / sqrtf(mean + p.epsilon);
 #pragma unroll
       for (int i = 0; i < kValues; ++i) {
-        values[i] = RoundBf16(RoundBf16(values[i] * inverse) *
-                              ToFloat(head.norm[lane * kValues + i]));
+        values[i] =
+            RoundBf16(RoundBf16(values[i] * inverse) * ToFloat(head.norm[lane * kValues + i]));
       }
     }
     const int half = p.rope_size / 2;
@@ -120,6 +124,7 @@ __global__ void __launch_bounds__(kHeadsPerBlock* kWarp) NormRopeVectorKernel(co
 __global__ void __launch_bounds__(kHeadsPerBlock* kWarp) NormRopeStoreKernel(const RopeParams p) {
   __shared__ float heads[kHeadsPerBlock][kHeadSizeMax];
   const int token = blockIdx.x;
+  DependencyStart();
   if (token >= p.counts[0]) return;
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
@@ -214,11 +219,11 @@ void NormRopeStore(Device& device, const NormRopeStoreArgs& args) {
                        reinterpret_cast<uintptr_t>(args.qkv.data) % 8 == 0 &&
                        args.qkv.stride[0] % 4 == 0;
   if (vectors && head_size == 128) {
-    NormRopeVectorKernel<4><<<grid, kHeadsPerBlock * kWarp, 0, op.stream()>>>(params);
+    LaunchAfter(NormRopeVectorKernel<4>, grid, kHeadsPerBlock * kWarp, 0, op.stream(), params);
   } else if (vectors) {
-    NormRopeVectorKernel<2><<<grid, kHeadsPerBlock * kWarp, 0, op.stream()>>>(params);
+    LaunchAfter(NormRopeVectorKernel<2>, grid, kHeadsPerBlock * kWarp, 0, op.stream(), params);
   } else {
-    NormRopeStoreKernel<<<grid, kHeadsPerBlock * kWarp, 0, op.stream()>>>(params);
+    LaunchAfter(NormRopeStoreKernel, grid, kHeadsPerBlock * kWarp, 0, op.stream(), params);
   }
 }
 

@@ -1,17 +1,18 @@
 // One id a logit row, without sorting the vocabulary.
 //
-// A cluster of 8 blocks keeps a row's logits in registers. Order is by (logit falling, id rising), so
-// each question of the contract is the same one: at which element does the running sum of weights
-// reach a target? top-k asks it with weight 1, top-p and the draw with the probability. A histogram
-// over the distance to the largest logit, in steps of 1/64, finds the bin; the few logits in it are
-// then compared each with each. Where they are many (equal logits, say), three more histograms over the
-// bits of the logit decide. Equal logits have equal weights, so the place within a tie follows by
-// division. top-p and the draw share one histogram.
+// A cluster of 8 blocks keeps a row's logits in registers. Order is by (logit falling, id rising),
+// so each question of the contract is the same one: at which element does the running sum of
+// weights reach a target? top-k asks it with weight 1, top-p and the draw with the probability. A
+// histogram over the distance to the largest logit, in steps of 1/64, finds the bin; the few logits
+// in it are then compared each with each. Where they are many (equal logits, say), three more
+// histograms over the bits of the logit decide. Equal logits have equal weights, so the place
+// within a tie follows by division. top-p and the draw share one histogram.
 //
-// Probabilities are 33-bit fixed point: sums are exact, so a row's id depends on nothing but the row. A
-// histogram is two of 32-bit words, for the low 17 and the high bits, since shared memory adds those in
-// hardware. One row of 151,552 on an H100: 295 us with 64-bit words and one addition per bin and warp
-// (match_any), 145 us with 32-bit words but bins of the logit's exponent, where most meet in a few.
+// Probabilities are 33-bit fixed point: sums are exact, so a row's id depends on nothing but the
+// row. A histogram is two of 32-bit words, for the low 17 and the high bits, since shared memory
+// adds those in hardware. One row of 151,552 on an H100: 295 us with 64-bit words and one addition
+// per bin and warp (match_any), 145 us with 32-bit words but bins of the logit's exponent, where
+// most meet in a few.
 
 #include <cooperative_groups.h>
 
@@ -139,7 +140,8 @@ __device__ __forceinline__ int BinOf(int b) {
   return kBins - 1 - (static_cast<int>(threadIdx.x) * kBinsPerThread + b);
 }
 
-/// Bins of the first histogram: distance to the largest, in steps of 1/64, the last bin without end.
+/// Bins of the first histogram: distance to the largest, in steps of 1/64, the last bin without
+/// end.
 __device__ __forceinline__ int DistanceBin(uint32_t key, float largest) {
   return kBins - 1 - static_cast<int>(fminf((largest - ValueOf(key)) * 64.0f, kBins - 1.0f));
 }
@@ -193,8 +195,8 @@ __device__ void CountBins(cg::cluster_group& cluster, SharedState& shared,
   cluster.sync();
 }
 
-/// Finds the bin in which the sum from the highest bin down reaches `target`: shared.bin, with the sum
-/// above it in shared.before, until the next call.
+/// Finds the bin in which the sum from the highest bin down reaches `target`: shared.bin, with the
+/// sum above it in shared.before, until the next call.
 __device__ void FindBin(SharedState& shared, const Mass (&bins)[kBinsPerThread], Mass target) {
   Mass own = 0;
 #pragma unroll
@@ -226,8 +228,8 @@ struct Cut {
   Mass before;   // summed weight of the larger keys
 };
 
-/// Brings the keys of the cluster that fall in `distance_bin` together; how many, or -1 if there are
-/// too many.
+/// Brings the keys of the cluster that fall in `distance_bin` together; how many, or -1 if there
+/// are too many.
 template <int kPerThread>
 __device__ int CollectCandidates(cg::cluster_group& cluster, SharedState& shared,
                                  const uint32_t (&keys)[kPerThread], int valid, float largest,
@@ -294,8 +296,7 @@ __device__ Cut Select(cg::cluster_group& cluster, SharedState& shared,
   BinRule rule;
   rule.distance_bin = shared.bin;
   Mass before = shared.before;
-  const int count =
-      CollectCandidates(cluster, shared, keys, valid, largest, rule.distance_bin);
+  const int count = CollectCandidates(cluster, shared, keys, valid, largest, rule.distance_bin);
   if (count >= 0) return CutCandidates(shared, count, largest, by_mass, before, target);
 #pragma unroll 1
   for (int round = 0; round < 3; ++round) {

@@ -1,15 +1,18 @@
 // Few rows: the weight is streamed once, straight from device memory into tensor core fragments.
 //
-// Weight rows are the M = 16 side of mma.sync, tokens the N = 8 side. The order of k inside a product
-// is free as long as both sides agree, so a thread takes 16 consecutive bytes where the fragment
-// layout would want four scattered words: every load is 16 bytes wide, four lanes read 64 consecutive
-// bytes of a row, and no shared memory or shuffle stands between memory and the tensor core. The
-// warps of a block take 128-byte slices of k in turn and add their sums at the end, in a fixed order.
-// fp8 sums leave the tensor core's short accumulator every 128 values of k.
+// Weight rows are the M = 16 side of mma.sync, tokens the N = 8 side. The order of k inside a
+// product is free as long as both sides agree, so a thread takes 16 consecutive bytes where the
+// fragment layout would want four scattered words: every load is 16 bytes wide, four lanes read 64
+// consecutive bytes of a row, and no shared memory or shuffle stands between memory and the tensor
+// core. The warps of a block take 128-byte slices of k in turn and add their sums at the end, in a
+// fixed order. fp8 sums leave the tensor core's short accumulator every 128 values of k.
 //
-// A weight of few rows has few blocks; they get 16 warps each. Dividing k among the blocks of a cluster
-// instead was slower on an H100 (355B qkv at TP8, M=1: 10.5 us against 7.5), clusters start late. What
-// the end needs (scales, bias, the count of rows) is asked for at the start, when it costs no wait.
+// A weight of few rows has few blocks; they get 16 warps each. Dividing k among the blocks of a
+// cluster instead was slower on an H100 (355B qkv at TP8, M=1: 10.5 us against 7.5), clusters start
+// late. What the end needs (scales, bias, the count of rows) is asked for at the start, when it
+// costs no wait. Starting before the kernel before ends (launch_after.h), with the first slices of
+// the weight prefetched to L2 meanwhile, was a loss on an H100: lm_head at M=1 took 696 us against
+// 412.
 
 #include <algorithm>
 
@@ -136,9 +139,8 @@ __global__ void __launch_bounds__(kWarps* kWarp) SmallGemmKernel(const GemmParam
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           const int at = k + u * kStride + half * 64 + quad * 16;
-          token[half] = kTokensAhead
-                            ? ahead[u][half]
-                            : LoadOrZero(token_rows[n] + at, at < p.depth_bytes, false);
+          token[half] = kTokensAhead ? ahead[u][half]
+                                     : LoadOrZero(token_rows[n] + at, at < p.depth_bytes, false);
         }
         MultiplySlice<kFp8>(sums[n], low[u], high[u], token);
       }
@@ -249,13 +251,12 @@ bool TakesSmallGemm(const SmallGemm& gemm) {
   const auto aligned = [](const void* pointer, int64_t row_bytes) {
     return reinterpret_cast<uintptr_t>(pointer) % 16 == 0 && row_bytes % 16 == 0;
   };
-  // From 17 rows on, cuBLASLt is as fast where the weight is large; below, and for narrow weights, it
-  // stands at 10 to 60 % of the memory's rate (H100).
+  // From 17 rows on, cuBLASLt is as fast where the weight is large; below, and for narrow weights,
+  // it stands at 10 to 60 % of the memory's rate (H100).
   constexpr int64_t kNarrowBytes = 12 << 20;
   const int64_t rows_max = gemm.outputs * gemm.depth * size <= kNarrowBytes ? 32 : 16;
   return gemm.rows <= rows_max && !gemm.block_scales && gemm.depth * size % 16 == 0 &&
-         aligned(gemm.in, gemm.in_stride * size) &&
-         aligned(gemm.weight, gemm.weight_stride * size);
+         aligned(gemm.in, gemm.in_stride * size) && aligned(gemm.weight, gemm.weight_stride * size);
 }
 
 void RunSmallGemm(cudaStream_t stream, int sm_count, const SmallGemm& gemm) {

@@ -28,12 +28,12 @@ struct SmallGemm {
   const float* row_scales = nullptr;     // with fp8: F32 [m], or [m, k/128] with block_scales
   const float* output_scales = nullptr;  // with fp8: F32 [n], or [n/128, k/128] with block_scales
   bool block_scales = false;
-  const BFloat16* bias = nullptr;  // [n], or null
+  const BFloat16* bias = nullptr;       // [n], or null
   const int32_t* valid_rows = nullptr;  // device memory: rows from *valid_rows on are left alone
 };
 
-/// True when RunSmallGemm can and should: at most 32 rows, 16-byte aligned rows of in and weight, no
-/// block scales.
+/// True when RunSmallGemm can and should: at most 32 rows, 16-byte aligned rows of in and weight,
+/// no block scales.
 bool TakesSmallGemm(const SmallGemm& gemm);
 void RunSmallGemm(cudaStream_t stream, int sm_count, const SmallGemm& gemm);
 

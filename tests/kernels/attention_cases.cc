@@ -298,7 +298,8 @@ std::vector<OpCase> NormRopeStoreCases() {
 
 std::vector<OpCase> AttentionLargeCases() {
   std::vector<OpCase> cases;
-  for (const HeadShape& shape : {HeadShape{12, 1, 128}, HeadShape{4, 2, 128}, HeadShape{8, 8, 64}}) {
+  for (const HeadShape& shape :
+       {HeadShape{12, 1, 128}, HeadShape{4, 2, 128}, HeadShape{8, 8, 64}}) {
     const auto add = [&](const char* name, std::vector<BatchSpec::Part> sequences,
                          int32_t block_size) {
       const Step step{name, Spec(std::move(sequences), block_size)};

@@ -120,8 +120,8 @@ class Verdict {
   /// The first `rows` rows of `tensor` against `want`, row-major.
   void Near(Device& device, const char* name, const Tensor& tensor, int64_t rows,
             const std::vector<double>& want, const Tolerance& tolerance);
-  /// FP8 values and scales against the unquantised `want`, `group` columns a scale. `absolute`: what
-  /// the values before quantisation may differ by.
+  /// FP8 values and scales against the unquantised `want`, `group` columns a scale. `absolute`:
+  /// what the values before quantisation may differ by.
   void NearQuantized(Device& device, const char* name, const Activation& quantized, int64_t rows,
                      const std::vector<double>& want, int64_t group, DType act,
                      double absolute = 0);

@@ -293,8 +293,8 @@ OpCase MoeExpertsCase(DType act, const MoeShape& shape, Scales scales, Spread sp
       if (shape.shared > 0) add(shape.experts, 1);
       for (const double x : sum) want.push_back(RoundTo(act, x));
     }
-    // h rounded on the other side moves the sum by a share of its largest terms, and h, a product of
-    // two sums, grows with hidden. The largest FP8 h of a group has steps of a 14th.
+    // h rounded on the other side moves the sum by a share of its largest terms, and h, a product
+    // of two sums, grows with hidden. The largest FP8 h of a group has steps of a 14th.
     Tolerance tolerance = ToleranceOf(act, 4);
     const double growth = static_cast<double>(shape.hidden) / 64;
     if (float8) {

@@ -37,7 +37,8 @@ std::vector<OpCase> MoeExpertsCases();
 std::vector<OpCase> GatherLogitRowsCases();
 std::vector<OpCase> SampleCases();
 
-/// BF16 cases of sizes at which GPU kernels take their other paths; too slow for the CPU's debug tests.
+/// BF16 cases of sizes at which GPU kernels take their other paths; too slow for the CPU's debug
+/// tests.
 std::vector<OpCase> LinearLargeCases();
 std::vector<OpCase> AttentionLargeCases();
 std::vector<OpCase> MoeExpertsLargeCases();

@@ -1,5 +1,6 @@
-// Every op of the CUDA backend on the cases that the CPU backend passes, judged by the same oracle with
-// the same tolerances; and that two runs, and a captured run, give the same bits. Skips without a GPU.
+// Every op of the CUDA backend on the cases that the CPU backend passes, judged by the same oracle
+// with the same tolerances; and that two runs, and a captured run, give the same bits. Skips
+// without a GPU.
 #include <gtest/gtest.h>
 
 #include "tests/kernels/case_parts.h"
@@ -76,9 +77,7 @@ TEST_F(ParityTest, ReplayReadsWhatDeviceMemoryThenHolds) {
     device_->ops().add_rms_norm(*device_, norm);
     device_->ops().linear(*device_, linear);
   };
-  const auto result = [&] {
-    return HostTensor::Download(*device_, out.Rows(0, kTokens)).bytes();
-  };
+  const auto result = [&] { return HostTensor::Download(*device_, out.Rows(0, kTokens)).bytes(); };
 
   issue();
   const std::vector<uint8_t> want_first = result();
