@@ -16,7 +16,7 @@
 #include <vector>
 
 #include "engine/engine.h"
-#include "engine/mutex.h"
+#include "proto/base/mutex.h"
 #include "engine/rank/step_runner.h"
 #include "engine/schedule/scheduler.h"
 

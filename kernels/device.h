@@ -25,7 +25,9 @@ struct StepLimits {
   int64_t hidden = 0;             // H
   int64_t query_heads = 0;        // N on this rank
   int64_t kv_heads = 0;           // K on this rank
-  int64_t head_size = 0;          // D
+  int64_t head_size = 0;          // D; with latent attention the larger of nope + rope and v
+  int64_t query_latent = 0;       // width of the latent that queries are made of; 0: there is none
+  int64_t latent = 0;             // L + rope, a cell of a latent cache; 0: attention is not latent
   int64_t experts = 0;            // E, shared ones included; 0 without MoE
   int64_t experts_per_token = 0;  // k, shared ones included
   int64_t expert_width = 0;       // M on this rank

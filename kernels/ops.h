@@ -59,28 +59,38 @@ struct Activation {
 struct Weight {
   Tensor values;    // F32, BF16 or F8E4M3 [N, K]; experts: [E, N, K]
   Tensor scales{};  // empty, or F32 [N] ([E, N]): one an output channel;
-                    // or F32 [ceil(N/128), ceil(K/128)] ([E, ...]): one a 128 x 128 block
+                    // or F32 [blocks of rows, blocks of columns] ([E, ...]): one a 128 x 128 block
+  // A rank's slice of a block-scaled weight may begin inside a block: these many rows and columns
+  // of the first block are not in the slice. Activation groups of 128 columns begin there too.
+  int64_t scale_row_offset = 0;
+  int64_t scale_column_offset = 0;
 };
 
-/// One layer's cache: a block holds P positions of every kv head, [B, K, P, D] each.
+/// One layer's cache: a block holds P positions of every kv head, [B, K, P, D] each. Latent
+/// attention (MLA) has one "head" of L + rope values a position in `keys`, and no `values`. In an
+/// FP8 cache a stored value stands for value * scale: x / scale is what is rounded to FP8.
 struct KvLayer {
-  Tensor keys;    // act [B, K, P, D]
-  Tensor values;  // act [B, K, P, D]
+  Tensor keys;      // act or F8E4M3 [B, K, P, D]
+  Tensor values{};  // as keys; empty with latent attention
+  float key_scale = 1;
+  float value_scale = 1;
 };
 
 struct EmbedArgs {
   const BatchView& batch;
-  Tensor table;  // act [V, H]
-  Tensor out;    // act [T, H]
+  Tensor table;                  // act [V, H]: rows vocabulary_begin .. of the model's table
+  Tensor out;                    // act [T, H]
+  int64_t vocabulary_begin = 0;  // ids outside the table's rows give zeros: another rank has them
 };
 
 struct AddRmsNormArgs {
   const BatchView& batch;
-  Tensor delta{};   // act [T, H], or empty: nothing is added
-  Tensor residual;  // act [T, H], in and out: residual += delta, rounded
-  Tensor weight;    // act [H]
+  Tensor delta{};     // act [T, H], or empty: nothing is added
+  Tensor residual{};  // act [T, H], in and out: residual += delta, rounded; or empty: delta itself
+                      // is normalised, and may be a view of columns
+  Tensor weight;      // act [H]
   float epsilon = 0;
-  Tensor out{};            // act [T, H], or empty. May alias delta
+  Tensor out{};            // act [T, H], or empty. May alias delta, may be a view of columns
   Activation quantized{};  // FP8 [T, H] with scales, or empty
 };
 
@@ -112,6 +122,29 @@ struct AttentionArgs {
   float scale = 0;         // of q.k, before the softmax
   Tensor out{};            // act [T, N * D], or empty
   Activation quantized{};  // FP8 [T, N * D] with scales, or empty
+};
+
+struct MlaRopeStoreArgs {
+  const BatchView& batch;
+  Tensor
+      queries;  // act [T, N * (nope + rope)], in and out: a head's plain part, then its rope part
+  Tensor
+      latent;  // act [T, L + rope]: the latent before its norm, then the rope key. A view is fine
+  Tensor latent_norm;  // act [L]
+  float epsilon = 0;
+  Tensor rope;  // F32 [positions_max, rope]: rope/2 cosines, then as many sines
+  int64_t query_heads = 0;
+  KvLayer cache;  // keys [B, 1, P, L + rope]
+};
+
+struct MlaAttentionArgs {
+  const BatchView& batch;
+  Tensor queries;   // act [T, N * (nope + rope)], after mla_rope_store
+  KvLayer cache;    // keys [B, 1, P, L + rope]
+  Tensor kv_up;     // act [N, nope + v, L]: a head's key rows, then its value rows (kv_b_proj)
+  float scale = 0;  // of q.k, before the softmax
+  Tensor out{};     // act [T, N * v], or empty
+  Activation quantized{};  // FP8 [T, N * v] with scales, or empty
 };
 
 struct SiluMulArgs {
@@ -177,12 +210,13 @@ struct SampleArgs {
 };
 
 struct OpTable {
-  /// out[t] = table[id of t]. The id is token_ids[t], or last_ids[~token_ids[t]] when that is
-  /// negative.
+  /// out[t] = table[id of t - vocabulary_begin], or zeros when that is no row of the table. The id
+  /// is token_ids[t], or last_ids[~token_ids[t]] when that is negative.
   void (*embed)(Device&, const EmbedArgs&);
 
   /// residual += delta (float sum, rounded), then n = residual * (mean(residual^2) + epsilon)^-1/2
-  /// (float, rounded), then n * weight (rounded): to `out` and to `quantized`.
+  /// (float, rounded), then n * weight (rounded): to `out` and to `quantized`. Without a residual,
+  /// delta stands in its place and is left as it is.
   void (*add_rms_norm)(Device&, const AddRmsNormArgs&);
 
   /// out = in . weight^T + bias. Float sum; scales and bias are applied to the sum; rounded once if
@@ -202,6 +236,20 @@ struct OpTable {
   /// probabilities unrounded (a GPU may round them to act); the weighted sum is float, rounded once,
   /// to `out` and to `quantized`. Prefill, decode and mixed steps all come here.
   void (*attention)(Device&, const AttentionArgs&);
+
+  /// For each token: the latent is normalised (as add_rms_norm), the rope key and every head's rope
+  /// part are rotated by the position's angles, interleaved form: pair (2i, 2i + 1) with angle i
+  /// (float, rounded; the pair stays where it is). Queries go back in place; normed latent and
+  /// rotated rope key go to the cache block that block_tables names for the position.
+  void (*mla_rope_store)(Device&, const MlaRopeStoreArgs&);
+
+  /// Causal latent attention. With c the cached latent and r the cached rope key of a position, the
+  /// score of head h is (q_plain . K_h c + q_rope . r) * scale, K_h the head's key rows of kv_up;
+  /// the head's output is V_h (sum of p c), V_h its value rows. A backend may absorb K_h into the
+  /// query (then K_h^T q_plain is rounded to act) or expand K_h c (then that is): the two differ by
+  /// rounding only. Softmax in float; sum of p c rounded to act, or V_h c in the expanded form; the
+  /// output rounded once, to `out` and to `quantized`.
+  void (*mla_attention)(Device&, const MlaAttentionArgs&);
 
   /// out = silu(gate) * up: float, rounded once, to `out` and to `quantized`.
   void (*silu_mul)(Device&, const SiluMulArgs&);

@@ -72,7 +72,7 @@ Service::Service(const WorkerOptions& options, WorkerMetrics* metrics)
 Service::~Service() = default;
 
 void Service::Attach(engine::Engine* engine) {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   engine_ = engine;
 }
 
@@ -82,7 +82,7 @@ grpc::ServerBidiReactor<pb::RouterFrame, pb::WorkerFrame>* Service::Session(
 }
 
 absl::Status Service::Open(const std::shared_ptr<glm::worker::Session>& session) {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   if (engine_ == nullptr) return absl::UnavailableError("the model is still loading");
   if (static_cast<int32_t>(sessions_.size()) >= options_.sessions_max) {
     return absl::ResourceExhaustedError(
@@ -117,7 +117,7 @@ void Service::Close(uint64_t session_number) {
   std::vector<engine::RequestId> orphans;
   engine::Engine* engine = nullptr;
   {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     const auto session = sessions_.find(session_number);
     if (session == sessions_.end()) return;
     for (const auto& [request_id, engine_id] : session->second->requests_) {
@@ -127,6 +127,7 @@ void Service::Close(uint64_t session_number) {
     LOG(INFO) << "session " << session_number << " closed, " << orphans.size()
               << " requests cancelled";
     session->second->requests_.clear();
+    if (live_.empty()) idle_.SignalAll();
     sessions_.erase(session);
     engine = engine_;
   }
@@ -135,7 +136,7 @@ void Service::Close(uint64_t session_number) {
 
 absl::Status Service::Register(const std::shared_ptr<glm::worker::Session>& session,
                                uint64_t request_id, engine::RequestId* engine_id) {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   if (draining_) return absl::UnavailableError("this worker is draining");
   if (!sessions_.contains(session->number_)) return absl::CancelledError("the session has ended");
   *engine_id = next_engine_id_;
@@ -152,6 +153,7 @@ void Service::Forget(engine::RequestId engine_id) {
   if (live == live_.end()) return;
   live->second.session->requests_.erase(live->second.request_id);
   live_.erase(live);
+  if (live_.empty()) idle_.SignalAll();
 }
 
 void Service::Submit(const std::shared_ptr<glm::worker::Session>& session,
@@ -162,7 +164,7 @@ void Service::Submit(const std::shared_ptr<glm::worker::Session>& session,
     // Registered first: the engine may answer before Submit returns.
     status = engine_->Submit(FromWire(submit, engine_id));
     if (status.ok()) return;
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     Forget(engine_id);
   }
   pb::WorkerFrame frame;
@@ -178,7 +180,7 @@ void Service::Submit(const std::shared_ptr<glm::worker::Session>& session,
 void Service::Cancel(uint64_t session_number, uint64_t request_id) {
   engine::RequestId engine_id = 0;
   {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     const auto session = sessions_.find(session_number);
     if (session == sessions_.end()) return;
     const auto request = session->second->requests_.find(request_id);
@@ -208,7 +210,7 @@ void Service::Observe(const engine::RequestEvent& event, LiveRequest& live) {
 }
 
 void Service::Deliver(engine::StepEvents&& events) {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   std::map<uint64_t, pb::WorkerFrame> frames;
   for (const auto& [number, session] : sessions_) {
     pb::Step* step = frames[number].mutable_step();
@@ -229,7 +231,7 @@ void Service::Deliver(engine::StepEvents&& events) {
 }
 
 void Service::StartDraining() {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   draining_ = true;
   for (const auto& [number, session] : sessions_) {
     pb::WorkerFrame frame;
@@ -240,13 +242,19 @@ void Service::StartDraining() {
 }
 
 bool Service::AwaitIdle(std::chrono::milliseconds timeout) {
-  absl::MutexLock lock(&mutex_);
-  const auto idle = [this]() ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) { return live_.empty(); };
-  return mutex_.AwaitWithTimeout(absl::Condition(&idle), absl::FromChrono(timeout));
+  const Clock::time_point deadline = Clock::now() + timeout;
+  MutexLock lock(&mutex_);
+  while (!live_.empty()) {
+    const auto left =
+        std::chrono::duration_cast<std::chrono::milliseconds>(deadline - Clock::now());
+    if (left.count() <= 0) return false;
+    idle_.WaitFor(&mutex_, left);
+  }
+  return true;
 }
 
 void Service::CloseAll() {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   for (const auto& [number, session] : sessions_) {
     session->End(grpc::Status(grpc::StatusCode::UNAVAILABLE, "the worker is shutting down"));
   }

@@ -17,8 +17,8 @@
 
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
-#include "absl/synchronization/mutex.h"
 #include "engine/engine.h"
+#include "proto/base/mutex.h"
 #include "proto/worker.grpc.pb.h"
 #include "worker/metrics.h"
 #include "worker/options.h"
@@ -85,7 +85,7 @@ class Service : public ::glmserve::worker::v1::Worker::CallbackService {
   WorkerMetrics* const metrics_;
   const uint64_t incarnation_;
 
-  mutable absl::Mutex mutex_;  // "live requests"
+  mutable Mutex mutex_;  // "live requests"
   /// Set once, by Attach, before the first session opens; constant from then on.
   engine::Engine* engine_ = nullptr;
   bool draining_ ABSL_GUARDED_BY(mutex_) = false;
@@ -94,6 +94,7 @@ class Service : public ::glmserve::worker::v1::Worker::CallbackService {
   /// Sessions by number, the order in which they came.
   std::map<uint64_t, std::shared_ptr<glm::worker::Session>> sessions_ ABSL_GUARDED_BY(mutex_);
   std::unordered_map<engine::RequestId, LiveRequest> live_ ABSL_GUARDED_BY(mutex_);
+  Condition idle_;  // no request is live
 };
 
 }  // namespace glm::worker

@@ -24,7 +24,7 @@ std::shared_ptr<Session> Session::Start(Service* service, grpc::CallbackServerCo
 void Session::Send(pb::WorkerFrame frame) {
   bool overflow = false;
   {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     if (ended_) return;
     overflow = static_cast<int32_t>(outgoing_.size()) >= frames_max_;
     if (!overflow) {
@@ -44,7 +44,7 @@ void Session::Send(pb::WorkerFrame frame) {
 
 void Session::End(const grpc::Status& status) {
   {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     if (ended_) return;
     ended_ = true;
   }
@@ -96,7 +96,7 @@ void Session::TakeHello() {
 }
 
 void Session::OnWriteDone(bool ok) {
-  absl::MutexLock lock(&mutex_);
+  MutexLock lock(&mutex_);
   outgoing_.pop_front();
   if (!ok || ended_ || outgoing_.empty()) {
     writing_ = false;

@@ -13,7 +13,7 @@
 #include <unordered_map>
 
 #include "absl/base/thread_annotations.h"
-#include "absl/synchronization/mutex.h"
+#include "proto/base/mutex.h"
 #include "proto/worker.grpc.pb.h"
 
 namespace glm::worker {
@@ -57,7 +57,7 @@ class Session final : public grpc::ServerBidiReactor<::glmserve::worker::v1::Rou
   /// Live requests: the router's number to the engine's. Guarded by the service's lock.
   std::unordered_map<uint64_t, uint64_t> requests_;
 
-  absl::Mutex mutex_;  // "session out-buffer"
+  Mutex mutex_;  // "session out-buffer"
   std::deque<::glmserve::worker::v1::WorkerFrame> outgoing_ ABSL_GUARDED_BY(mutex_);
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;

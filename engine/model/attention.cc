@@ -24,6 +24,15 @@ std::vector<float> RopeTable(double theta, int32_t rope_size, int64_t positions)
   return table;
 }
 
+Tensor NewRopeTensor(Device& device, const ModelConfig& config) {
+  const std::vector<float> table =
+      RopeTable(config.rope_theta, config.rope_size, config.positions_max);
+  const Tensor rope = device.NewTensor(DType::kF32, {config.positions_max, config.rope_size});
+  device.CopyToDevice(rope.data, table.data(), rope.bytes());
+  device.Synchronize();  // the table on the host goes away
+  return rope;
+}
+
 void PlanAttention(const ModelConfig& config, DType dtype, const std::string& prefix,
                    WeightPlan* plan, AttentionWeights* weights) {
   const std::string name = prefix + "self_attn.";
@@ -56,11 +65,7 @@ Attention::Attention(Device& device, const ModelConfig& config, DType dtype,
     : device_(device), config_(config) {
   const int64_t query_width = int64_t{config.query_heads} * config.head_size;
   const int64_t kv_width = int64_t{config.kv_heads} * config.head_size;
-  const std::vector<float> table =
-      RopeTable(config.rope_theta, config.rope_size, config.positions_max);
-  rope_ = device.NewTensor(DType::kF32, {config.positions_max, config.rope_size});
-  device.CopyToDevice(rope_.data, table.data(), rope_.bytes());
-  device.Synchronize();  // the table on the host goes away
+  rope_ = NewRopeTensor(device, config);
   qkv_ = device.NewTensor(dtype, {limits.tokens_max, query_width + 2 * kv_width});
   heads_ = device.NewTensor(dtype, {limits.tokens_max, query_width});
 }

@@ -1,7 +1,7 @@
 // Grouped-query attention: q, k, v with optional biases and per-head norms, partial rotary
 // embedding, causal attention over the paged cache, output projection.
 //
-// Who calls: Glm, on the thread that owns the device.
+// Who calls: Layers, on the thread that owns the device.
 #pragma once
 
 #include <string>
@@ -48,5 +48,8 @@ class Attention {
 /// The rotary table of the reference: F32 [positions, rope_size], of each position rope_size/2
 /// cosines, then as many sines. Frequencies and angles are floats, as in the reference.
 std::vector<float> RopeTable(double theta, int32_t rope_size, int64_t positions);
+
+/// The table of a model in device memory, F32 [positions_max, rope_size].
+Tensor NewRopeTensor(Device& device, const ModelConfig& config);
 
 }  // namespace glm::engine

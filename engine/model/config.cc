@@ -144,11 +144,12 @@ class Fields {
 // What is refused as a whole, before any other key is looked at.
 void ReadKind(Fields& fields, ModelConfig* config) {
   config->model_type = fields.Text("model_type", "");
-  if (config->model_type != "glm4_moe") {
-    fields.Fail("model_type", config->model_type, "\"glm4_moe\"");
+  const bool lite = config->model_type == "glm4_moe_lite";
+  if (config->model_type != "glm4_moe" && !lite) {
+    fields.Fail("model_type", config->model_type, "\"glm4_moe\", \"glm4_moe_lite\"");
   }
   if (const json* value = fields.Find("architectures"); value != nullptr) {
-    const json accepted = json::array({"Glm4MoeForCausalLM"});
+    const json accepted = json::array({lite ? "Glm4MoeLiteForCausalLM" : "Glm4MoeForCausalLM"});
     if (*value != accepted) fields.Fail("architectures", *value, Show(accepted));
   }
   if (const json* value = fields.Find("quantization_config"); value != nullptr) {
@@ -161,13 +162,14 @@ void ReadKind(Fields& fields, ModelConfig* config) {
   fields.Only("topk_group", 1);
   fields.Only("is_encoder_decoder", false);
   fields.Only("mlp_bias", false);
-  fields.Only("rope_interleave", false);
+  fields.Only("rope_interleave", lite);
+  fields.Only("pretraining_tp", 1);
 }
 
-// The rotary keys lie at the top, or, as newer writers do it, in rope_parameters.
-void ReadRope(Fields& fields, ModelConfig* config) {
+// The rotary keys lie at the top, or, as newer writers do it, in rope_parameters. Returns the part
+// of a head that is rotated, `factor_absent` where no key says.
+double ReadRope(Fields& fields, double factor_absent, ModelConfig* config) {
   constexpr double kThetaMax = 1e12;
-  constexpr double kFactorAbsent = 0.5;  // the reference's default
   if (const json* value = fields.Find("rope_scaling"); value != nullptr) {
     fields.Fail("rope_scaling", *value, "null");
   }
@@ -196,13 +198,60 @@ void ReadRope(Fields& fields, ModelConfig* config) {
   if (theta == 0) {
     fields.Keep(absl::InvalidArgumentError(absl::StrCat(fields.what(), ": rope_theta is missing")));
   }
-  if (factor == 0) factor = kFactorAbsent;
   config->rope_theta = theta;
+  return factor == 0 ? factor_absent : factor;
+}
+
+// What the attention ops of every backend can hold.
+constexpr int32_t kHeadSizeMax = 512;
+constexpr int32_t kKvLatentMax = 768;
+
+// Grouped-query attention.
+void ReadGroupedAttention(Fields& fields, ModelConfig* config) {
+  const int32_t derived = config->hidden_size / config->query_heads;
+  const bool fits = config->hidden_size % config->query_heads == 0 && derived <= kHeadSizeMax;
+  // Without the key the heads share the hidden size out among them, if they can.
+  config->head_size = fits && fields.Find("head_dim") == nullptr
+                          ? derived
+                          : fields.Integer("head_dim", 2, kHeadSizeMax);
+  config->value_size = config->head_size;
+  if (!fields.status().ok()) return;
+  constexpr double kFactorAbsent = 0.5;  // the reference's default
+  const double factor = ReadRope(fields, kFactorAbsent, config);
   config->rope_size = static_cast<int32_t>(config->head_size * factor);
   if (config->rope_size < 2 || config->rope_size % 2 != 0) {
     fields.Fail("partial_rotary_factor", factor,
                 absl::StrCat("one that rotates an even number of the ", config->head_size,
                              " values of a head, at least 2"));
+  }
+  config->attention_bias = fields.Flag("attention_bias", false);
+  config->use_qk_norm = fields.Flag("use_qk_norm", false);
+}
+
+// Latent attention. Every published key is asked for: a default would be a guess at the weights.
+void ReadLatentAttention(Fields& fields, ModelConfig* config) {
+  constexpr int32_t kQueryLatentMax = 1 << 14;
+  constexpr int32_t kHalfHeadMax = kHeadSizeMax / 2;
+  if (config->kv_heads != config->query_heads) {
+    fields.Fail("num_key_value_heads", config->kv_heads,
+                absl::StrCat(config->query_heads, ", num_attention_heads"));
+  }
+  config->query_latent = fields.Integer("q_lora_rank", 1, kQueryLatentMax);
+  config->kv_latent = fields.Integer("kv_lora_rank", 1, kKvLatentMax);
+  const int32_t plain_size = fields.Integer("qk_nope_head_dim", 1, kHalfHeadMax);
+  config->rope_size = fields.Integer("qk_rope_head_dim", 2, kHalfHeadMax);
+  config->value_size = fields.Integer("v_head_dim", 1, kHeadSizeMax);
+  if (!fields.status().ok()) return;
+  if (config->rope_size % 2 != 0) fields.Fail("qk_rope_head_dim", config->rope_size, "even");
+  config->head_size = plain_size + config->rope_size;
+  // Newer writers add what the others say already.
+  fields.Only("qk_head_dim", config->head_size);
+  fields.Only("head_dim", config->rope_size);
+  fields.Only("attention_bias", false);
+  fields.Only("use_qk_norm", false);
+  const double factor = ReadRope(fields, 1.0, config);
+  if (factor != 1.0) {
+    fields.Fail("partial_rotary_factor", factor, "1: qk_rope_head_dim says what is rotated");
   }
 }
 
@@ -214,22 +263,37 @@ void ReadAttention(Fields& fields, ModelConfig* config) {
     fields.Fail("num_key_value_heads", config->kv_heads,
                 absl::StrCat("a divisor of num_attention_heads, ", config->query_heads));
   }
-  constexpr int32_t kHeadSizeMax = 1024;
-  const int32_t derived = config->hidden_size / config->query_heads;
-  const bool fits = config->hidden_size % config->query_heads == 0 && derived <= kHeadSizeMax;
-  // Without the key the heads share the hidden size out among them, if they can.
-  config->head_size = fits && fields.Find("head_dim") == nullptr
-                          ? derived
-                          : fields.Integer("head_dim", 2, kHeadSizeMax);
-  if (!fields.status().ok()) return;
-  ReadRope(fields, config);
-  config->attention_bias = fields.Flag("attention_bias", false);
-  config->use_qk_norm = fields.Flag("use_qk_norm", false);
+  if (config->model_type == "glm4_moe_lite") {
+    ReadLatentAttention(fields, config);
+  } else {
+    ReadGroupedAttention(fields, config);
+  }
+}
+
+// Which layers are dense: the first ones, as a number or, as newer writers of glm4_moe_lite do it,
+// as a list with a word a layer.
+int32_t ReadDenseLayers(Fields& fields, const ModelConfig& config) {
+  const int32_t dense_layers = fields.Integer("first_k_dense_replace", 0, config.layers, 1);
+  if (config.model_type != "glm4_moe_lite") return dense_layers;
+  const json* types = fields.Find("mlp_layer_types");
+  if (types == nullptr) return dense_layers;
+  const std::string accepted = absl::StrCat("a list of ", config.layers,
+                                            " words: \"dense\" layers, then \"sparse\" ones, as "
+                                            "many as first_k_dense_replace says, if it is there");
+  int32_t dense = 0;
+  if (types->is_array()) {
+    while (dense < static_cast<int32_t>(types->size()) && (*types)[dense] == "dense") ++dense;
+  }
+  json expected = json::array();
+  for (int32_t i = 0; i < config.layers; ++i) expected.push_back(i < dense ? "dense" : "sparse");
+  const bool agree = fields.Find("first_k_dense_replace") == nullptr || dense == dense_layers;
+  if (*types != expected || !agree) fields.Fail("mlp_layer_types", *types, accepted);
+  return dense;
 }
 
 void ReadFfn(Fields& fields, ModelConfig* config) {
   constexpr int32_t kWidthMax = 1 << 20;
-  config->dense_layers = fields.Integer("first_k_dense_replace", 0, config->layers, 1);
+  config->dense_layers = ReadDenseLayers(fields, *config);
   config->dense_width = fields.Integer("intermediate_size", 1, kWidthMax);
   config->experts = fields.Integer("n_routed_experts", 1, 4096);
   if (const json* value = fields.Find("num_local_experts"); value != nullptr) {

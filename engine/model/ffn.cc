@@ -52,7 +52,7 @@ Ffn::Ffn(Device& device, const ModelConfig& config, DType dtype, const StepLimit
     gate_up_ = device.NewTensor(dtype, {tokens, 2 * int64_t{config.dense_width}});
     product_ = device.NewTensor(dtype, {tokens, config.dense_width});
   }
-  if (config.dense_layers < config.layers) {
+  if (config.has_mixture()) {
     const int64_t choices = config.experts_per_token;
     routing_ = {.expert_ids = device.NewTensor(DType::kI32, {tokens, choices}),
                 .expert_weights = device.NewTensor(DType::kF32, {tokens, choices}),

@@ -1,7 +1,7 @@
 // The feed-forward part of a layer: a dense gated MLP in the first layers, a mixture of experts
 // with a sigmoid router and a shared expert in the others.
 //
-// Who calls: Glm, on the thread that owns the device.
+// Who calls: Layers, on the thread that owns the device.
 #pragma once
 
 #include <string>

@@ -1,23 +1,18 @@
 #include "engine/model/glm.h"
 
+#include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
-#include "engine/model/attention.h"
-#include "engine/model/ffn.h"
+#include "engine/model/layers.h"
 #include "engine/model/loader.h"
+#include "engine/model/mtp.h"
 #include "engine/model/safetensors.h"
 #include "proto/base/log.h"
 
 namespace glm::engine {
 namespace {
-
-struct LayerWeights {
-  Tensor input_norm;  // act [H]
-  AttentionWeights attention;
-  Tensor post_attention_norm;  // act [H]
-  FfnWeights ffn;
-};
 
 struct GlmWeights {
   Tensor embedding;  // act [V, H]
@@ -33,143 +28,169 @@ WeightPlan PlanWeights(const ModelConfig& config, DType dtype, GlmWeights* weigh
   plan.AddWhole(&weights->embedding, table, "model.embed_tokens.weight");
   weights->layers.resize(config.layers);
   for (int32_t i = 0; i < config.layers; ++i) {
-    const std::string prefix = absl::StrCat("model.layers.", i, ".");
-    LayerWeights& layer = weights->layers[i];
-    plan.AddWhole(&layer.input_norm, norm, prefix + "input_layernorm.weight");
-    PlanAttention(config, dtype, prefix, &plan, &layer.attention);
-    plan.AddWhole(&layer.post_attention_norm, norm, prefix + "post_attention_layernorm.weight");
-    PlanFfn(config, dtype, prefix, /*dense=*/i < config.dense_layers, &plan, &layer.ffn);
+    PlanLayer(config, dtype, absl::StrCat("model.layers.", i, "."),
+              /*dense=*/i < config.dense_layers, &plan, &weights->layers[i]);
   }
   plan.AddWhole(&weights->norm, norm, "model.norm.weight");
   if (!config.tie_word_embeddings) plan.AddWhole(&weights->head.values, table, "lm_head.weight");
-  for (int32_t i = 0; i < config.mtp_layers; ++i) {
-    plan.SetAside(absl::StrCat("model.layers.", config.layers + i, "."));
-  }
   return plan;
+}
+
+/// Whether the draft layer is to be loaded.
+absl::StatusOr<bool> WantMtp(const ModelConfig& config, const Checkpoint& checkpoint,
+                             const GlmOptions& options) {
+  if (!options.mtp) return false;
+  if (config.mtp_layers > 1) {
+    return absl::InvalidArgumentError(absl::StrCat(checkpoint.folder(),
+                                                   ": num_nextn_predict_layers is ",
+                                                   config.mtp_layers, "; accepted with MTP: 0, 1"));
+  }
+  if (HasMtp(config, checkpoint)) return true;
+  LOG(INFO) << checkpoint.folder() << ": MTP is off: the checkpoint has no draft layer, "
+            << (config.mtp_layers > 0 ? "although num_nextn_predict_layers is 1"
+                                      : "and num_nextn_predict_layers is 0");
+  return false;
 }
 
 class PagedGlm final : public Glm {
  public:
   PagedGlm(Device& device, const ModelConfig& config, DType dtype, const StepLimits& limits,
-           GlmWeights weights, int64_t weight_bytes)
+           GlmWeights weights, std::optional<MtpWeights> mtp_weights, int64_t weight_bytes)
       : device_(device),
         config_(config),
         limits_(limits),
         weights_(std::move(weights)),
         weight_bytes_(weight_bytes),
-        attention_(device, config_, dtype, limits),
-        ffn_(device, config_, dtype, limits),
-        residual_(device.NewTensor(dtype, {limits.tokens_max, config.hidden_size})),
-        normed_(device.NewTensor(dtype, {limits.tokens_max, config.hidden_size})),
-        delta_(device.NewTensor(dtype, {limits.tokens_max, config.hidden_size})),
-        logit_rows_(device.NewTensor(dtype, {limits.logit_rows_max, config.hidden_size})) {}
+        layers_(device, config_, dtype, limits),
+        hidden_(device.NewTensor(dtype, {limits.tokens_max, config.hidden_size})),
+        logit_rows_(device.NewTensor(dtype, {limits.logit_rows_max, config.hidden_size})) {
+    if (mtp_weights.has_value()) {
+      mtp_.emplace(device, config_, layers_, dtype, limits, *std::move(mtp_weights));
+    }
+  }
 
   void Forward(const BatchView& batch, const KvCache& cache, const Tensor& logits) override {
     const int64_t tokens = batch.token_ids.shape[0];
     CHECK_LE(tokens, limits_.tokens_max) << "tokens of a step";
     CHECK_LE(logits.shape[0], limits_.logit_rows_max) << "logit rows of a step";
     CHECK_EQ(cache.layers.size(), weights_.layers.size()) << "layers of the cache";
-    const Tensor residual = residual_.Rows(0, tokens);
-    const Tensor normed = normed_.Rows(0, tokens);
-    const Tensor delta = delta_.Rows(0, tokens);
+    const Tensor residual = layers_.Begin(tokens);
+    const Tensor hidden = hidden_.Rows(0, tokens);
 
     device_.ops().embed(device_, {.batch = batch, .table = weights_.embedding, .out = residual});
     if (trace_) trace_("embedding", residual);
     for (size_t i = 0; i < weights_.layers.size(); ++i) {
-      const LayerWeights& layer = weights_.layers[i];
-      const TraceScope trace(trace_, "layers.", static_cast<int64_t>(i));
-      AddNorm(batch, i == 0 ? Tensor() : delta, residual, layer.input_norm, normed);
-      attention_.Forward(batch, layer.attention, cache.layers[i], normed, delta, trace);
-      AddNorm(batch, delta, residual, layer.post_attention_norm, normed);
-      ffn_.Forward(batch, layer.ffn, normed, delta, trace);
+      layers_.Run(batch, weights_.layers[i], cache.layers[i], /*first=*/i == 0,
+                  TraceScope(trace_, "layers.", static_cast<int64_t>(i)));
     }
-    AddNorm(batch, delta, residual, weights_.norm, normed);
-    if (trace_) trace_("norm", normed);
-    if (logits.shape[0] > 0) Head(batch, normed, logits);
+    layers_.End(batch, weights_.norm, hidden);
+    if (trace_) trace_("norm", hidden);
+    if (logits.shape[0] == 0) return;
+    RunHead(device_, batch, hidden, weights_.head, logit_rows_.Rows(0, logits.shape[0]), logits);
+    if (trace_) trace_("logits", logits);
+  }
+
+  Tensor hidden(int64_t tokens) const override { return hidden_.Rows(0, tokens); }
+  bool has_mtp() const override { return mtp_.has_value(); }
+
+  void ForwardMtp(const BatchView& batch, const KvCache& cache, const Tensor& logits) override {
+    CHECK(mtp_.has_value()) << "the draft layer was not loaded";
+    CHECK(!cache.mtp.keys.empty()) << "a cache without the draft layer's";
+    const int64_t tokens = batch.token_ids.shape[0];
+    CHECK_LE(tokens, limits_.tokens_max) << "tokens of a step";
+    CHECK_LE(logits.shape[0], limits_.logit_rows_max) << "logit rows of a step";
+    mtp_->Forward(batch, hidden(tokens), cache.mtp, logits, trace_);
   }
 
   void SetTrace(Trace trace) override { trace_ = std::move(trace); }
   int64_t weight_bytes() const override { return weight_bytes_; }
 
  private:
-  void AddNorm(const BatchView& batch, const Tensor& delta, const Tensor& residual,
-               const Tensor& weight, const Tensor& out) const {
-    device_.ops().add_rms_norm(device_, {.batch = batch,
-                                         .delta = delta,
-                                         .residual = residual,
-                                         .weight = weight,
-                                         .epsilon = static_cast<float>(config_.rms_norm_eps),
-                                         .out = out,
-                                         .quantized = {}});
-  }
-
-  void Head(const BatchView& batch, const Tensor& normed, const Tensor& logits) const {
-    const Tensor rows = logit_rows_.Rows(0, logits.shape[0]);
-    device_.ops().gather_logit_rows(device_, {.batch = batch, .in = normed, .out = rows});
-    device_.ops().linear(device_, {.batch = batch,
-                                   .in = {rows, {}},
-                                   .weight = weights_.head,
-                                   .bias = {},
-                                   .out = logits,
-                                   .per_logit_row = true});
-    if (trace_) trace_("logits", logits);
-  }
-
   Device& device_;
   const ModelConfig config_;
   const StepLimits limits_;
   const GlmWeights weights_;
   const int64_t weight_bytes_;
-  const Attention attention_;
-  const Ffn ffn_;
+  const Layers layers_;
+  std::optional<Mtp> mtp_;
   Trace trace_;
-  Tensor residual_;    // act [T, H]
-  Tensor normed_;      // act [T, H]
-  Tensor delta_;       // act [T, H]  what attention or ffn adds to the residual
+  Tensor hidden_;      // act [T, H]  after the final norm
   Tensor logit_rows_;  // act [R, H]
 };
 
+KvLayer NewKvLayer(Device& device, const ModelConfig& config, DType dtype, int64_t blocks,
+                   int32_t block_size) {
+  const auto tensor = [&] {
+    return device.NewTensor(dtype, {blocks, config.cache_heads(), block_size, config.cell_size()});
+  };
+  KvLayer layer;
+  layer.keys = tensor();
+  if (!config.latent_attention()) layer.values = tensor();
+  return layer;
+}
+
 }  // namespace
 
-int64_t KvCache::BytesPerBlock(const ModelConfig& config, DType dtype, int32_t block_size) {
-  return int64_t{2} * config.layers * config.kv_heads * block_size * config.head_size *
+int64_t KvCache::BytesPerBlock(const ModelConfig& config, DType dtype, int32_t block_size,
+                               bool mtp) {
+  const int64_t layers = config.layers + (mtp ? 1 : 0);
+  const int64_t tensors = config.latent_attention() ? 1 : 2;
+  return layers * tensors * config.cache_heads() * block_size * config.cell_size() *
          ByteSize(dtype);
 }
 
 KvCache KvCache::Allocate(Device& device, const ModelConfig& config, DType dtype, int64_t blocks,
-                          int32_t block_size) {
+                          int32_t block_size, bool mtp) {
   KvCache cache;
   for (int32_t i = 0; i < config.layers; ++i) {
-    KvLayer layer;
-    for (Tensor* tensor : {&layer.keys, &layer.values}) {
-      *tensor = device.NewTensor(dtype, {blocks, config.kv_heads, block_size, config.head_size});
-    }
-    cache.layers.push_back(layer);
+    cache.layers.push_back(NewKvLayer(device, config, dtype, blocks, block_size));
   }
+  if (mtp) cache.mtp = NewKvLayer(device, config, dtype, blocks, block_size);
   return cache;
 }
 
 absl::StatusOr<std::unique_ptr<Glm>> Glm::Load(Device& device, const ModelConfig& config,
                                                const std::string& folder, DType dtype,
-                                               const StepLimits& limits) {
+                                               const StepLimits& limits,
+                                               const GlmOptions& options) {
   CHECK(dtype == DType::kF32 || dtype == DType::kBF16) << "activation type " << Name(dtype);
+  if (config.latent_attention() && device.ops().mla_attention == nullptr) {
+    return absl::UnimplementedError(
+        absl::StrCat("model_type is \"", config.model_type, "\": ", device.Describe(),
+                     " has no latent attention; accepted there: \"glm4_moe\""));
+  }
   absl::StatusOr<Checkpoint> checkpoint = Checkpoint::Open(folder);
   if (!checkpoint.ok()) return checkpoint.status();
+  const absl::StatusOr<bool> with_mtp = WantMtp(config, *checkpoint, options);
+  if (!with_mtp.ok()) return with_mtp.status();
   GlmWeights weights;
-  const WeightPlan plan = PlanWeights(config, dtype, &weights);
+  std::optional<MtpWeights> mtp_weights;
+  WeightPlan plan = PlanWeights(config, dtype, &weights);
+  if (*with_mtp) {
+    PlanMtp(config, dtype, *checkpoint, &plan, &mtp_weights.emplace());
+  } else {
+    for (int32_t i = 0; i < config.mtp_layers; ++i) {
+      plan.SetAside(absl::StrCat("model.layers.", config.layers + i, "."));
+    }
+  }
   const absl::Status status = LoadWeights(device, *checkpoint, plan);
   if (!status.ok()) return status;
   if (config.tie_word_embeddings) weights.head.values = weights.embedding;
+  if (*with_mtp) UseModelWeights(weights.embedding, weights.head, &*mtp_weights);
   return std::make_unique<PagedGlm>(device, config, dtype, limits, std::move(weights),
-                                    plan.bytes());
+                                    std::move(mtp_weights), plan.bytes());
 }
 
 StepLimits Glm::CompleteLimits(const ModelConfig& config, StepLimits limits) {
   limits.hidden = config.hidden_size;
   limits.query_heads = config.query_heads;
-  limits.kv_heads = config.kv_heads;
-  limits.head_size = config.head_size;
-  if (config.dense_layers < config.layers) {
+  limits.kv_heads = config.cache_heads();
+  limits.head_size = std::max(config.head_size, config.value_size);
+  if (config.latent_attention()) {
+    limits.query_latent = config.query_latent;
+    limits.latent = config.cell_size();
+  }
+  if (config.has_mixture()) {
     limits.experts = config.experts + config.shared_experts;
     limits.experts_per_token = config.experts_per_token + config.shared_experts;
     limits.expert_width = config.expert_width;

@@ -1,8 +1,9 @@
-// The GLM-4 MoE model (glm4_moe), written once over the op table.
+// The GLM-4 MoE model (glm4_moe, and glm4_moe_lite with latent attention), written once over the op
+// table.
 //
 // Who calls: a rank, on the thread that owns the device. Source of the formulas: huggingface
-// transformers' modeling_glm4_moe.py (Glm4MoeForCausalLM); rounding points are those of
-// kernels/ops.h.
+// transformers' modeling_glm4_moe.py (Glm4MoeForCausalLM) and modeling_glm4_moe_lite.py; rounding
+// points are those of kernels/ops.h.
 #pragma once
 
 #include <cstdint>
@@ -17,23 +18,33 @@
 
 namespace glm::engine {
 
-/// The paged cache of all layers of a rank: [B, K, P, D] keys and values a layer.
+/// The paged cache of all layers of a rank: [B, K, P, D] keys and values a layer. With latent
+/// attention [B, 1, P, L + rope] keys, and no values.
 struct KvCache {
   std::vector<KvLayer> layers;
+  KvLayer mtp;  // of the draft layer; empty without it
 
-  /// Device bytes of one block over all layers.
-  static int64_t BytesPerBlock(const ModelConfig& config, DType dtype, int32_t block_size);
+  /// Device bytes of one block over all layers; `mtp`: with the draft layer.
+  static int64_t BytesPerBlock(const ModelConfig& config, DType dtype, int32_t block_size,
+                               bool mtp = false);
   static KvCache Allocate(Device& device, const ModelConfig& config, DType dtype, int64_t blocks,
-                          int32_t block_size);
+                          int32_t block_size, bool mtp = false);
+};
+
+/// What of a checkpoint is loaded.
+struct GlmOptions {
+  bool mtp = false;  // the draft layer too, where the checkpoint has one
 };
 
 class Glm {
  public:
   /// Reads all weights of `folder` into `device` and plans the buffers of the largest step.
-  /// `dtype` is the activation type. NOT_FOUND / INVALID_ARGUMENT name the tensor or file.
+  /// `dtype` is the activation type. NOT_FOUND / INVALID_ARGUMENT name the tensor or file;
+  /// UNIMPLEMENTED when the device has no latent attention and the model needs it.
   static absl::StatusOr<std::unique_ptr<Glm>> Load(Device& device, const ModelConfig& config,
                                                    const std::string& folder, DType dtype,
-                                                   const StepLimits& limits);
+                                                   const StepLimits& limits,
+                                                   const GlmOptions& options = {});
 
   /// What the largest step needs: fills the sizes of the model into limits given in T, S and R.
   static StepLimits CompleteLimits(const ModelConfig& config, StepLimits limits);
@@ -43,6 +54,17 @@ class Glm {
   /// Runs embedding, layers, norm and head for one step; stores K and V into `cache`; writes the
   /// logits of batch.logit_tokens to `logits`, F32 [R, V].
   virtual void Forward(const BatchView& batch, const KvCache& cache, const Tensor& logits) = 0;
+
+  /// The hidden states of the last Forward after the final norm, act [tokens, H]; of all its
+  /// tokens, not only of those whose logits were wanted. Valid until the next Forward.
+  virtual Tensor hidden(int64_t tokens) const = 0;
+
+  /// True when the draft layer was asked for and the checkpoint has one.
+  virtual bool has_mtp() const = 0;
+  /// Runs the draft layer on the hidden states of the last Forward. `batch` is that step's, with
+  /// the token *after* each position as its token id. Stores K and V into cache.mtp; writes the
+  /// draft logits of batch.logit_tokens to `logits`, F32 [R, V]. REQUIRES has_mtp().
+  virtual void ForwardMtp(const BatchView& batch, const KvCache& cache, const Tensor& logits) = 0;
 
   /// The hook for every named intermediate; null turns it off.
   virtual void SetTrace(Trace trace) = 0;

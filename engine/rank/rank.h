@@ -14,7 +14,7 @@
 
 #include "absl/status/statusor.h"
 #include "engine/model/config.h"
-#include "engine/mutex.h"
+#include "proto/base/mutex.h"
 #include "engine/rank/batch.h"
 #include "engine/rank/step_runner.h"
 

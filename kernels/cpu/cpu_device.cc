@@ -19,6 +19,8 @@ constexpr OpTable kCpuOps = {
     .linear = Linear,
     .norm_rope_store = NormRopeStore,
     .attention = Attention,
+    .mla_rope_store = MlaRopeStore,
+    .mla_attention = MlaAttention,
     .silu_mul = SiluMul,
     .moe_route = MoeRoute,
     .moe_experts = MoeExperts,
@@ -59,8 +61,9 @@ int64_t MachineBytesFree() {
 /// The sizes of the scratch arrays; pointers stay null.
 Scratch ScratchSizes(const StepLimits& limits) {
   // Twice H: the draft layer's projection reads an embedding beside a hidden state.
-  const int64_t width = std::max({2 * limits.hidden, limits.query_heads * limits.head_size,
-                                  limits.dense_width, limits.expert_width});
+  const int64_t width =
+      std::max({2 * limits.hidden, limits.query_heads * limits.head_size, limits.query_latent,
+                limits.latent, limits.dense_width, limits.expert_width});
   Scratch sizes;
   sizes.row_floats = std::max(limits.tokens_max, limits.logit_rows_max) * width;
   sizes.pair_rows = limits.experts > 0 ? limits.tokens_max * limits.experts_per_token : 0;

@@ -4,6 +4,9 @@
 // are there.
 #pragma once
 
+#include <algorithm>
+#include <cstdint>
+
 #include "kernels/ops.h"
 
 namespace glm::cpu {
@@ -13,14 +16,23 @@ void AddRmsNorm(Device& device, const AddRmsNormArgs& args);
 void Linear(Device& device, const LinearArgs& args);
 void NormRopeStore(Device& device, const NormRopeStoreArgs& args);
 void Attention(Device& device, const AttentionArgs& args);
+void MlaRopeStore(Device& device, const MlaRopeStoreArgs& args);
+void MlaAttention(Device& device, const MlaAttentionArgs& args);
 void SiluMul(Device& device, const SiluMulArgs& args);
 void MoeRoute(Device& device, const MoeRouteArgs& args);
 void MoeExperts(Device& device, const MoeExpertsArgs& args);
 void GatherLogitRows(Device& device, const GatherLogitRowsArgs& args);
 void Sample(Device& device, const SampleArgs& args);
 
-/// The largest head size that Attention and NormRopeStore take.
+/// The largest head size that the attention ops take.
 inline constexpr int64_t kHeadSizeMax = 512;
+/// The largest cell of a latent cache, L + rope.
+inline constexpr int64_t kLatentCellMax = 1024;
+
+/// Rows that make a range worth a thread, for rows of `width` elements.
+inline int64_t RowGrain(int64_t width) {
+  return std::max<int64_t>(1, 8192 / std::max<int64_t>(width, 1));
+}
 
 /// Valid rows of the step, from BatchView::counts; CHECKed against `rows_max`, the padded size.
 inline int64_t ValidTokens(const BatchView& batch, int64_t rows_max) {
@@ -44,6 +56,20 @@ void WithActivationType(DType dtype, const Body& body) {
     body(BFloat16{});
   }
 }
+
+/// Calls body(C{}) with the element type of a cache.
+template <typename Body>
+void WithCacheType(DType dtype, const Body& body) {
+  if (dtype == DType::kF8E4M3) {
+    body(Float8{});
+  } else {
+    WithActivationType(dtype, body);
+  }
+}
+
+/// CHECKs the keys of a layer's cache, act or FP8, and the scales.
+void CheckCache(const KvLayer& cache, DType act, int64_t kv_heads, int64_t head_size,
+                const char* name);
 
 /// Row `row` of `values` as floats; FP8 values unscaled.
 void LoadRow(const Tensor& values, int64_t row, float* out);

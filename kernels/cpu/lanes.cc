@@ -3,6 +3,7 @@
 #include "kernels/cpu/lanes.h"
 
 #include <algorithm>
+#include <array>
 #include <cstring>
 
 namespace glm::cpu {
@@ -26,6 +27,20 @@ GLM_INLINE Lanes Load(const BFloat16* source) {
   Halves halves;
   std::memcpy(&halves, source, sizeof(halves));
   return reinterpret_cast<Lanes>(__builtin_convertvector(halves, Words) << 16);
+}
+
+constexpr std::array<float, 256> MakeFloat8Values() {
+  std::array<float, 256> values{};
+  for (int code = 0; code < 256; ++code) values[code] = ToFloat(Float8{static_cast<uint8_t>(code)});
+  return values;
+}
+constexpr std::array<float, 256> kFloat8Values = MakeFloat8Values();
+
+GLM_INLINE Lanes Load(const Float8* source) {
+  Lanes value;
+#pragma GCC unroll 8
+  for (int l = 0; l < kLanes; ++l) value[l] = kFloat8Values[source[l].bits];
+  return value;
 }
 
 template <typename T>
@@ -182,6 +197,12 @@ void DotBlock(const float* const* rows, int row_count, const BFloat16* weights, 
                                                        output_count, k, sums);
 }
 
+void DotBlock(const float* const* rows, int row_count, const Float8* weights, int64_t stride,
+              int output_count, int64_t k, float* sums) {
+  (HasAvx2() ? DotAvx2<Float8> : DotPlain<Float8>)(rows, row_count, weights, stride, output_count,
+                                                   k, sums);
+}
+
 void AddWeightedRows(const float* factors, int64_t factors_stride, int heads, const float* rows,
                      int64_t stride, int row_count, int64_t width, float* sums,
                      int64_t sums_stride) {
@@ -196,6 +217,14 @@ void AddWeightedRows(const float* factors, int64_t factors_stride, int heads, co
   (HasAvx2() ? WeightedAvx2<BFloat16> : WeightedPlain<BFloat16>)(factors, factors_stride, heads,
                                                                  rows, stride, row_count, width,
                                                                  sums, sums_stride);
+}
+
+void AddWeightedRows(const float* factors, int64_t factors_stride, int heads, const Float8* rows,
+                     int64_t stride, int row_count, int64_t width, float* sums,
+                     int64_t sums_stride) {
+  (HasAvx2() ? WeightedAvx2<Float8> : WeightedPlain<Float8>)(factors, factors_stride, heads, rows,
+                                                             stride, row_count, width, sums,
+                                                             sums_stride);
 }
 
 }  // namespace glm::cpu

@@ -1,6 +1,6 @@
 // The two inner loops of the CPU backend, eight floats at a time.
 //
-// Who calls: gemm.cc and attention.cc, from any thread of the pool. They run with AVX2 and FMA
+// Who calls: gemm.cc and the attention ops, from any thread of the pool. They run with AVX2 and FMA
 // where the processor has them, chosen at run time, so that one program serves every x86-64 host.
 //
 // Every sum has a fixed order that depends on nothing but its own length: lane l of eight adds the
@@ -24,6 +24,8 @@ void DotBlock(const float* const* rows, int row_count, const float* weights, int
               int output_count, int64_t k, float* sums);
 void DotBlock(const float* const* rows, int row_count, const BFloat16* weights, int64_t stride,
               int output_count, int64_t k, float* sums);
+void DotBlock(const float* const* rows, int row_count, const Float8* weights, int64_t stride,
+              int output_count, int64_t k, float* sums);
 
 /// Rows of factors of one AddWeightedRows call, at most.
 inline constexpr int kWeightedHeadsMax = 4;
@@ -34,6 +36,9 @@ void AddWeightedRows(const float* factors, int64_t factors_stride, int heads, co
                      int64_t stride, int row_count, int64_t width, float* sums,
                      int64_t sums_stride);
 void AddWeightedRows(const float* factors, int64_t factors_stride, int heads, const BFloat16* rows,
+                     int64_t stride, int row_count, int64_t width, float* sums,
+                     int64_t sums_stride);
+void AddWeightedRows(const float* factors, int64_t factors_stride, int heads, const Float8* rows,
                      int64_t stride, int row_count, int64_t width, float* sums,
                      int64_t sums_stride);
 

@@ -5,14 +5,12 @@
 
 #include "kernels/cpu/cpu_device.h"
 #include "kernels/cpu/cpu_ops.h"
+#include "kernels/cpu/rms_norm.h"
 
 namespace glm::cpu {
 namespace {
 
 constexpr int64_t kGroup = 128;  // columns that share a scale
-
-/// Rows that make a range worth a thread, for rows of `width` elements.
-int64_t RowGrain(int64_t width) { return std::max<int64_t>(1, 8192 / std::max<int64_t>(width, 1)); }
 
 /// The scale of FP8 values whose largest magnitude is `largest`.
 float ScaleFor(float largest) { return largest == 0 ? 1.0f : largest / kFloat8Max; }
@@ -21,28 +19,6 @@ float LargestOf(const float* values, int64_t n) {
   float largest = 0;
   for (int64_t i = 0; i < n; ++i) largest = std::max(largest, std::abs(values[i]));
   return largest;
-}
-
-float SumOfSquares(const float* values, int64_t n) {
-  float lanes[8] = {};
-  int64_t i = 0;
-  for (; i + 8 <= n; i += 8) {
-    for (int l = 0; l < 8; ++l) lanes[l] += values[i + l] * values[i + l];
-  }
-  for (int l = 0; i + l < n; ++l) lanes[l] += values[i + l] * values[i + l];
-  float sum = 0;
-  for (const float lane : lanes) sum += lane;
-  return sum;
-}
-
-/// values * rms(values)^-1 rounded, times weight; the product is not yet rounded.
-template <typename T>
-void RmsNorm(float* values, int64_t n, const T* weight, float epsilon) {
-  const float mean = SumOfSquares(values, n) / static_cast<float>(n);
-  const float factor = 1.0f / std::sqrt(mean + epsilon);
-  for (int64_t i = 0; i < n; ++i) {
-    values[i] = ToFloat(FromFloat<T>(values[i] * factor)) * ToFloat(weight[i]);
-  }
 }
 
 float Silu(float x) { return x / (1.0f + std::exp(-x)); }
@@ -118,6 +94,7 @@ void Embed(Device& device, const EmbedArgs& args) {
   CheckShape(args.table, args.out.dtype, {-1, hidden}, "embed.table");
   CheckShape(args.out, args.out.dtype, {rows, hidden}, "embed.out");
   CheckShape(args.batch.token_ids, DType::kI32, {rows}, "embed.token_ids");
+  CHECK_GE(args.vocabulary_begin, 0) << "embed.vocabulary_begin";
   const int32_t* token_ids = args.batch.token_ids.Data<int32_t>();
   const int32_t* last_ids = args.batch.last_ids.Data<int32_t>();
   const int64_t bytes = hidden * ByteSize(args.out.dtype);
@@ -125,17 +102,44 @@ void Embed(Device& device, const EmbedArgs& args) {
   ParallelFor(CpuDevice::Of(device).pool(), ValidTokens(args.batch, rows), RowGrain(hidden),
               [&](int64_t t) {
                 const int32_t id = token_ids[t] >= 0 ? token_ids[t] : last_ids[~token_ids[t]];
-                DCHECK(id >= 0 && id < args.table.shape[0]);
-                std::memcpy(args.out.Rows(t, 1).data, args.table.Data<char>() + id * row_bytes,
-                            bytes);
+                const int64_t row = id - args.vocabulary_begin;
+                void* out = args.out.Rows(t, 1).data;
+                if (row >= 0 && row < args.table.shape[0]) {
+                  std::memcpy(out, args.table.Data<char>() + row * row_bytes, bytes);
+                } else {
+                  std::memset(out, 0, bytes);
+                }
               });
 }
 
+namespace {
+
+/// residual += delta, as far as either is there; the sum, rounded, goes to `row` as floats.
+template <typename T>
+void AddRow(const AddRmsNormArgs& args, int64_t t, int64_t hidden, float* row) {
+  const T* delta = args.delta.empty() ? nullptr : args.delta.Row<T>(t);
+  if (args.residual.empty()) {
+    for (int64_t i = 0; i < hidden; ++i) row[i] = ToFloat(delta[i]);
+    return;
+  }
+  T* residual = args.residual.Row<T>(t);
+  if (delta != nullptr) {
+    for (int64_t i = 0; i < hidden; ++i) {
+      residual[i] = FromFloat<T>(ToFloat(residual[i]) + ToFloat(delta[i]));
+    }
+  }
+  for (int64_t i = 0; i < hidden; ++i) row[i] = ToFloat(residual[i]);
+}
+
+}  // namespace
+
 void AddRmsNorm(Device& device, const AddRmsNormArgs& args) {
-  const int64_t rows = args.residual.shape[0];
-  const int64_t hidden = args.residual.shape[1];
-  const DType act = args.residual.dtype;
-  CheckShape(args.residual, act, {rows, hidden}, "add_rms_norm.residual");
+  CHECK(!args.residual.empty() || !args.delta.empty()) << "add_rms_norm has no input";
+  const Tensor& in = args.residual.empty() ? args.delta : args.residual;
+  const int64_t rows = in.shape[0];
+  const int64_t hidden = in.shape[1];
+  const DType act = in.dtype;
+  CheckShape(in, act, {rows, hidden}, "add_rms_norm.residual");
   CheckShape(args.weight, act, {hidden}, "add_rms_norm.weight");
   if (!args.delta.empty()) CheckShape(args.delta, act, {rows, hidden}, "add_rms_norm.delta");
   CheckOutputs(args.out, args.quantized, act, rows, hidden, "add_rms_norm.out");
@@ -145,14 +149,7 @@ void AddRmsNorm(Device& device, const AddRmsNormArgs& args) {
                 float* row = scratch + t * hidden;
                 WithActivationType(act, [&](auto type) {
                   using T = decltype(type);
-                  T* residual = args.residual.Row<T>(t);
-                  if (!args.delta.empty()) {
-                    const T* delta = args.delta.Row<T>(t);
-                    for (int64_t i = 0; i < hidden; ++i) {
-                      residual[i] = FromFloat<T>(ToFloat(residual[i]) + ToFloat(delta[i]));
-                    }
-                  }
-                  for (int64_t i = 0; i < hidden; ++i) row[i] = ToFloat(residual[i]);
+                  AddRow<T>(args, t, hidden, row);
                   RmsNorm(row, hidden, args.weight.Data<T>(), args.epsilon);
                 });
                 StoreRow(row, hidden, act, t, args.out, args.quantized);
@@ -194,85 +191,6 @@ void GatherLogitRows(Device& device, const GatherLogitRowsArgs& args) {
                 DCHECK(tokens[r] >= 0 && tokens[r] < args.in.shape[0]);
                 std::memcpy(args.out.Rows(r, 1).data, args.in.Rows(tokens[r], 1).data, bytes);
               });
-}
-
-namespace {
-
-/// One head of q or k, in place: norm, then rotation.
-template <typename T>
-void NormRope(T* head, int64_t head_size, const Tensor& weight, float epsilon, const float* angles,
-              int64_t rope_size) {
-  float values[kHeadSizeMax];
-  for (int64_t i = 0; i < head_size; ++i) values[i] = ToFloat(head[i]);
-  if (!weight.empty()) {
-    RmsNorm(values, head_size, weight.Data<T>(), epsilon);
-    for (int64_t i = 0; i < head_size; ++i) values[i] = ToFloat(FromFloat<T>(values[i]));
-  }
-  const int64_t half = rope_size / 2;
-  for (int64_t i = 0; i < half; ++i) {
-    const float cosine = angles[i];
-    const float sine = angles[half + i];
-    const float low = values[i];
-    const float high = values[half + i];
-    values[i] = low * cosine - high * sine;
-    values[half + i] = high * cosine + low * sine;
-  }
-  for (int64_t i = 0; i < head_size; ++i) head[i] = FromFloat<T>(values[i]);
-}
-
-template <typename T>
-void NormRopeStoreToken(const NormRopeStoreArgs& args, int64_t head_size, int64_t t) {
-  const BatchView& batch = args.batch;
-  const KvLayer& cache = args.cache;
-  const int64_t position = batch.positions.Data<int32_t>()[t];
-  const int64_t sequence = batch.token_sequences.Data<int32_t>()[t];
-  const int64_t block_size = cache.keys.shape[2];
-  DCHECK(position >= 0 && position / block_size < batch.block_tables.shape[1]);
-  const int64_t block = batch.block_tables.Row<int32_t>(sequence)[position / block_size];
-  DCHECK(block >= 0 && block < cache.keys.shape[0]);
-  const int64_t slot = position % block_size;
-  const float* angles = args.rope.Row<float>(position);
-  const int64_t rope_size = args.rope.shape[1];
-
-  T* head = args.qkv.Row<T>(t);
-  for (int64_t h = 0; h < args.query_heads; ++h, head += head_size) {
-    NormRope(head, head_size, args.q_norm, args.epsilon, angles, rope_size);
-  }
-  const T* value = head + args.kv_heads * head_size;
-  for (int64_t h = 0; h < args.kv_heads; ++h, head += head_size, value += head_size) {
-    NormRope(head, head_size, args.k_norm, args.epsilon, angles, rope_size);
-    const auto cell = [&](const Tensor& tensor) {
-      return tensor.Data<T>() + block * tensor.stride[0] + h * tensor.stride[1] +
-             slot * tensor.stride[2];
-    };
-    std::memcpy(cell(cache.keys), head, head_size * sizeof(T));
-    std::memcpy(cell(cache.values), value, head_size * sizeof(T));
-  }
-}
-
-}  // namespace
-
-void NormRopeStore(Device& device, const NormRopeStoreArgs& args) {
-  const DType act = args.qkv.dtype;
-  const int64_t rows = args.qkv.shape[0];
-  const int64_t head_size = args.cache.keys.shape[3];
-  const int64_t width = (args.query_heads + 2 * args.kv_heads) * head_size;
-  CHECK_LE(head_size, kHeadSizeMax);
-  CheckShape(args.qkv, act, {rows, width}, "norm_rope_store.qkv");
-  CheckShape(args.cache.keys, act, {-1, args.kv_heads, -1, head_size}, "norm_rope_store.keys");
-  CheckShape(args.cache.values, act,
-             {args.cache.keys.shape[0], args.kv_heads, args.cache.keys.shape[2], head_size},
-             "norm_rope_store.values");
-  CheckShape(args.rope, DType::kF32, {-1, -1}, "norm_rope_store.rope");
-  CHECK(args.rope.shape[1] % 2 == 0 && args.rope.shape[1] <= head_size)
-      << "rope size " << args.rope.shape[1];
-  if (!args.q_norm.empty()) CheckShape(args.q_norm, act, {head_size}, "norm_rope_store.q_norm");
-  if (!args.k_norm.empty()) CheckShape(args.k_norm, act, {head_size}, "norm_rope_store.k_norm");
-  WithActivationType(act, [&](auto type) {
-    using T = decltype(type);
-    ParallelFor(CpuDevice::Of(device).pool(), ValidTokens(args.batch, rows), RowGrain(width),
-                [&](int64_t t) { NormRopeStoreToken<T>(args, head_size, t); });
-  });
 }
 
 }  // namespace glm::cpu

@@ -2,6 +2,9 @@
 //
 // Who calls: the op table of cuda_device.cc. Each op checks its arguments, then launches; none
 // reads device memory from the host or waits, so each can be captured in a graph.
+//
+// Not here yet, and refused: latent attention (its entries of the table are null), FP8 caches, and
+// block-scaled weights that begin inside a block.
 #pragma once
 
 #include "kernels/ops.h"

@@ -134,12 +134,20 @@ __device__ __forceinline__ void CopyRow(const BFloat16* source, BFloat16* target
 
 __global__ void EmbedKernel(const int32_t* counts, const int32_t* token_ids,
                             const int32_t* last_ids, const BFloat16* table, int64_t table_stride,
-                            BFloat16* out, int64_t out_stride, int columns, bool aligned) {
+                            int64_t vocabulary_begin, int64_t table_rows, BFloat16* out,
+                            int64_t out_stride, int columns, bool aligned) {
   const int row = blockIdx.x;
   if (row >= counts[0]) return;
   int32_t id = token_ids[row];
   if (id < 0) id = last_ids[~id];
-  CopyRow(table + id * table_stride, out + row * out_stride, columns, aligned);
+  const int64_t table_row = id - vocabulary_begin;
+  if (table_row < 0 || table_row >= table_rows) {
+    for (int c = threadIdx.x; c < columns; c += blockDim.x) {
+      out[row * out_stride + c] = BFloat16{0};
+    }
+    return;
+  }
+  CopyRow(table + table_row * table_stride, out + row * out_stride, columns, aligned);
 }
 
 __global__ void GatherKernel(const int32_t* counts, const int32_t* logit_tokens, const BFloat16* in,
@@ -174,15 +182,18 @@ __global__ void __launch_bounds__(1024) AddRmsNormKernel(const NormParams p) {
 
   float values[kVector];
   float weights[kVector];
-  BFloat16* residual = p.residual + row * p.residual_stride;
-  LoadRow8<kAligned>(residual, column, p.columns, values);
   LoadRow8<kAligned>(p.weight, column, p.columns, weights);
-  if (p.delta != nullptr) {
+  if (p.residual == nullptr) {
+    LoadRow8<kAligned>(p.delta + row * p.delta_stride, column, p.columns, values);
+  } else {
+    LoadRow8<kAligned>(p.residual + row * p.residual_stride, column, p.columns, values);
+  }
+  if (p.residual != nullptr && p.delta != nullptr) {
     float delta[kVector];
     LoadRow8<kAligned>(p.delta + row * p.delta_stride, column, p.columns, delta);
 #pragma unroll
     for (int i = 0; i < kVector; ++i) values[i] = RoundBf16(values[i] + delta[i]);
-    StoreRow8<kAligned>(residual, column, p.columns, values);
+    StoreRow8<kAligned>(p.residual + row * p.residual_stride, column, p.columns, values);
   }
   float squares = 0;
 #pragma unroll
@@ -309,8 +320,8 @@ void Embed(Device& device, const EmbedArgs& args) {
   EmbedKernel<<<static_cast<unsigned>(tokens), 256, 0, op.stream()>>>(
       args.batch.counts.Data<int32_t>(), args.batch.token_ids.Data<int32_t>(),
       args.batch.last_ids.Data<int32_t>(), args.table.Data<BFloat16>(), args.table.stride[0],
-      args.out.Data<BFloat16>(), args.out.stride[0], static_cast<int>(hidden),
-      VectorRows(args.table) && VectorRows(args.out));
+      args.vocabulary_begin, args.table.shape[0], args.out.Data<BFloat16>(), args.out.stride[0],
+      static_cast<int>(hidden), VectorRows(args.table) && VectorRows(args.out));
 }
 
 void GatherLogitRows(Device& device, const GatherLogitRowsArgs& args) {
@@ -327,9 +338,10 @@ void GatherLogitRows(Device& device, const GatherLogitRowsArgs& args) {
 
 void AddRmsNorm(Device& device, const AddRmsNormArgs& args) {
   const OpScope op(device, "add_rms_norm");
-  const int64_t rows = args.residual.shape[0];
-  const int64_t hidden = args.residual.shape[1];
-  CheckShape(args.residual, DType::kBF16, {-1, -1}, "add_rms_norm.residual");
+  const Tensor& values = args.residual.empty() ? args.delta : args.residual;
+  const int64_t rows = values.shape[0];
+  const int64_t hidden = values.shape[1];
+  CheckShape(values, DType::kBF16, {-1, -1}, "add_rms_norm.residual");
   CheckShape(args.weight, DType::kBF16, {hidden}, "add_rms_norm.weight");
   if (!args.delta.empty()) {
     CheckShape(args.delta, DType::kBF16, {rows, hidden}, "add_rms_norm.delta");

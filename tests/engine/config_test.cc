@@ -92,9 +92,67 @@ TEST(ConfigTest, Glm46And47) {
   }
 }
 
+TEST(ConfigTest, Glm47Flash) {
+  const auto config = ModelConfig::Parse(Published("GLM-4.7-Flash"));
+  ASSERT_TRUE(config.ok()) << config.status();
+  EXPECT_EQ(config->model_type, "glm4_moe_lite");
+  EXPECT_EQ(config->hidden_size, 2048);
+  EXPECT_EQ(config->layers, 47);
+  EXPECT_EQ(config->query_heads, 20);
+  EXPECT_EQ(config->query_latent, 768);
+  EXPECT_EQ(config->kv_latent, 512);
+  EXPECT_EQ(config->head_size, 256);  // 192 and 64
+  EXPECT_EQ(config->rope_size, 64);
+  EXPECT_EQ(config->value_size, 256);
+  EXPECT_TRUE(config->latent_attention());
+  EXPECT_EQ(config->cell_size(), 576);
+  EXPECT_EQ(config->cache_heads(), 1);
+  EXPECT_EQ(config->rope_theta, 1e6);
+  EXPECT_FALSE(config->attention_bias);
+  EXPECT_EQ(config->dense_layers, 1);
+  EXPECT_EQ(config->dense_width, 10240);
+  EXPECT_EQ(config->experts, 64);
+  EXPECT_EQ(config->shared_experts, 1);
+  EXPECT_EQ(config->experts_per_token, 4);
+  EXPECT_EQ(config->expert_width, 1536);
+  EXPECT_EQ(config->routed_scaling_factor, 1.8);
+  EXPECT_EQ(config->mtp_layers, 1);
+  EXPECT_EQ(config->vocabulary, 154880);
+  EXPECT_EQ(config->positions_max, 202752);
+  EXPECT_EQ(config->rms_norm_eps, 1e-5);
+  EXPECT_EQ(config->dtype, DType::kBF16);
+  EXPECT_THAT(config->eos_ids, ElementsAre(154820, 154827, 154829));
+}
+
+TEST(ConfigTest, WrongKeysOfLatentAttentionAreRefusedByName) {
+  const auto message = [](const std::string& key, const json& value) {
+    json config = json::parse(Published("GLM-4.7-Flash"));
+    config[key] = value;
+    return std::string(ModelConfig::Parse(config.dump()).status().message());
+  };
+  for (const char* key :
+       {"q_lora_rank", "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"}) {
+    EXPECT_THAT(message(key, nullptr), AllOf(HasSubstr(key), HasSubstr("is missing")));
+    EXPECT_THAT(message(key, 0), AllOf(HasSubstr(key), HasSubstr("is 0; accepted: an integer")));
+    EXPECT_THAT(message(key, 100000), AllOf(HasSubstr(key), HasSubstr("is 100000")));
+  }
+  EXPECT_THAT(message("qk_rope_head_dim", 63), HasSubstr("qk_rope_head_dim is 63; accepted: even"));
+  EXPECT_THAT(message("rope_interleave", false), HasSubstr("rope_interleave is false"));
+  EXPECT_EQ(message("rope_interleave", true), "");
+  EXPECT_THAT(message("head_dim", 102), HasSubstr("head_dim is 102; accepted: 64"));
+  EXPECT_THAT(message("attention_bias", true), HasSubstr("attention_bias is true"));
+  EXPECT_THAT(message("num_key_value_heads", 4), HasSubstr("num_key_value_heads is 4"));
+  EXPECT_THAT(message("partial_rotary_factor", 0.5), HasSubstr("partial_rotary_factor is 0.5"));
+  EXPECT_THAT(message("topk_method", "greedy"), HasSubstr("topk_method is \"greedy\""));
+  json types = json::array({"dense"});
+  while (types.size() < 47) types.push_back("sparse");
+  EXPECT_EQ(message("mlp_layer_types", types), "");
+  types[1] = "dense";
+  EXPECT_THAT(message("mlp_layer_types", types), HasSubstr("mlp_layer_types is"));
+  EXPECT_THAT(message("mlp_layer_types", 3), HasSubstr("mlp_layer_types is 3"));
+}
+
 TEST(ConfigTest, WhatIsNotSupportedYetIsRefusedByName) {
-  EXPECT_THAT(ModelConfig::Parse(Published("GLM-4.7-Flash")).status().message(),
-              AllOf(HasSubstr("model_type is \"glm4_moe_lite\""), HasSubstr("\"glm4_moe\"")));
   for (const std::string name : {"GLM-4.5-Air-FP8", "GLM-4.7-FP8"}) {
     EXPECT_THAT(ModelConfig::Parse(Published(name)).status().message(),
                 HasSubstr("quantization_config"));
@@ -193,7 +251,7 @@ const json kAbsent(json::value_t::discarded);
 INSTANTIATE_TEST_SUITE_P(
     Config, WrongKeyTest,
     testing::Values(
-        WrongKey{"model_type", "llama", "is \"llama\"; accepted: \"glm4_moe\""},
+        WrongKey{"model_type", "llama", "is \"llama\"; accepted: \"glm4_moe\", \"glm4_moe_lite\""},
         WrongKey{"model_type", kAbsent, "accepted: \"glm4_moe\""},
         WrongKey{"architectures", json::array({"LlamaForCausalLM"}), "Glm4MoeForCausalLM"},
         WrongKey{"hidden_size", kAbsent, "is missing"},
@@ -206,7 +264,7 @@ INSTANTIATE_TEST_SUITE_P(
         WrongKey{"vocab_size", 1LL << 40, "vocab_size is"},
         WrongKey{"num_attention_heads", 0, "is 0"},
         WrongKey{"num_key_value_heads", 3, "a divisor of num_attention_heads, 4"},
-        WrongKey{"head_dim", 100000, "to 1024"},
+        WrongKey{"head_dim", 100000, "to 512"},
         WrongKey{"partial_rotary_factor", 1.5, "is 1.5; accepted: a number from 0 to 1"},
         WrongKey{"partial_rotary_factor", 0.2, "even number"},
         WrongKey{"rope_theta", kAbsent, "is missing"}, WrongKey{"rope_theta", -1, "is -1"},

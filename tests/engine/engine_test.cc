@@ -12,7 +12,7 @@
 #include <vector>
 
 #include "engine/model/safetensors.h"
-#include "engine/mutex.h"
+#include "proto/base/mutex.h"
 
 namespace glm::engine {
 namespace {
@@ -199,6 +199,7 @@ INSTANTIATE_TEST_SUITE_P(
     Cases, BatchingTest,
     testing::Values(BatchingCase{"Norms", "norm_bias", 256, 16, 128, 1, 2},
                     BatchingCase{"Air", "air", 256, 16, 128, 1, 1},
+                    BatchingCase{"Latent", "../glm4_moe_lite/flash", 256, 16, 128, 2, 1},
                     BatchingCase{"BFloat16", "bfloat16", 256, 16, 128, 1, 1},
                     BatchingCase{"SmallChunks", "norm_bias", 256, 16, 16, 1, 1},
                     BatchingCase{"FewBlocks", "norm_bias", 9, 16, 128, 1, 1},
@@ -206,8 +207,11 @@ INSTANTIATE_TEST_SUITE_P(
                     BatchingCase{"OverlapFewBlocksSmallChunks", "norm_bias", 9, 8, 16, 2, 1}),
     [](const testing::TestParamInfo<BatchingCase>& param) { return param.param.name; });
 
-TEST(EngineTest, GreedyAnswerIsThatOfTransformers) {
-  const auto file = SafetensorsFile::Open(kGolden + "norm_bias.expected.safetensors");
+class GreedyTest : public testing::TestWithParam<std::string> {};
+
+TEST_P(GreedyTest, AnswerIsThatOfTransformers) {
+  const std::string checkpoint = GetParam();
+  const auto file = SafetensorsFile::Open(kGolden + checkpoint + ".expected.safetensors");
   ASSERT_TRUE(file.ok()) << file.status();
   std::map<std::string, std::vector<int32_t>> expected;
   for (const auto& [key, tensor] : (*file)->tensors()) {
@@ -216,7 +220,7 @@ TEST(EngineTest, GreedyAnswerIsThatOfTransformers) {
     std::memcpy(expected[key].data(), tensor.data, tensor.bytes);
   }
   Answers answers;
-  const std::unique_ptr<Engine> engine = MustCreate(OptionsFor("norm_bias"), &answers);
+  const std::unique_ptr<Engine> engine = MustCreate(OptionsFor(checkpoint), &answers);
   Request request;
   request.id = 1;
   request.prompt_ids = expected.at("prompt_ids");
@@ -226,6 +230,9 @@ TEST(EngineTest, GreedyAnswerIsThatOfTransformers) {
   EXPECT_EQ(answers.AwaitEnd(1).prompt_tokens, static_cast<int32_t>(request.prompt_ids.size()));
   EXPECT_EQ(answers.tokens(1), expected.at("greedy_ids"));
 }
+
+INSTANTIATE_TEST_SUITE_P(Attentions, GreedyTest,
+                         testing::Values("norm_bias", "../glm4_moe_lite/flash"));
 
 TEST(EngineTest, ShapeSaysWhatARouterMustKnow) {
   Answers answers;

@@ -1,14 +1,10 @@
 // The model against transformers: all logits of tiny random checkpoints, and greedy continuations,
 // however the tokens are spread over steps. The golden files are made by
-// tests/golden/make_glm4_moe.py.
+// tests/golden/make_glm4_moe.py and make_glm4_moe_lite.py.
 #include "engine/model/glm.h"
 
 #include <algorithm>
 #include <cmath>
-#include <cstring>
-#include <map>
-#include <numeric>
-#include <set>
 #include <string>
 #include <vector>
 
@@ -16,174 +12,18 @@
 #include "engine/model/safetensors.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
+#include "tests/engine/stepper.h"
 
 namespace glm::engine {
 namespace {
 
-using Ids = std::vector<int32_t>;
-using Rows = std::vector<std::vector<float>>;
-
-constexpr int64_t kTokensMax = 160;
-constexpr int64_t kSequencesMax = 4;
-constexpr int32_t kBlockSize = 16;
-constexpr int32_t kBlocksMax = 10;  // of one sequence
-const std::string kGolden = std::string(GLM_SOURCE_DIR) + "/tests/golden/glm4_moe/";
-
-// What transformers said of a case.
-struct Expected {
-  explicit Expected(const std::string& name) {
-    auto file = SafetensorsFile::Open(kGolden + name + ".expected.safetensors");
-    EXPECT_TRUE(file.ok()) << file.status();
-    for (const auto& [key, tensor] : (*file)->tensors()) {
-      if (tensor.dtype == DType::kI32) {
-        Ids& ids = integers[key];
-        ids.resize(tensor.bytes / 4);
-        std::memcpy(ids.data(), tensor.data, tensor.bytes);
-      } else {
-        const int64_t columns = tensor.shape[1];
-        for (int64_t row = 0; row < tensor.shape[0]; ++row) {
-          std::vector<float>& values = rows[key].emplace_back(columns);
-          std::memcpy(values.data(), tensor.data + row * columns * 4, columns * 4);
-        }
-      }
-    }
-  }
-  std::map<std::string, Ids> integers;
-  std::map<std::string, Rows> rows;
-};
-
-// Tokens that a step computes for a sequence, continuing where the last step ended.
-struct Chunk {
-  int32_t sequence;
-  Ids ids;
-};
-
-// A model with its cache, run step by step as a rank would: blocks in a scattered order, and every
-// array of a step padded with rubbish.
-class Stepper {
- public:
-  Stepper(const std::string& folder, DType dtype, int threads = 2)
-      : device_(CreateCpuDevice(threads)) {
-    auto config = ModelConfig::Read(folder);
-    EXPECT_TRUE(config.ok()) << config.status();
-    config_ = *config;
-    limits_ = Glm::CompleteLimits(
-        config_,
-        {.tokens_max = kTokensMax, .sequences_max = kSequencesMax, .logit_rows_max = kTokensMax});
-    device_->PlanScratch(limits_);
-    auto model = Glm::Load(*device_, config_, folder, dtype, limits_);
-    EXPECT_TRUE(model.ok()) << model.status();
-    model_ = *std::move(model);
-    const int64_t blocks = kSequencesMax * kBlocksMax + 1;
-    cache_ = KvCache::Allocate(*device_, config_, dtype, blocks, kBlockSize);
-    for (const KvLayer& layer : cache_.layers) {
-      device_->Fill(layer.keys.data, 0xFF, layer.keys.bytes());  // NaN
-      device_->Fill(layer.values.data, 0xFF, layer.values.bytes());
-    }
-    logits_ = device_->NewTensor(DType::kF32, {kTokensMax, config_.vocabulary});
-    last_ids_ = device_->NewTensor(DType::kI32, {kSequencesMax});
-    input_ = static_cast<int32_t*>(device_->Allocate(4 * (8 * kTokensMax)));
-    device_->Seal();
-    lengths_.assign(kSequencesMax, 0);
-  }
-
-  // Logits of every token, chunk after chunk.
-  Rows Step(const std::vector<Chunk>& chunks) {
-    Ids token_ids, positions, token_sequences, query_starts{0}, kv_lengths, tables;
-    for (size_t s = 0; s < chunks.size(); ++s) {
-      const Chunk& chunk = chunks[s];
-      int32_t& length = lengths_[chunk.sequence];
-      for (const int32_t id : chunk.ids) {
-        token_ids.push_back(id);
-        positions.push_back(length++);
-        token_sequences.push_back(static_cast<int32_t>(s));
-      }
-      query_starts.push_back(static_cast<int32_t>(token_ids.size()));
-      kv_lengths.push_back(length);
-      for (int32_t i = 0; i < kBlocksMax; ++i) {
-        // 7 and 41 have no common divisor: sequences' blocks are far apart and interleaved.
-        tables.push_back((chunk.sequence * kBlocksMax + i) * 7 % 41);
-      }
-    }
-    const auto tokens = static_cast<int32_t>(token_ids.size());
-    Ids logit_tokens(tokens);
-    std::iota(logit_tokens.begin(), logit_tokens.end(), 0);
-    const Ids counts{tokens, static_cast<int32_t>(chunks.size()), tokens};
-
-    constexpr int64_t kPadding = 3;
-    const int64_t padded = std::min(tokens + kPadding, kTokensMax);
-    const int64_t sequences = static_cast<int64_t>(chunks.size());
-    next_input_ = input_;
-    const BatchView batch{.token_ids = Upload(token_ids, {padded}),
-                          .positions = Upload(positions, {padded}),
-                          .token_sequences = Upload(token_sequences, {padded}),
-                          .query_starts = Upload(query_starts, {sequences + 1}),
-                          .kv_lengths = Upload(kv_lengths, {sequences}),
-                          .block_tables = Upload(tables, {sequences, kBlocksMax}),
-                          .logit_tokens = Upload(logit_tokens, {padded}),
-                          .counts = Upload(counts, {3}),
-                          .last_ids = last_ids_};
-    model_->Forward(batch, cache_, logits_.Rows(0, padded));
-    Rows rows(tokens, std::vector<float>(config_.vocabulary));
-    for (int32_t t = 0; t < tokens; ++t) {
-      device_->CopyToHost(rows[t].data(), logits_.Row<float>(t), 4 * config_.vocabulary);
-    }
-    device_->Synchronize();
-    return rows;
-  }
-
-  // Goes on from `logits` of sequence `sequence`'s newest token.
-  Ids Greedy(int32_t sequence, const std::vector<float>& logits, int64_t count) {
-    Ids ids{ArgMax(logits)};
-    while (static_cast<int64_t>(ids.size()) < count) {
-      ids.push_back(ArgMax(Step({{sequence, {ids.back()}}})[0]));
-    }
-    return ids;
-  }
-
-  static int32_t ArgMax(const std::vector<float>& logits) {
-    return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
-  }
-
-  Device& device() { return *device_; }
-  Glm& model() { return *model_; }
-  const ModelConfig& config() const { return config_; }
-
- private:
-  // A tensor of `shape` on the device; what `values` do not fill is rubbish.
-  Tensor Upload(const Ids& values, std::initializer_list<int64_t> shape) {
-    Tensor tensor(next_input_, DType::kI32, shape);
-    device_->Fill(tensor.data, 0x7F, tensor.bytes());
-    device_->CopyToDevice(tensor.data, values.data(), static_cast<int64_t>(values.size()) * 4);
-    next_input_ += tensor.elements();
-    EXPECT_LE(next_input_ - input_, 8 * kTokensMax);
-    return tensor;
-  }
-
-  std::unique_ptr<Device> device_;
-  ModelConfig config_;
-  StepLimits limits_;
-  std::unique_ptr<Glm> model_;
-  KvCache cache_;
-  Tensor logits_;    // F32 [T, V]
-  Tensor last_ids_;  // I32 [slots]
-  int32_t* input_ = nullptr;
-  int32_t* next_input_ = nullptr;
-  std::vector<int32_t> lengths_;
-};
-
-double MaxDifference(const Rows& a, const Rows& b) {
-  EXPECT_EQ(a.size(), b.size());
-  double largest = 0;
-  for (size_t r = 0; r < a.size(); ++r) {
-    EXPECT_EQ(a[r].size(), b[r].size());
-    for (size_t i = 0; i < a[r].size(); ++i) {
-      const double difference = std::abs(double{a[r][i]} - double{b[r][i]});
-      if (!(difference <= largest)) largest = difference;  // NaN is the largest
-    }
-  }
-  return largest;
-}
+using test::Chunk;
+using test::Expected;
+using test::Ids;
+using test::kGolden;
+using test::MaxDifference;
+using test::Rows;
+using test::Stepper;
 
 double RmsDifference(const Rows& a, const Rows& b) {
   double sum = 0;
@@ -229,7 +69,7 @@ TEST_P(GoldenTest, LogitsOfOnePrefillAndItsContinuation) {
 }
 
 TEST_P(GoldenTest, TokenByToken) {
-  Stepper stepper(folder(), DType::kF32, /*threads=*/1);
+  Stepper stepper(folder(), DType::kF32, {.threads = 1});
   Rows logits;
   for (const int32_t id : prompt_) logits.push_back(stepper.Step({{2, {id}}})[0]);
   EXPECT_LT(MaxDifference(logits, logits_), kFloatBound);
@@ -286,28 +126,57 @@ TEST_P(GoldenTest, ChunkedAndBatched) {
 }
 
 INSTANTIATE_TEST_SUITE_P(Float32, GoldenTest,
-                         testing::Values("norm_bias", "air", "tied", "bfloat16"),
-                         [](const auto& param) { return param.param; });
+                         testing::Values("glm4_moe/norm_bias", "glm4_moe/air", "glm4_moe/tied",
+                                         "glm4_moe/bfloat16", "glm4_moe_lite/flash",
+                                         "glm4_moe_lite/wide", "glm4_moe_lite/bfloat16"),
+                         [](const auto& param) {
+                           std::string name = param.param;
+                           std::replace(name.begin(), name.end(), '/', '_');
+                           return name;
+                         });
 
-// In BF16 two right implementations round at different points, and now and then choose another
-// expert, so they differ by as much as each differs from float32. That is the measure: we round
-// less often than transformers, so we must not be farther from float32 than it is. Root mean
-// squares over all logits, whose standard deviation is 1: ours is 0.030, that of transformers
-// 0.061.
+// The median over positions of the root mean square difference of a position's logits.
+double MedianDifference(const Rows& a, const Rows& b) {
+  std::vector<double> differences;
+  for (size_t r = 0; r < a.size(); ++r) differences.push_back(RmsDifference({a[r]}, {b[r]}));
+  std::nth_element(differences.begin(), differences.begin() + differences.size() / 2,
+                   differences.end());
+  return differences[differences.size() / 2];
+}
+
+// In BF16 two right implementations round at different points, so they differ by as much as each
+// differs from float32. That is the measure: we round less often than transformers, so we must not
+// be farther from float32 than it is. Now and then a rounding chooses another expert, which moves
+// one position's logits by tenths, hence the median; logits have a standard deviation of 1.
 TEST(GlmTest, BFloat16IsAsCloseToFloat32AsTheReference) {
-  Expected expected("bfloat16");
-  Stepper stepper(kGolden + "bfloat16", DType::kBF16);
-  const Rows logits = stepper.Step({{0, expected.integers["prompt_ids"]}});
-  const Rows& exact = expected.rows["logits_f32"];
-  const Rows& reference = expected.rows["logits"];
-  const double reference_error = RmsDifference(reference, exact);
-  EXPECT_LT(RmsDifference(logits, exact), reference_error);
-  EXPECT_LT(RmsDifference(logits, reference), 2 * reference_error);
-  EXPECT_LT(reference_error, 0.1);
+  for (const std::string name : {"glm4_moe/bfloat16", "glm4_moe_lite/bfloat16"}) {
+    Expected expected(name);
+    Stepper stepper(kGolden + name, DType::kBF16);
+    const Rows logits = stepper.Step({{0, expected.integers["prompt_ids"]}});
+    const Rows& exact = expected.rows["logits_f32"];
+    const Rows& reference = expected.rows["logits"];
+    const double reference_error = MedianDifference(reference, exact);
+    EXPECT_LT(MedianDifference(logits, exact), reference_error) << name;
+    EXPECT_LT(MedianDifference(logits, reference), 2 * reference_error) << name;
+    EXPECT_LT(reference_error, 0.05) << name;
+    EXPECT_LT(RmsDifference(logits, exact), 0.1) << name;
+  }
+}
+
+// An FP8 cache costs exactness, not sense: its values are rounded to 4 bits of mantissa.
+TEST(GlmTest, Float8CacheIsNear) {
+  for (const std::string name : {"glm4_moe/norm_bias", "glm4_moe_lite/flash"}) {
+    Expected expected(name);
+    Stepper stepper(kGolden + name, DType::kF32, {.float8_cache = true});
+    const Rows logits = stepper.Step({{0, expected.integers["prompt_ids"]}});
+    const double error = RmsDifference(logits, expected.rows["logits"]);
+    EXPECT_LT(error, 0.25) << name;
+    EXPECT_GT(error, 1e-4) << name;  // it was used
+  }
 }
 
 TEST(GlmTest, TraceNamesEveryIntermediateInOrder) {
-  Stepper stepper(kGolden + "air", DType::kF32);
+  Stepper stepper(kGolden + "glm4_moe/air", DType::kF32);
   std::vector<std::string> names;
   stepper.model().SetTrace([&](const std::string& name, const Tensor& tensor) {
     EXPECT_FALSE(tensor.empty()) << name;
@@ -328,8 +197,18 @@ TEST(GlmTest, TraceNamesEveryIntermediateInOrder) {
   EXPECT_TRUE(names.empty());
 }
 
+TEST(GlmTest, TraceNamesTheLatents) {
+  Stepper stepper(kGolden + "glm4_moe_lite/flash", DType::kF32);
+  std::vector<std::string> names;
+  stepper.model().SetTrace([&](const std::string& name, const Tensor&) { names.push_back(name); });
+  stepper.Step({{0, {1, 2, 3}}});
+  EXPECT_THAT(names, testing::IsSupersetOf({"layers.0.latents", "layers.2.queries",
+                                            "layers.2.heads", "layers.2.attention", "norm"}));
+}
+
 TEST(GlmTest, WeightBytesAreThoseOfTheCheckpoint) {
-  for (const std::string name : {"air", "tied", "norm_bias"}) {
+  for (const std::string name :
+       {"glm4_moe/air", "glm4_moe/tied", "glm4_moe/norm_bias", "glm4_moe_lite/wide"}) {
     Stepper stepper(kGolden + name, DType::kF32);
     auto checkpoint = Checkpoint::Open(kGolden + name);
     ASSERT_TRUE(checkpoint.ok()) << checkpoint.status();
@@ -340,7 +219,7 @@ TEST(GlmTest, WeightBytesAreThoseOfTheCheckpoint) {
 }
 
 TEST(GlmTest, CacheBytes) {
-  auto config = ModelConfig::Read(kGolden + "air");
+  auto config = ModelConfig::Read(kGolden + "glm4_moe/air");
   ASSERT_TRUE(config.ok()) << config.status();
   // 3 layers of keys and values, 1 kv head of 16 values, 32 positions of 2 bytes.
   EXPECT_EQ(KvCache::BytesPerBlock(*config, DType::kBF16, 32), 3 * 2 * 16 * 32 * 2);
@@ -351,10 +230,26 @@ TEST(GlmTest, CacheBytes) {
   EXPECT_EQ(bytes, 5 * KvCache::BytesPerBlock(*config, DType::kBF16, 32));
 }
 
+TEST(GlmTest, LatentCacheBytes) {
+  auto config = ModelConfig::Read(kGolden + "glm4_moe_lite/flash");
+  ASSERT_TRUE(config.ok()) << config.status();
+  // 3 layers of 32 + 4 values for 16 positions of 4 bytes, no values apart; then the draft layer.
+  EXPECT_EQ(KvCache::BytesPerBlock(*config, DType::kF32, 16), 3 * 36 * 16 * 4);
+  EXPECT_EQ(KvCache::BytesPerBlock(*config, DType::kF32, 16, /*mtp=*/true), 4 * 36 * 16 * 4);
+  auto device = CreateCpuDevice(1);
+  const KvCache cache = KvCache::Allocate(*device, *config, DType::kF32, 5, 16, /*mtp=*/true);
+  int64_t bytes = cache.mtp.keys.bytes();
+  for (const KvLayer& layer : cache.layers) {
+    EXPECT_TRUE(layer.values.empty());
+    bytes += layer.keys.bytes();
+  }
+  EXPECT_EQ(bytes, 5 * KvCache::BytesPerBlock(*config, DType::kF32, 16, /*mtp=*/true));
+}
+
 // The angle is position * frequency in float. A frequency whose last bit is rounded otherwise, as
 // another pow may, moves the angle by 2^-24 of itself, and that is all that is allowed here.
 TEST(RopeTest, FarPositionsAgreeWithTheReference) {
-  Expected expected("rope");
+  Expected expected("glm4_moe/rope");
   const Ids& positions = expected.integers["positions"];
   constexpr int32_t kSize = 64;
   const std::vector<float> table = RopeTable(1e6, kSize, 202752);

@@ -9,6 +9,9 @@ namespace {
 
 constexpr DType kActs[] = {DType::kF32, DType::kBF16};
 constexpr int64_t kGroup = 128;
+// Of the values in an FP8 cache.
+constexpr float kKeyScale = 0.0117f;
+constexpr float kValueScale = 0.0071f;
 
 struct HeadShape {
   int64_t query_heads;
@@ -101,10 +104,10 @@ HostTensor RopeTable(int64_t positions, int64_t rope_size) {
 }
 
 OpCase NormRopeStoreCase(DType act, const Step& step, const HeadShape& shape, int64_t rope_size,
-                         bool norm) {
+                         bool norm, bool float8_cache = false) {
   const std::string name = std::string("norm_rope_store ") + Name(act) + " " + shape.Text() +
                            " rope " + std::to_string(rope_size) + (norm ? " norm " : " ") +
-                           step.name;
+                           step.name + (float8_cache ? " float8 cache" : "");
   const BatchSpec spec = step.spec;
   const auto run = [=](Device& device) {
     Random random(SeedOf(name));
@@ -116,14 +119,18 @@ OpCase NormRopeStoreCase(DType act, const Step& step, const HeadShape& shape, in
     const int32_t positions =
         *std::max_element(batch.positions.begin(), batch.positions.begin() + batch.tokens) + 1;
     const HostTensor rope = RopeTable(positions, rope_size);
-    HostTensor want_keys(act, {batch.blocks, shape.kv_heads, batch.block_size, d});
+    HostTensor want_keys(float8_cache ? DType::kF8E4M3 : act,
+                         {batch.blocks, shape.kv_heads, batch.block_size, d});
     HostTensor want_values = want_keys;
+    const float key_scale = float8_cache ? kKeyScale : 1;
+    const float value_scale = float8_cache ? kValueScale : 1;
 
     const BatchView view = batch.Upload(device);
-    NormRopeStoreArgs args{.batch = view,
-                           .qkv = qkv.Upload(device),
-                           .rope = rope.Upload(device),
-                           .cache = {want_keys.Upload(device), want_values.Upload(device)}};
+    NormRopeStoreArgs args{
+        .batch = view,
+        .qkv = qkv.Upload(device),
+        .rope = rope.Upload(device),
+        .cache = {want_keys.Upload(device), want_values.Upload(device), key_scale, value_scale}};
     if (norm) args.q_norm = q_norm.Upload(device);
     if (norm) args.k_norm = k_norm.Upload(device);
     args.epsilon = 1e-5f;
@@ -150,8 +157,8 @@ OpCase NormRopeStoreCase(DType act, const Step& step, const HeadShape& shape, in
         const std::vector<double> v = head_at(shape.query_heads + shape.kv_heads + h);
         const int64_t cell = batch.Cell(batch.token_sequences[t], position, shape.kv_heads, h, d);
         for (int64_t i = 0; i < d; ++i) {
-          want_keys.Set(cell + i, k[i]);
-          want_values.Set(cell + i, v[i]);
+          want_keys.Set(cell + i, k[i] / key_scale);
+          want_values.Set(cell + i, v[i] / value_scale);
         }
       }
     }
@@ -167,6 +174,11 @@ OpCase NormRopeStoreCase(DType act, const Step& step, const HeadShape& shape, in
     // A rotation may cancel what the norm's two roundings have moved.
     if (act == DType::kBF16 && norm) with_cancellation.absolute = 0.05;
     verdict.Near(device, "q", got_q.Upload(device), batch.tokens, want_q, with_cancellation);
+    if (float8_cache) {
+      verdict.NearCodes(device, "keys", args.cache.keys, want_keys, act);
+      verdict.NearCodes(device, "values", args.cache.values, want_values, act);
+      return verdict.Finish();
+    }
     // Cells that the step does not store to must keep their NaN: Compare counts NaN against NaN as
     // equal, and its similarity is not asked for.
     const auto near_cache = [&](const char* part, const Tensor& got, const HostTensor& want) {
@@ -186,7 +198,8 @@ OpCase NormRopeStoreCase(DType act, const Step& step, const HeadShape& shape, in
 /// What the query heads of token `t` see.
 std::vector<double> AttentionOracle(const CaseBatch& batch, const HeadShape& shape,
                                     const HostTensor& qkv, const HostTensor& keys,
-                                    const HostTensor& values, double scale, int32_t t, DType act) {
+                                    const HostTensor& values, double scale, double value_scale,
+                                    int32_t t, DType act) {
   const int64_t d = shape.head_size;
   std::vector<double> out;
   for (int64_t h = 0; h < shape.query_heads; ++h) {
@@ -209,15 +222,16 @@ std::vector<double> AttentionOracle(const CaseBatch& batch, const HeadShape& sha
           batch.Cell(batch.token_sequences[t], static_cast<int32_t>(p), shape.kv_heads, kv_head, d);
       for (int64_t i = 0; i < d; ++i) sum[i] += scores[p] / total * values.At(cell + i);
     }
-    for (const double x : sum) out.push_back(RoundTo(act, x));
+    for (const double x : sum) out.push_back(RoundTo(act, x * value_scale));
   }
   return out;
 }
 
 OpCase AttentionCase(DType act, const Step& step, const HeadShape& shape, bool quantized,
-                     bool out_too) {
+                     bool out_too, bool float8_cache = false) {
   const std::string name = std::string("attention ") + Name(act) + " " + shape.Text() + " " +
-                           step.name + (quantized ? out_too ? " both" : " quantized" : "");
+                           step.name + (quantized ? out_too ? " both" : " quantized" : "") +
+                           (float8_cache ? " float8 cache" : "");
   const BatchSpec spec = step.spec;
   const auto run = [=](Device& device) {
     Random random(SeedOf(name));
@@ -226,25 +240,29 @@ OpCase AttentionCase(DType act, const Step& step, const HeadShape& shape, bool q
     const int64_t columns = shape.query_heads * d;
     const HostTensor qkv(random, act, {batch.tokens_padded, shape.qkv_width()}, 2, batch.tokens);
     // Only the cells of cached positions hold numbers.
-    HostTensor keys(act, {batch.blocks, shape.kv_heads, batch.block_size, d});
+    HostTensor keys(float8_cache ? DType::kF8E4M3 : act,
+                    {batch.blocks, shape.kv_heads, batch.block_size, d});
     HostTensor values = keys;
+    const float key_scale = float8_cache ? kKeyScale : 1;
+    const float value_scale = float8_cache ? kValueScale : 1;
     for (int32_t s = 0; s < batch.counts[1]; ++s) {
       for (int32_t p = 0; p < batch.kv_lengths[s]; ++p) {
         for (int64_t h = 0; h < shape.kv_heads; ++h) {
           const int64_t cell = batch.Cell(s, p, shape.kv_heads, h, d);
           for (int64_t i = 0; i < d; ++i) {
-            keys.Set(cell + i, random.Uniform(-2, 2));
-            values.Set(cell + i, random.Uniform(-1, 1));
+            keys.Set(cell + i, random.Uniform(-2, 2) / key_scale);
+            values.Set(cell + i, random.Uniform(-1, 1) / value_scale);
           }
         }
       }
     }
     const float scale = 1 / std::sqrt(static_cast<float>(d));
     const BatchView view = batch.Upload(device);
-    AttentionArgs args{.batch = view,
-                       .queries = qkv.Upload(device).Columns(0, columns),
-                       .cache = {keys.Upload(device), values.Upload(device)},
-                       .scale = scale};
+    AttentionArgs args{
+        .batch = view,
+        .queries = qkv.Upload(device).Columns(0, columns),
+        .cache = {keys.Upload(device), values.Upload(device), key_scale, value_scale},
+        .scale = scale};
     if (!quantized || out_too) {
       args.out = HostTensor(act, {batch.tokens_padded, columns}).Upload(device);
     }
@@ -259,8 +277,8 @@ OpCase AttentionCase(DType act, const Step& step, const HeadShape& shape, bool q
     device.ops().attention(device, args);
     std::vector<double> want;
     for (int32_t t = 0; t < batch.tokens; ++t) {
-      const std::vector<double> row =
-          AttentionOracle(batch, shape, qkv, keys, values, scale, t, act);
+      const std::vector<double> row = AttentionOracle(
+          batch, shape, qkv, keys, values, double{scale} * key_scale, value_scale, t, act);
       want.insert(want.end(), row.begin(), row.end());
     }
     Verdict verdict;
@@ -327,6 +345,29 @@ std::vector<OpCase> AttentionCases() {
       cases.push_back(AttentionCase(act, steps[i], {6, 2, 64}, true, false));
       cases.push_back(AttentionCase(act, steps[i], {10, 2, 64}, true, true));
     }
+  }
+  return cases;
+}
+
+std::vector<OpCase> NormRopeStoreFloat8Cases() {
+  std::vector<OpCase> cases;
+  const std::vector<Step> steps = Steps();
+  for (const DType act : kActs) {
+    cases.push_back(NormRopeStoreCase(act, steps[4], {4, 2, 16}, 8, true, true));
+    cases.push_back(NormRopeStoreCase(act, steps[1], {12, 1, 128}, 64, false, true));
+  }
+  return cases;
+}
+
+std::vector<OpCase> AttentionFloat8Cases() {
+  std::vector<OpCase> cases;
+  const std::vector<Step> steps = Steps();
+  for (const DType act : kActs) {
+    for (const size_t i : {1, 3, 4}) {
+      cases.push_back(AttentionCase(act, steps[i], {4, 2, 16}, false, false, true));
+      cases.push_back(AttentionCase(act, steps[i], {12, 1, 128}, false, false, true));
+    }
+    cases.push_back(AttentionCase(act, steps[4], {10, 2, 64}, true, true, true));
   }
   return cases;
 }

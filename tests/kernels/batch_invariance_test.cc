@@ -167,5 +167,49 @@ TEST(InvariantAttentionTest, TokensDoNotSeeOtherSequences) {
   }
 }
 
+TEST(InvariantAttentionTest, LatentTokensDoNotSeeOtherSequences) {
+  constexpr int64_t kHeads = 6;
+  constexpr int64_t kPlain = 20;
+  constexpr int64_t kRope = 12;
+  constexpr int64_t kValue = 24;
+  constexpr int64_t kLatent = 44;
+  const std::unique_ptr<Device> device = NewDevice();
+  Random random(6);
+  BatchSpec spec;
+  spec.sequences = {{0, 40}, {70, 1}, {33, 5}, {129, 1}};
+  const CaseBatch batch(random, spec);
+  const Tensor queries =
+      HostTensor(random, DType::kBF16, {batch.tokens, kHeads * (kPlain + kRope)}, 2)
+          .Upload(*device);
+  const Tensor kv_up =
+      HostTensor(random, DType::kBF16, {kHeads, kPlain + kValue, kLatent}, 0.4).Upload(*device);
+  for (const DType cell : {DType::kBF16, DType::kF8E4M3}) {
+    KvLayer layer;
+    layer.keys = HostTensor(random, cell, {batch.blocks, 1, batch.block_size, kLatent + kRope}, 2)
+                     .Upload(*device);
+    const BatchView view = batch.Upload(*device);
+    const Tensor together = device->NewTensor(DType::kBF16, {batch.tokens, kHeads * kValue});
+    const auto run = [&](const BatchView& step, const Tensor& rows, const Tensor& out) {
+      device->ops().mla_attention(*device, {.batch = step,
+                                            .queries = rows,
+                                            .cache = layer,
+                                            .kv_up = kv_up,
+                                            .scale = 0.2f,
+                                            .out = out});
+    };
+    run(view, queries, together);
+    for (int32_t t = 0; t < batch.tokens; ++t) {
+      BatchView one;
+      one.counts = HostTensor::OfInts({1, 1, 0}, {3}).Upload(*device);
+      one.positions = view.positions.Rows(t, 1);
+      one.token_sequences = HostTensor::OfInts({0}, {1}).Upload(*device);
+      one.block_tables = view.block_tables.Rows(batch.token_sequences[t], 1);
+      const Tensor apart = device->NewTensor(DType::kBF16, {1, kHeads * kValue});
+      run(one, queries.Rows(t, 1), apart);
+      ASSERT_EQ(RowBits(*device, apart, 0), RowBits(*device, together, t)) << "token " << t;
+    }
+  }
+}
+
 }  // namespace
 }  // namespace glm::test

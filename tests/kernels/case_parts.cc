@@ -251,6 +251,26 @@ void Verdict::NearQuantized(Device& device, const char* name, const Activation& 
   if (!message.empty()) Fail(std::string(name) + ": " + message);
 }
 
+void Verdict::NearCodes(Device& device, const char* name, const Tensor& tensor,
+                        const HostTensor& want, DType act) {
+  std::vector<double> numbers(want.elements());
+  for (size_t i = 0; i < numbers.size(); ++i) numbers[i] = want.At(static_cast<int64_t>(i));
+  // A code's neighbour is 1/8 of it away at most, or 2^-9 near zero.
+  Near(device, name, tensor, tensor.shape[0], numbers, {.relative = 0.13, .absolute = 0.002});
+  const HostTensor got = HostTensor::Download(device, tensor);
+  int64_t stored = 0;
+  int64_t others = 0;
+  for (int64_t i = 0; i < want.elements(); ++i) {
+    if (std::isnan(want.At(i))) continue;
+    ++stored;
+    others += got.At(i) == want.At(i) ? 0 : 1;
+  }
+  if (others > 2 + stored / (act == DType::kF32 ? 500 : 20)) {
+    Fail(std::string(name) + ": " + std::to_string(others) + " of " + std::to_string(stored) +
+         " codes are not the right ones");
+  }
+}
+
 void Verdict::Equal(const char* name, const std::vector<int32_t>& got,
                     const std::vector<int32_t>& want) {
   std::vector<uint8_t> bytes(got.size() * sizeof(int32_t));

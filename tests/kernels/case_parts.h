@@ -125,6 +125,10 @@ class Verdict {
   void NearQuantized(Device& device, const char* name, const Activation& quantized, int64_t rows,
                      const std::vector<double>& want, int64_t group, DType act,
                      double absolute = 0);
+  /// An FP8 tensor, NaN where nothing is stored: rarely a code beside the right one (values
+  /// rounded to `act` before), and never one farther away.
+  void NearCodes(Device& device, const char* name, const Tensor& tensor, const HostTensor& want,
+                 DType act);
   void Equal(const char* name, const std::vector<int32_t>& got, const std::vector<int32_t>& want);
   void Fail(const std::string& message);
   void AddBits(const std::vector<uint8_t>& bytes);

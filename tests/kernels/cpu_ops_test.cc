@@ -5,6 +5,8 @@ namespace glm::test {
 namespace {
 
 TEST(CpuOpsTest, Embed) { RunOnCpu(EmbedCases()); }
+TEST(CpuOpsTest, EmbedSlice) { RunOnCpu(EmbedSliceCases()); }
+TEST(CpuOpsTest, RmsNorm) { RunOnCpu(RmsNormCases()); }
 TEST(CpuOpsTest, AddRmsNorm) { RunOnCpu(AddRmsNormCases()); }
 TEST(CpuOpsTest, SiluMul) { RunOnCpu(SiluMulCases()); }
 TEST(CpuOpsTest, GatherLogitRows) { RunOnCpu(GatherLogitRowsCases()); }

@@ -64,6 +64,37 @@ OpCase EmbedCase(DType act, int32_t tokens, int64_t hidden) {
   return {name, act, RowLimits(tokens + 3, hidden), run};
 }
 
+// A rank's rows of the table: ids outside them give zeros.
+OpCase EmbedSliceCase(DType act, int64_t begin, int64_t rows) {
+  const std::string name = std::string("embed ") + Name(act) + " slice " + SizeName({begin, rows});
+  constexpr int32_t kTokens = 70;
+  constexpr int64_t kHidden = 72;
+  const auto run = [=](Device& device) {
+    Random random(SeedOf(name));
+    CaseBatch batch(random, BatchSpec::OneSequence(kTokens, 3), /*vocabulary=*/97);
+    for (int32_t t = 0; t < kTokens; t += 3) {
+      batch.token_ids[t] = ~static_cast<int32_t>(random.Below(batch.last_ids.size()));
+    }
+    const HostTensor table(random, act, {rows, kHidden}, 1);
+    const BatchView view = batch.Upload(device);
+    const Tensor out = HostTensor(act, {kTokens + 3, kHidden}).Upload(device);
+    device.ops().embed(
+        device,
+        {.batch = view, .table = table.Upload(device), .out = out, .vocabulary_begin = begin});
+    std::vector<double> want;
+    for (int32_t t = 0; t < kTokens; ++t) {
+      const int32_t id = batch.token_ids[t];
+      const int64_t row = (id >= 0 ? id : batch.last_ids[~id]) - begin;
+      const bool here = row >= 0 && row < rows;
+      for (int64_t i = 0; i < kHidden; ++i) want.push_back(here ? table.At(row * kHidden + i) : 0);
+    }
+    Verdict verdict;
+    verdict.Near(device, "out", out, kTokens, want, {.similarity = 0});
+    return verdict.Finish();
+  };
+  return {name, act, RowLimits(kTokens + 3, kHidden), run};
+}
+
 OpCase GatherLogitRowsCase(DType act, int32_t tokens, int32_t rows, int64_t hidden) {
   const std::string name =
       std::string("gather_logit_rows ") + Name(act) + " " + SizeName({tokens, rows, hidden});
@@ -151,6 +182,58 @@ OpCase AddRmsNormCase(DType act, int32_t tokens, int64_t hidden, const NormVaria
     if (variant.quantized) {
       verdict.NearQuantized(device, "quantized", args.quantized, tokens, want,
                             variant.grouped ? kGroup : hidden, act);
+    }
+    return verdict.Finish();
+  };
+  return {name, act, RowLimits(tokens + 2, hidden), run};
+}
+
+// Without a residual: from columns of one tensor to columns of another.
+OpCase RmsNormCase(DType act, int32_t tokens, int64_t hidden, bool in_place, bool quantized) {
+  const std::string name = std::string("add_rms_norm ") + Name(act) + " " +
+                           SizeName({tokens, hidden}) + " alone" + (in_place ? " in place" : "") +
+                           (quantized ? " quantized" : "");
+  const auto run = [=](Device& device) {
+    Random random(SeedOf(name));
+    const int32_t rows = tokens + 2;
+    const CaseBatch batch(random, BatchSpec::OneSequence(tokens, 2));
+    constexpr int64_t kBefore = 16;  // columns before the view
+    const int64_t width = kBefore + hidden + 8;
+    const HostTensor in(random, act, {rows, width}, 3, tokens);
+    const HostTensor weight(random, act, {hidden}, 1.5);
+    const BatchView view = batch.Upload(device);
+    const Tensor whole_in = in.Upload(device);
+    const Tensor whole_out =
+        in_place ? whole_in : HostTensor(random, act, {rows, width}, 1).Upload(device);
+    const HostTensor before = HostTensor::Download(device, whole_out);
+    AddRmsNormArgs args{.batch = view,
+                        .delta = whole_in.Columns(kBefore, hidden),
+                        .weight = weight.Upload(device),
+                        .epsilon = 1e-5f,
+                        .out = whole_out.Columns(kBefore, hidden)};
+    if (quantized) args.quantized = NewQuantized(device, rows, hidden, false);
+    device.ops().add_rms_norm(device, args);
+
+    std::vector<double> want;
+    std::vector<double> want_whole;  // what is beside the view stays
+    for (int64_t row = 0; row < tokens; ++row) {
+      double squares = 0;
+      for (int64_t i = 0; i < hidden; ++i) {
+        squares += in.At(row * width + kBefore + i) * in.At(row * width + kBefore + i);
+      }
+      const double factor = 1 / std::sqrt(squares / static_cast<double>(hidden) + 1e-5);
+      for (int64_t i = 0; i < width; ++i) {
+        want_whole.push_back(before.At(row * width + i));
+        if (i < kBefore || i >= kBefore + hidden) continue;
+        const double n = RoundTo(act, in.At(row * width + i) * factor);
+        want_whole.back() = RoundTo(act, n * weight.At(i - kBefore));
+        want.push_back(want_whole.back());
+      }
+    }
+    Verdict verdict;
+    verdict.Near(device, "out", whole_out, tokens, want_whole, ToleranceOf(act, 1, 2));
+    if (quantized) {
+      verdict.NearQuantized(device, "quantized", args.quantized, tokens, want, hidden, act);
     }
     return verdict.Finish();
   };
@@ -358,6 +441,26 @@ std::vector<OpCase> LinearLargeCases() {
                                        .out = kBF16,
                                        .scales = Scales::kChannel,
                                        .bias = true}));
+  }
+  return cases;
+}
+
+std::vector<OpCase> EmbedSliceCases() {
+  std::vector<OpCase> cases;
+  for (const DType act : kActs) {
+    cases.push_back(EmbedSliceCase(act, 0, 40));
+    cases.push_back(EmbedSliceCase(act, 40, 57));
+    cases.push_back(EmbedSliceCase(act, 30, 1));
+  }
+  return cases;
+}
+
+std::vector<OpCase> RmsNormCases() {
+  std::vector<OpCase> cases;
+  for (const DType act : kActs) {
+    cases.push_back(RmsNormCase(act, 5, 96, false, false));
+    cases.push_back(RmsNormCase(act, 33, 768, true, false));
+    cases.push_back(RmsNormCase(act, 3, 512, false, true));
   }
   return cases;
 }

@@ -31,6 +31,8 @@ std::vector<OpCase> AddRmsNormCases();
 std::vector<OpCase> LinearCases();
 std::vector<OpCase> NormRopeStoreCases();
 std::vector<OpCase> AttentionCases();
+std::vector<OpCase> MlaRopeStoreCases();
+std::vector<OpCase> MlaAttentionCases();
 std::vector<OpCase> SiluMulCases();
 std::vector<OpCase> MoeRouteCases();
 std::vector<OpCase> MoeExpertsCases();
@@ -43,7 +45,14 @@ std::vector<OpCase> LinearLargeCases();
 std::vector<OpCase> AttentionLargeCases();
 std::vector<OpCase> MoeExpertsLargeCases();
 
-/// All but the large ones.
+// What came later to ops of the above, apart for backends that do not have it: slices of the
+// vocabulary, a norm without a residual, and FP8 caches.
+std::vector<OpCase> EmbedSliceCases();
+std::vector<OpCase> RmsNormCases();
+std::vector<OpCase> NormRopeStoreFloat8Cases();
+std::vector<OpCase> AttentionFloat8Cases();
+
+/// All of the above but the large ones.
 std::vector<OpCase> AllOpCases();
 
 /// Limits that hold every case of `cases`, for a device that runs them all.

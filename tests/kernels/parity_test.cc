@@ -42,6 +42,9 @@ TEST_F(ParityTest, MoeExperts) { RunAll(MoeExpertsCases()); }
 TEST_F(ParityTest, GatherLogitRows) { RunAll(GatherLogitRowsCases()); }
 TEST_F(ParityTest, Sample) { RunAll(SampleCases()); }
 
+TEST_F(ParityTest, EmbedSlice) { RunAll(EmbedSliceCases()); }
+TEST_F(ParityTest, RmsNorm) { RunAll(RmsNormCases()); }
+
 TEST_F(ParityTest, LargeLinear) { RunAll(LinearLargeCases()); }
 TEST_F(ParityTest, LargeAttention) { RunAll(AttentionLargeCases()); }
 TEST_F(ParityTest, LargeMoeExperts) { RunAll(MoeExpertsLargeCases()); }

@@ -9,7 +9,7 @@
 #include <deque>
 #include <vector>
 
-#include "engine/mutex.h"
+#include "proto/base/mutex.h"
 #include "engine/rank/step_runner.h"
 #include "engine/request.h"
 #include "engine/schedule/scheduler.h"

@@ -5,8 +5,8 @@
 #include <utility>
 #include <vector>
 
-#include "absl/synchronization/mutex.h"
 #include "engine/engine.h"
+#include "proto/base/mutex.h"
 
 namespace glm::worker {
 
@@ -23,14 +23,16 @@ class ScriptedEngine : public engine::Engine {
   }
 
   absl::Status Submit(engine::Request request) override {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     if (request.prompt_ids.empty()) return absl::InvalidArgumentError("prompt_ids is empty");
     submitted_.push_back(std::move(request));
+    changed_.SignalAll();
     return absl::OkStatus();
   }
   void Cancel(engine::RequestId id) override {
-    absl::MutexLock lock(&mutex_);
+    MutexLock lock(&mutex_);
     cancelled_.push_back(id);
+    changed_.SignalAll();
   }
   engine::EngineStats Stats() const override { return {}; }
   const engine::EngineShape& shape() const override { return shape_; }
@@ -38,22 +40,21 @@ class ScriptedEngine : public engine::Engine {
 
   /// Blocks until `count` requests were submitted; the last of them.
   engine::Request AwaitSubmitted(size_t count) {
-    absl::MutexLock lock(&mutex_);
-    const auto reached = [&] { return submitted_.size() >= count; };
-    mutex_.Await(absl::Condition(&reached));
+    MutexLock lock(&mutex_);
+    while (submitted_.size() < count) changed_.Wait(&mutex_);
     return submitted_[count - 1];
   }
   /// Blocks until `count` requests were cancelled; their engine ids.
   std::vector<engine::RequestId> AwaitCancelled(size_t count) {
-    absl::MutexLock lock(&mutex_);
-    const auto reached = [&] { return cancelled_.size() >= count; };
-    mutex_.Await(absl::Condition(&reached));
+    MutexLock lock(&mutex_);
+    while (cancelled_.size() < count) changed_.Wait(&mutex_);
     return cancelled_;
   }
 
  private:
   engine::EngineShape shape_;
-  absl::Mutex mutex_;  // "script"
+  Mutex mutex_;  // "script"
+  Condition changed_;
   std::vector<engine::Request> submitted_;
   std::vector<engine::RequestId> cancelled_;
 };

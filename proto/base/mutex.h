@@ -1,16 +1,18 @@
-// The room's lock: std::mutex and std::condition_variable with Clang's thread-safety annotations.
+// The lock of every room: std::mutex and std::condition_variable with Clang's thread-safety
+// annotations.
 //
-// Who uses it: the engine loop and the ranks. It is not absl::Mutex because the distribution's
+// It is not absl::Mutex because the distribution's
 // Abseil is built without ThreadSanitizer, which then cannot see that lock and reports every access
 // it protects. Members say what protects them with ABSL_GUARDED_BY.
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <mutex>
 
 #include "absl/base/thread_annotations.h"
 
-namespace glm::engine {
+namespace glm {
 
 class ABSL_LOCKABLE Mutex {
  public:
@@ -43,6 +45,14 @@ class Condition {
     condition_.wait(lock);
     lock.release();
   }
+  /// False when `timeout` passed first.
+  bool WaitFor(Mutex* mutex, std::chrono::milliseconds timeout)
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex) {
+    std::unique_lock<std::mutex> lock(mutex->mutex_, std::adopt_lock);
+    const bool signalled = condition_.wait_for(lock, timeout) == std::cv_status::no_timeout;
+    lock.release();
+    return signalled;
+  }
   void Signal() { condition_.notify_one(); }
   void SignalAll() { condition_.notify_all(); }
 
@@ -50,4 +60,4 @@ class Condition {
   std::condition_variable condition_;
 };
 
-}  // namespace glm::engine
+}  // namespace glm

@@ -1,0 +1,116 @@
+#include "engine/model/mtp.h"
+
+#include <cstring>
+#include <utility>
+
+#include "absl/strings/match.h"
+#include "absl/strings/str_cat.h"
+#include "proto/base/log.h"
+
+namespace glm::engine {
+namespace {
+
+std::string PrefixOf(const ModelConfig& config) {
+  return absl::StrCat("model.layers.", config.layers, ".");
+}
+
+/// Whether tensor `name` of the draft layer is not there, or a copy of the model's `model_name`.
+bool IsTheModels(const Checkpoint& checkpoint, const std::string& name,
+                 const std::string& model_name) {
+  const StoredTensors& tensors = checkpoint.tensors();
+  const auto own = tensors.find(name);
+  if (own == tensors.end()) return true;
+  const auto model = tensors.find(model_name);
+  return model != tensors.end() && own->second.dtype == model->second.dtype &&
+         own->second.shape == model->second.shape &&
+         std::memcmp(own->second.data, model->second.data,
+                     static_cast<size_t>(own->second.bytes)) == 0;
+}
+
+}  // namespace
+
+bool HasMtp(const ModelConfig& config, const Checkpoint& checkpoint) {
+  const std::string prefix = PrefixOf(config);
+  const auto first = checkpoint.tensors().lower_bound(prefix);
+  return config.mtp_layers > 0 && first != checkpoint.tensors().end() &&
+         absl::StartsWith(first->first, prefix);
+}
+
+void PlanMtp(const ModelConfig& config, DType dtype, const Checkpoint& checkpoint, WeightPlan* plan,
+             MtpWeights* weights) {
+  const std::string prefix = PrefixOf(config);
+  const int64_t hidden = config.hidden_size;
+  const Tensor norm(nullptr, dtype, {hidden});
+  const Tensor table(nullptr, dtype, {config.vocabulary, hidden});
+  const auto add_table = [&](Tensor* target, const std::string& name,
+                             const std::string& model_name) {
+    if (IsTheModels(checkpoint, name, model_name)) {
+      plan->SetAside(name);
+      LOG(INFO) << checkpoint.folder() << ": MTP uses " << model_name;
+    } else {
+      plan->AddWhole(target, table, name);
+    }
+  };
+  const std::string embedding = "model.embed_tokens.weight";
+  add_table(&weights->embedding, prefix + "embed_tokens.weight", embedding);
+  plan->AddWhole(&weights->embedding_norm, norm, prefix + "enorm.weight");
+  plan->AddWhole(&weights->hidden_norm, norm, prefix + "hnorm.weight");
+  plan->AddWhole(&weights->projection.values, Tensor(nullptr, dtype, {hidden, 2 * hidden}),
+                 prefix + "eh_proj.weight");
+  PlanLayer(config, dtype, prefix, /*dense=*/false, plan, &weights->layer);
+  plan->AddWhole(&weights->norm, norm, prefix + "shared_head.norm.weight");
+  add_table(&weights->head.values, prefix + "shared_head.head.weight",
+            config.tie_word_embeddings ? embedding : "lm_head.weight");
+}
+
+void UseModelWeights(const Tensor& embedding, const Weight& head, MtpWeights* weights) {
+  if (weights->embedding.empty()) weights->embedding = embedding;
+  if (weights->head.values.empty()) weights->head = head;
+}
+
+Mtp::Mtp(Device& device, const ModelConfig& config, const Layers& layers, DType dtype,
+         const StepLimits& limits, MtpWeights weights)
+    : device_(device),
+      config_(config),
+      layers_(layers),
+      weights_(std::move(weights)),
+      embedded_(device.NewTensor(dtype, {limits.tokens_max, config.hidden_size})),
+      joined_(device.NewTensor(dtype, {limits.tokens_max, 2 * int64_t{config.hidden_size}})),
+      logit_rows_(device.NewTensor(dtype, {limits.logit_rows_max, config.hidden_size})) {}
+
+void Mtp::Forward(const BatchView& batch, const Tensor& hidden, const KvLayer& cache,
+                  const Tensor& logits, const Trace& trace) const {
+  const OpTable& ops = device_.ops();
+  const int64_t tokens = hidden.shape[0];
+  const int64_t width = config_.hidden_size;
+  const Tensor embedded = embedded_.Rows(0, tokens);
+  const Tensor joined = joined_.Rows(0, tokens);
+  const auto norm_into = [&](const Tensor& in, const Tensor& weight, int64_t column) {
+    ops.add_rms_norm(device_, {.batch = batch,
+                               .delta = in,
+                               .residual = {},
+                               .weight = weight,
+                               .epsilon = static_cast<float>(config_.rms_norm_eps),
+                               .out = joined.Columns(column, width),
+                               .quantized = {}});
+  };
+  ops.embed(device_, {.batch = batch, .table = weights_.embedding, .out = embedded});
+  norm_into(embedded, weights_.embedding_norm, 0);
+  norm_into(hidden, weights_.hidden_norm, width);
+  const Tensor residual = layers_.Begin(tokens);
+  ops.linear(device_, {.batch = batch,
+                       .in = {joined, {}},
+                       .weight = weights_.projection,
+                       .bias = {},
+                       .out = residual});
+  const TraceScope scope(trace, "layers.", config_.layers);
+  scope("projection", residual);
+  layers_.Run(batch, weights_.layer, cache, /*first=*/true, scope);
+  layers_.End(batch, weights_.norm, embedded);
+  scope("norm", embedded);
+  if (logits.shape[0] == 0) return;
+  RunHead(device_, batch, embedded, weights_.head, logit_rows_.Rows(0, logits.shape[0]), logits);
+  scope("logits", logits);
+}
+
+}  // namespace glm::engine

@@ -1,0 +1,40 @@
+// Sums and gathers over the ranks of one worker.
+//
+// Every rank of a tensor-parallel worker has its own Communicator, used on the thread that owns its
+// Device and in that device's order. All ranks must make the same calls in the same order with the
+// same shapes: a call blocks (on the CPU) or the device waits (on a GPU) until all have come.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "kernels/device.h"
+#include "kernels/tensor.h"
+
+namespace glm {
+
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+
+  virtual int32_t rank() const = 0;
+  virtual int32_t size() const = 0;
+
+  /// values = sum over ranks, in rank order, float, rounded once. The same bits on every rank.
+  /// act or F32 [T, H], contiguous rows.
+  virtual void AllReduceSum(Device& device, const Tensor& values) = 0;
+
+  /// out[r, rank * n + j] = that rank's in[r, j]. in F32 [R, n], out F32 [R, size * n].
+  virtual void AllGatherColumns(Device& device, const Tensor& in, const Tensor& out) = 0;
+};
+
+/// The one rank of a worker without tensor parallelism: both calls leave everything as it is
+/// (AllGatherColumns copies when `in` is not `out`).
+std::unique_ptr<Communicator> CreateSingleCommunicator();
+
+/// Ranks that are threads of this process, over host memory. `elements_max`: the largest tensor.
+std::vector<std::unique_ptr<Communicator>> CreateLocalCommunicators(int32_t size,
+                                                                    int64_t elements_max);
+
+}  // namespace glm

@@ -1,0 +1,218 @@
+// A model run step by step as a rank would, and the golden files that it is held to.
+//
+// Who calls: the model's tests. The golden files are made by the scripts of tests/golden.
+#pragma once
+
+#include <gtest/gtest.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <map>
+#include <memory>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "engine/model/glm.h"
+#include "engine/model/safetensors.h"
+
+namespace glm::test {
+
+using engine::Checkpoint;
+using engine::Glm;
+using engine::KvCache;
+using engine::ModelConfig;
+using engine::SafetensorsFile;
+
+using Ids = std::vector<int32_t>;
+using Rows = std::vector<std::vector<float>>;
+
+inline constexpr int64_t kTokensMax = 160;
+inline constexpr int64_t kSequencesMax = 4;
+inline constexpr int32_t kBlockSize = 16;
+inline constexpr int32_t kBlocksMax = 10;  // of one sequence
+inline const std::string kGolden = std::string(GLM_SOURCE_DIR) + "/tests/golden/";
+
+/// What the reference said of a case, such as "glm4_moe/air".
+struct Expected {
+  explicit Expected(const std::string& name) {
+    auto file = SafetensorsFile::Open(kGolden + name + ".expected.safetensors");
+    EXPECT_TRUE(file.ok()) << file.status();
+    for (const auto& [key, tensor] : (*file)->tensors()) {
+      if (tensor.dtype == DType::kI32) {
+        Ids& ids = integers[key];
+        ids.resize(tensor.bytes / 4);
+        std::memcpy(ids.data(), tensor.data, tensor.bytes);
+      } else {
+        const int64_t columns = tensor.shape[1];
+        for (int64_t row = 0; row < tensor.shape[0]; ++row) {
+          std::vector<float>& values = rows[key].emplace_back(columns);
+          std::memcpy(values.data(), tensor.data + row * columns * 4, columns * 4);
+        }
+      }
+    }
+  }
+  std::map<std::string, Ids> integers;
+  std::map<std::string, Rows> rows;
+};
+
+/// Tokens that a step computes for a sequence, continuing where the last step ended.
+struct Chunk {
+  int32_t sequence;
+  Ids ids;
+};
+
+/// A model with its cache: blocks in a scattered order, and every array of a step padded with
+/// rubbish.
+struct StepperOptions {
+  int threads = 2;
+  bool mtp = false;
+  bool float8_cache = false;
+};
+
+class Stepper {
+ public:
+  Stepper(const std::string& folder, DType dtype, const StepperOptions& options = {})
+      : device_(CreateCpuDevice(options.threads)) {
+    auto config = ModelConfig::Read(folder);
+    EXPECT_TRUE(config.ok()) << config.status();
+    config_ = *config;
+    limits_ = Glm::CompleteLimits(
+        config_,
+        {.tokens_max = kTokensMax, .sequences_max = kSequencesMax, .logit_rows_max = kTokensMax});
+    device_->PlanScratch(limits_);
+    auto model = Glm::Load(*device_, config_, folder, dtype, limits_, {.mtp = options.mtp});
+    EXPECT_TRUE(model.ok()) << model.status();
+    model_ = *std::move(model);
+    const int64_t blocks = kSequencesMax * kBlocksMax + 1;
+    const DType cache = options.float8_cache ? DType::kF8E4M3 : dtype;
+    cache_ = KvCache::Allocate(*device_, config_, cache, blocks, kBlockSize, model_->has_mtp());
+    std::vector<KvLayer> layers = cache_.layers;
+    layers.push_back(cache_.mtp);
+    for (const KvLayer& layer : layers) {
+      for (const Tensor& tensor : {layer.keys, layer.values}) {
+        if (!tensor.empty()) device_->Fill(tensor.data, 0xFF, tensor.bytes());  // NaN
+      }
+    }
+    logits_ = device_->NewTensor(DType::kF32, {kTokensMax, config_.vocabulary});
+    last_ids_ = device_->NewTensor(DType::kI32, {kSequencesMax});
+    input_ = static_cast<int32_t*>(device_->Allocate(4 * (8 * kTokensMax)));
+    device_->Seal();
+    lengths_.assign(kSequencesMax, 0);
+  }
+
+  // Logits of every token, chunk after chunk.
+  Rows Step(const std::vector<Chunk>& chunks) {
+    Ids token_ids, positions, token_sequences, query_starts{0}, kv_lengths, tables;
+    for (size_t s = 0; s < chunks.size(); ++s) {
+      const Chunk& chunk = chunks[s];
+      int32_t& length = lengths_[chunk.sequence];
+      for (const int32_t id : chunk.ids) {
+        token_ids.push_back(id);
+        positions.push_back(length++);
+        token_sequences.push_back(static_cast<int32_t>(s));
+      }
+      query_starts.push_back(static_cast<int32_t>(token_ids.size()));
+      kv_lengths.push_back(length);
+      for (int32_t i = 0; i < kBlocksMax; ++i) {
+        // 7 and 41 have no common divisor: sequences' blocks are far apart and interleaved.
+        tables.push_back((chunk.sequence * kBlocksMax + i) * 7 % 41);
+      }
+    }
+    const auto tokens = static_cast<int32_t>(token_ids.size());
+    Ids logit_tokens(tokens);
+    std::iota(logit_tokens.begin(), logit_tokens.end(), 0);
+    const Ids counts{tokens, static_cast<int32_t>(chunks.size()), tokens};
+
+    constexpr int64_t kPadding = 3;
+    const int64_t padded = std::min(tokens + kPadding, kTokensMax);
+    const int64_t sequences = static_cast<int64_t>(chunks.size());
+    next_input_ = input_;
+    batch_ = BatchView{.token_ids = Upload(token_ids, {padded}),
+                       .positions = Upload(positions, {padded}),
+                       .token_sequences = Upload(token_sequences, {padded}),
+                       .query_starts = Upload(query_starts, {sequences + 1}),
+                       .kv_lengths = Upload(kv_lengths, {sequences}),
+                       .block_tables = Upload(tables, {sequences, kBlocksMax}),
+                       .logit_tokens = Upload(logit_tokens, {padded}),
+                       .counts = Upload(counts, {3}),
+                       .last_ids = last_ids_};
+    model_->Forward(batch_, cache_, logits_.Rows(0, padded));
+    return Logits(tokens);
+  }
+
+  // Draft logits of every token of the last Step, of which `next_ids` are the ids after each.
+  Rows Draft(const Ids& next_ids) {
+    const int64_t padded = batch_.token_ids.shape[0];
+    BatchView batch = batch_;
+    batch.token_ids = Upload(next_ids, {padded});
+    model_->ForwardMtp(batch, cache_, logits_.Rows(0, padded));
+    return Logits(static_cast<int32_t>(next_ids.size()));
+  }
+
+  // Goes on from `logits` of sequence `sequence`'s newest token.
+  Ids Greedy(int32_t sequence, const std::vector<float>& logits, int64_t count) {
+    Ids ids{ArgMax(logits)};
+    while (static_cast<int64_t>(ids.size()) < count) {
+      ids.push_back(ArgMax(Step({{sequence, {ids.back()}}})[0]));
+    }
+    return ids;
+  }
+
+  static int32_t ArgMax(const std::vector<float>& logits) {
+    return static_cast<int32_t>(std::max_element(logits.begin(), logits.end()) - logits.begin());
+  }
+
+  Device& device() { return *device_; }
+  Glm& model() { return *model_; }
+  const ModelConfig& config() const { return config_; }
+
+ private:
+  Rows Logits(int32_t tokens) {
+    Rows rows(tokens, std::vector<float>(config_.vocabulary));
+    for (int32_t t = 0; t < tokens; ++t) {
+      device_->CopyToHost(rows[t].data(), logits_.Row<float>(t), 4 * config_.vocabulary);
+    }
+    device_->Synchronize();
+    return rows;
+  }
+
+  // A tensor of `shape` on the device; what `values` do not fill is rubbish.
+  Tensor Upload(const Ids& values, std::initializer_list<int64_t> shape) {
+    Tensor tensor(next_input_, DType::kI32, shape);
+    device_->Fill(tensor.data, 0x7F, tensor.bytes());
+    device_->CopyToDevice(tensor.data, values.data(), static_cast<int64_t>(values.size()) * 4);
+    next_input_ += tensor.elements();
+    EXPECT_LE(next_input_ - input_, 8 * kTokensMax);
+    return tensor;
+  }
+
+  std::unique_ptr<Device> device_;
+  ModelConfig config_;
+  StepLimits limits_;
+  std::unique_ptr<Glm> model_;
+  KvCache cache_;
+  BatchView batch_;  // of the last Step
+  Tensor logits_;    // F32 [T, V]
+  Tensor last_ids_;  // I32 [slots]
+  int32_t* input_ = nullptr;
+  int32_t* next_input_ = nullptr;
+  std::vector<int32_t> lengths_;
+};
+
+inline double MaxDifference(const Rows& a, const Rows& b) {
+  EXPECT_EQ(a.size(), b.size());
+  double largest = 0;
+  for (size_t r = 0; r < a.size(); ++r) {
+    EXPECT_EQ(a[r].size(), b[r].size());
+    for (size_t i = 0; i < a[r].size(); ++i) {
+      const double difference = std::abs(double{a[r][i]} - double{b[r][i]});
+      if (!(difference <= largest)) largest = difference;  // NaN is the largest
+    }
+  }
+  return largest;
+}
+
+}  // namespace glm::test
