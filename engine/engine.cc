@@ -9,7 +9,7 @@
 #include "engine/engine_loop.h"
 #include "engine/model/config.h"
 #include "engine/model/glm.h"
-#include "engine/rank/rank.h"
+#include "engine/rank/rank_group.h"
 #include "proto/base/log.h"
 
 namespace glm::engine {
@@ -34,7 +34,7 @@ int64_t BlocksFor(int64_t tokens, int64_t block_size) {
   return (tokens + block_size - 1) / block_size;
 }
 
-/// kv_blocks, or as many as kv_cache_bytes holds.
+/// kv_blocks, or as many as kv_cache_bytes holds, of a rank.
 absl::StatusOr<int64_t> CountBlocks(const EngineOptions& options, int64_t bytes_per_block) {
   if (options.kv_blocks > 0) return options.kv_blocks;
   const int64_t blocks = options.kv_cache_bytes / bytes_per_block;
@@ -53,8 +53,9 @@ absl::StatusOr<EngineShape> PlanShape(const EngineOptions& options, const ModelC
         absl::StrFormat("max_model_len is %d, must be at most %d, the model's positions",
                         options.max_model_len, config.positions_max));
   }
-  const absl::StatusOr<int64_t> blocks = CountBlocks(
-      options, KvCache::BytesPerBlock(config, CacheType(options, dtype), options.block_size));
+  const absl::StatusOr<int64_t> blocks =
+      CountBlocks(options, KvCache::BytesPerBlock(config.OfRank(options.tensor_parallel_size),
+                                                  CacheType(options, dtype), options.block_size));
   if (!blocks.ok()) return blocks.status();
   EngineShape shape;
   shape.model_name = options.served_model_name;
@@ -79,37 +80,45 @@ RankOptions PlanRank(const EngineOptions& options, const ModelConfig& config,
   rank.folder = options.model;
   rank.device = options.device;
   rank.device_index = options.device_index;
-  rank.cpu_threads = options.cpu_threads > 0
-                         ? options.cpu_threads
-                         : std::max(1, static_cast<int>(std::thread::hardware_concurrency()));
+  const int32_t ranks = options.tensor_parallel_size;
+  const int32_t cpu_threads = options.cpu_threads > 0
+                                  ? options.cpu_threads
+                                  : static_cast<int32_t>(std::thread::hardware_concurrency());
+  rank.cpu_threads = std::max(1, cpu_threads / ranks);
   rank.dtype = dtype;
   rank.kv_dtype = CacheType(options, dtype);
   rank.quantize = options.quantization == "fp8";
   rank.random_weights = options.load_format == "dummy";
-  rank.load_threads = options.load_threads;
+  rank.load_threads = std::max(1, options.load_threads / ranks);
   rank.kv_blocks = shape.kv_blocks_total;
   rank.block_size = shape.block_size;
   StepLimits limits;
   limits.tokens_max = options.max_num_batched_tokens;
   limits.sequences_max = options.max_num_seqs;
   limits.logit_rows_max = options.max_num_seqs;
-  rank.batch.step = Glm::CompleteLimits(config, limits);
+  rank.batch.step = Glm::CompleteLimits(config.OfRank(ranks), limits);
   rank.batch.blocks_max = BlocksFor(shape.length_max, shape.block_size);
   rank.batch.slots = options.max_num_seqs;
   rank.batch.steps_in_flight_max = steps_in_flight;
   return rank;
 }
 
-void LogPlan(const EngineShape& shape, const RankMemory& memory, DType dtype,
+void LogPlan(const EngineShape& shape, const RankGroup& ranks, DType dtype,
              int32_t steps_in_flight) {
   const double mib = 1 << 20;
+  for (int32_t rank = 0; rank < ranks.size(); ++rank) {
+    const RankMemory& memory = ranks.memory(rank);
+    LOG(INFO) << absl::StrFormat(
+        "%s on %s, %s: weights %.1f MiB, KV cache %.1f MiB (%d blocks of %d tokens), step buffers "
+        "%.1f MiB, %.1f MiB left",
+        shape.model_name, memory.device, Name(dtype), memory.weight_bytes / mib,
+        memory.kv_bytes / mib, shape.kv_blocks_total, shape.block_size,
+        (memory.buffer_bytes + memory.scratch_bytes + memory.batch_bytes) / mib,
+        memory.free_bytes / mib);
+  }
   LOG(INFO) << absl::StrFormat(
-      "%s on %s, %s: weights %.1f MiB, KV cache %.1f MiB (%d blocks of %d tokens), step buffers "
-      "%.1f MiB, %.1f MiB left; up to %d tokens a request, %d requests at once, %d steps in flight",
-      shape.model_name, memory.device, Name(dtype), memory.weight_bytes / mib,
-      memory.kv_bytes / mib, shape.kv_blocks_total, shape.block_size,
-      (memory.buffer_bytes + memory.scratch_bytes + memory.batch_bytes) / mib,
-      memory.free_bytes / mib, shape.length_max, shape.sequences_max, steps_in_flight);
+      "%s: up to %d tokens a request, %d requests at once, %d steps in flight", shape.model_name,
+      shape.length_max, shape.sequences_max, steps_in_flight);
 }
 
 }  // namespace
@@ -121,15 +130,18 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineOptions& opti
   if (!config.ok()) return config.status();
   const absl::StatusOr<DType> dtype = ActivationType(options, *config);
   if (!dtype.ok()) return dtype.status();
+  const absl::Status divides = Glm::CheckRanks(*config, options.tensor_parallel_size);
+  if (!divides.ok()) return divides;
   const absl::StatusOr<EngineShape> shape = PlanShape(options, *config, *dtype);
   if (!shape.ok()) return shape.status();
   const int32_t steps_in_flight =
       options.steps_in_flight > 0 ? options.steps_in_flight : (options.device == "cuda" ? 2 : 1);
 
-  absl::StatusOr<std::unique_ptr<Rank>> rank =
-      Rank::Start(PlanRank(options, *config, *shape, *dtype, steps_in_flight), *config);
-  if (!rank.ok()) return rank.status();
-  LogPlan(*shape, (*rank)->memory(), *dtype, steps_in_flight);
+  absl::StatusOr<std::unique_ptr<RankGroup>> ranks =
+      RankGroup::Start(PlanRank(options, *config, *shape, *dtype, steps_in_flight), *config,
+                       options.tensor_parallel_size);
+  if (!ranks.ok()) return ranks.status();
+  LogPlan(*shape, **ranks, *dtype, steps_in_flight);
 
   SchedulerLimits limits;
   limits.block_size = shape->block_size;
@@ -139,7 +151,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineOptions& opti
   limits.batched_tokens_max = options.max_num_batched_tokens;
   limits.plans_in_flight_max = steps_in_flight;
   return std::make_unique<EngineLoop>(*shape, limits, options.max_waiting_requests,
-                                      *std::move(rank), std::move(sink));
+                                      *std::move(ranks), std::move(sink));
 }
 
 }  // namespace glm::engine

@@ -31,6 +31,16 @@ absl::Status EngineOptions::Validate() const {
   absl::Status status;
   status.Update(CheckOneOf("device", device, {"cpu", "cuda"}));
   status.Update(CheckRange("device_index", device_index, 0, 63));
+  if (tensor_parallel_size != 1 && tensor_parallel_size != 2 && tensor_parallel_size != 4 &&
+      tensor_parallel_size != 8) {
+    status.Update(absl::InvalidArgumentError(
+        absl::StrFormat("tensor_parallel_size is %d, must be 1, 2, 4 or 8", tensor_parallel_size)));
+  } else if (device == "cuda" && tensor_parallel_size > 1) {
+    status.Update(absl::InvalidArgumentError(
+        absl::StrFormat("tensor_parallel_size is %d and device is \"cuda\": there is no "
+                        "communication between GPUs yet; must be 1, or device \"cpu\"",
+                        tensor_parallel_size)));
+  }
   status.Update(CheckOneOf("dtype", dtype, {"auto", "bfloat16", "float32"}));
   if (device == "cuda" && dtype == "float32") {
     status.Update(absl::InvalidArgumentError(

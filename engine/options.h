@@ -18,8 +18,11 @@ struct EngineOptions {
   std::string served_model_name;
   /// "cpu" or "cuda".
   std::string device = "cpu";
-  /// First GPU of this worker (device "cuda").
+  /// First GPU of this worker (device "cuda"); with tensor parallelism it has the next ones too.
   int32_t device_index = 0;
+  /// Ranks that share the model, each with its part of the heads, widths and vocabulary: 1, 2, 4 or
+  /// 8, of those that divide the model. Device "cuda" has 1 rank.
+  int32_t tensor_parallel_size = 1;
   /// Activation type: "auto" (the checkpoint's), "bfloat16", "float32" (CPU only).
   std::string dtype = "auto";
   /// "none": weights as the checkpoint has them. "fp8": linears that are not FP8 are quantised
@@ -27,9 +30,10 @@ struct EngineOptions {
   std::string quantization = "none";
   /// "auto": weights from the checkpoint. "dummy": seeded random weights by config.json alone.
   std::string load_format = "auto";
-  /// Threads that read, convert and quantise weights; each holds two buffers of 4 MiB.
+  /// Threads that read, convert and quantise weights, divided among the ranks; each holds two
+  /// buffers of 4 MiB.
   int32_t load_threads = 4;
-  /// Threads of the CPU backend; 0: one per core.
+  /// Threads of the CPU backend, divided among the ranks; 0: one per core.
   int32_t cpu_threads = 0;
 
   /// Token slots of one KV block: 16, 32, 64 or 128.
@@ -39,7 +43,7 @@ struct EngineOptions {
   std::string kv_cache_dtype = "auto";
   /// KV cache size in blocks; 0: as many as kv_cache_bytes holds.
   int64_t kv_blocks = 0;
-  /// KV cache size in bytes, used when kv_blocks is 0.
+  /// KV cache size in bytes of each rank, used when kv_blocks is 0.
   int64_t kv_cache_bytes = 256 << 20;
   /// Longest prompt + answer of one request, in tokens; 0: the model's max_position_embeddings.
   int32_t max_model_len = 0;

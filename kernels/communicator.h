@@ -25,12 +25,13 @@ class Communicator {
   /// act or F32 [T, H], contiguous rows.
   virtual void AllReduceSum(Device& device, const Tensor& values) = 0;
 
-  /// out[r, rank * n + j] = that rank's in[r, j]. in F32 [R, n], out F32 [R, size * n].
+  /// out[r, rank * n + j] = that rank's in[r, j]. in F32 [R, n], out F32 [R, size * n]. With one
+  /// rank `in` may be `out`.
   virtual void AllGatherColumns(Device& device, const Tensor& in, const Tensor& out) = 0;
 };
 
-/// The one rank of a worker without tensor parallelism: both calls leave everything as it is
-/// (AllGatherColumns copies when `in` is not `out`).
+/// The one rank of a worker without tensor parallelism, on any device: both calls leave everything
+/// as it is. AllGatherColumns REQUIRES that `in` is `out`.
 std::unique_ptr<Communicator> CreateSingleCommunicator();
 
 /// Ranks that are threads of this process, over host memory. `elements_max`: the largest tensor.

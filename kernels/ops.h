@@ -24,6 +24,8 @@
 //              - Weights are the checkpoint's values and scales. When BF16 or F32 weights are
 //                quantised while loading: scale = max|x| / 448 (1 when that is 0) of an output row,
 //                or of a rank's part of it, in F32; value = x / scale.
+//              - Of a row that several ranks hold in parts, each quantises its own part: a scale a
+//                token is that of the part, and groups of 128 columns begin where it does.
 //              - Rows that feed an FP8 linear are quantised by the op that makes them, from values
 //                already rounded to act: add_rms_norm (attention's and the FFN's first linear, and
 //                the query latent's), attention and mla_attention (the output linear), silu_mul

@@ -31,6 +31,8 @@ void AddEngineFlags(CLI::App& app, engine::EngineOptions& engine) {
                  "Name that clients use; empty: the folder's name");
   app.add_option("--device", engine.device, "cpu or cuda");
   app.add_option("--device-index", engine.device_index, "First GPU of this worker");
+  app.add_option("--tensor-parallel-size", engine.tensor_parallel_size,
+                 "Ranks that share the model: 1, 2, 4 or 8; cuda: 1");
   app.add_option("--dtype", engine.dtype, "auto, bfloat16 or float32");
   app.add_option("--quantization", engine.quantization,
                  "none, or fp8: quantise linears while loading");

@@ -22,6 +22,8 @@ CLI::App* AddServe(CLI::App& app, ServeOptions& options) {
   serve->allow_extras();
   serve->add_option("model", options.model, "Folder of the checkpoint")->required();
   serve->add_option("--data-parallel-size", options.data_parallel_size, "Worker processes");
+  serve->add_option("--tensor-parallel-size", options.tensor_parallel_size,
+                    "Ranks of each worker, which share the model: 1, 2, 4 or 8");
   serve->add_option("--device", options.device, "cpu or cuda");
   serve->add_option("--cpu-threads", options.cpu_threads,
                     "Threads of each CPU worker; 0: this host's cores, divided");

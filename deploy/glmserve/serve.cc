@@ -77,10 +77,12 @@ ChildSpec WorkerSpec(const ServeOptions& options, const std::string& binary_dir,
                      absl::StrCat("--model=", options.model),
                      absl::StrCat("--listen=", address),
                      absl::StrCat("--device=", options.device),
+                     absl::StrCat("--tensor-parallel-size=", options.tensor_parallel_size),
                      absl::StrCat("--metrics-listen=", metrics),
                      absl::StrCat("--drain-timeout-s=", options.drain_timeout_s)};
   if (options.device == "cuda") {
-    child.arguments.push_back(absl::StrCat("--device-index=", index));
+    child.arguments.push_back(
+        absl::StrCat("--device-index=", index * options.tensor_parallel_size));
   } else {
     const int32_t cores = static_cast<int32_t>(std::thread::hardware_concurrency());
     const int32_t share = std::max(1, cores / options.data_parallel_size);
@@ -142,6 +144,7 @@ absl::Status ServeOptions::Validate() const {
   }
   for (const absl::Status& status :
        {CheckRange("data-parallel-size", data_parallel_size, 1, 256),
+        CheckRange("tensor-parallel-size", tensor_parallel_size, 1, 8),
         CheckRange("cpu-threads", cpu_threads, 0, 4'096), CheckRange("port", port, 1, 65'535),
         CheckRange("grpc-port", grpc_port, 1, 65'535),
         CheckRange("metrics-port", metrics_port, 0, 65'535 - data_parallel_size),

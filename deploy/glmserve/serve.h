@@ -14,7 +14,9 @@ struct ServeOptions {
   std::string model;
   /// Worker processes: replicas of the model.
   int32_t data_parallel_size = 1;
-  /// "cpu" or "cuda". With cuda, worker i takes GPU i.
+  /// Ranks of each worker, which share the model: 1, 2, 4 or 8.
+  int32_t tensor_parallel_size = 1;
+  /// "cpu" or "cuda". With cuda, worker i takes GPUs i * tensor_parallel_size and following.
   std::string device = "cpu";
   /// Threads of each CPU worker; 0: the cores of this host, divided among the workers.
   int32_t cpu_threads = 0;

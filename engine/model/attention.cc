@@ -134,7 +134,6 @@ void Attention::Forward(const BatchView& batch, const AttentionWeights& weights,
                        .weight = weights.out,
                        .bias = {},
                        .out = out});
-  trace("attention", out);
 }
 
 }  // namespace glm::engine

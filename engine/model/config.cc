@@ -12,6 +12,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
 #include "engine/model/json_file.h"
+#include "proto/base/log.h"
 
 namespace glm::engine {
 namespace {
@@ -459,6 +460,23 @@ absl::StatusOr<ModelConfig> ModelConfig::Read(const std::string& folder) {
                                                      config->vocabulary_used - 1));
     }
   }
+  return config;
+}
+
+ModelConfig ModelConfig::OfRank(int32_t size) const {
+  CHECK_EQ(ranks, 1) << "a share of a share";
+  CHECK(query_heads % size == 0 && (dense_layers == 0 || dense_width % size == 0) &&
+        (!has_mixture() || expert_width % size == 0))
+      << size << " ranks";
+  ModelConfig config = *this;
+  config.ranks = size;
+  config.query_heads /= size;
+  if (!latent_attention()) {
+    CHECK_EQ(kv_heads % size, 0);
+    config.kv_heads /= size;
+  }
+  config.dense_width /= size;
+  config.expert_width /= size;
   return config;
 }
 

@@ -48,12 +48,18 @@ struct ModelConfig {
   DType dtype = DType::kBF16;    // of the checkpoint's activations
   Quantization quantization;     // what config.json says of FP8
   std::vector<int32_t> eos_ids;  // generation_config.json if there, else config.json
+  int32_t ranks = 1;             // above 1: heads and widths are those of one of so many ranks
 
   /// Attention over a latent (MLA): one "kv head" of L + rope_size values a position.
   bool latent_attention() const { return kv_latent > 0; }
   /// Values of a cache cell, and how many heads of them a position has.
   int32_t cell_size() const { return latent_attention() ? kv_latent + rope_size : head_size; }
   int32_t cache_heads() const { return latent_attention() ? 1 : kv_heads; }
+
+  /// The config of one of `size` ranks: its share of query and kv heads, of dense_width and of
+  /// expert_width; all else is as it was. Every rank has the same. REQUIRES that this is the config
+  /// of the whole model, and Glm::CheckRanks.
+  ModelConfig OfRank(int32_t size) const;
 
   /// Whether any layer is a mixture of experts; the draft layer always is.
   bool has_mixture() const { return dense_layers < layers || mtp_layers > 0; }

@@ -94,7 +94,6 @@ void Ffn::Forward(const BatchView& batch, const FfnWeights& weights, const Linea
   } else {
     Mixture(batch, weights, in, out, trace);
   }
-  trace("ffn", out);
 }
 
 void Ffn::Dense(const BatchView& batch, const FfnWeights& weights, const LinearInput& in,

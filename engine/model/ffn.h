@@ -36,13 +36,13 @@ void PlanFfn(const ModelConfig& config, DType dtype, const std::string& prefix, 
 /// The feed-forward part of all layers: what they share is the buffers of a step.
 class Ffn {
  public:
-  /// Allocates; `dtype` is the activation type.
+  /// Allocates; `dtype` is the activation type, `config` a rank's.
   Ffn(Device& device, const ModelConfig& config, DType dtype, const StepLimits& limits);
   /// Device memory that the constructor takes.
   static int64_t BufferBytes(const ModelConfig& config, DType dtype, const StepLimits& limits);
 
   /// in: [T, H], normalised, with the plain form too before a mixture, whose router reads it; out:
-  /// act [T, H], to be added to the residual.
+  /// act [T, H], to be summed over the ranks and added to the residual.
   void Forward(const BatchView& batch, const FfnWeights& weights, const LinearInput& in,
                const Tensor& out, const TraceScope& trace) const;
 

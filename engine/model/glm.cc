@@ -64,16 +64,16 @@ absl::StatusOr<bool> WantMtp(const ModelConfig& config, const StoredTensors* sto
 
 class PagedGlm final : public Glm {
  public:
-  PagedGlm(Device& device, const ModelConfig& config, DType dtype, const StepLimits& limits,
-           GlmWeights weights, std::optional<MtpWeights> mtp_weights, int64_t weight_bytes)
-      : device_(device),
+  PagedGlm(Device& device, Communicator* communicator, const ModelConfig& config, DType dtype,
+           const StepLimits& limits, GlmWeights weights, std::optional<MtpWeights> mtp_weights,
+           int64_t weight_bytes)
+      : single_(communicator == nullptr ? CreateSingleCommunicator() : nullptr),
         config_(config),
         limits_(limits),
         weights_(std::move(weights)),
         weight_bytes_(weight_bytes),
-        layers_(device, config_, dtype, limits),
-        hidden_(device.NewTensor(dtype, {limits.tokens_max, config.hidden_size})),
-        logit_rows_(device.NewTensor(dtype, {limits.logit_rows_max, config.hidden_size})) {
+        layers_(device, communicator == nullptr ? *single_ : *communicator, config_, dtype, limits),
+        hidden_(device.NewTensor(dtype, {limits.tokens_max, config.hidden_size})) {
     if (mtp_weights.has_value()) {
       mtp_.emplace(device, config_, layers_, dtype, limits, *std::move(mtp_weights));
     }
@@ -87,7 +87,7 @@ class PagedGlm final : public Glm {
     const Tensor residual = layers_.Begin(tokens);
     const Tensor hidden = hidden_.Rows(0, tokens);
 
-    device_.ops().embed(device_, {.batch = batch, .table = weights_.embedding, .out = residual});
+    layers_.Embed(batch, weights_.embedding, residual);
     if (trace_) trace_("embedding", residual);
     for (size_t i = 0; i < weights_.layers.size(); ++i) {
       layers_.Run(batch, weights_.layers[i], cache.layers[i], /*first=*/i == 0,
@@ -96,7 +96,7 @@ class PagedGlm final : public Glm {
     layers_.End(batch, weights_.norm, hidden);
     if (trace_) trace_("norm", hidden);
     if (logits.shape[0] == 0) return;
-    RunHead(device_, batch, hidden, weights_.head, logit_rows_.Rows(0, logits.shape[0]), logits);
+    layers_.Head(batch, hidden, weights_.head, logits);
     if (trace_) trace_("logits", logits);
   }
 
@@ -127,16 +127,15 @@ class PagedGlm final : public Glm {
   }
 
  private:
-  Device& device_;
-  const ModelConfig config_;
+  const std::unique_ptr<Communicator> single_;  // of the only rank, where none was given
+  const ModelConfig config_;                    // of a rank
   const StepLimits limits_;
   const GlmWeights weights_;
   const int64_t weight_bytes_;
   const Layers layers_;
   std::optional<Mtp> mtp_;
   Trace trace_;
-  Tensor hidden_;      // act [T, H]  after the final norm
-  Tensor logit_rows_;  // act [R, H]
+  Tensor hidden_;  // act [T, H]  after the final norm
 };
 
 KvLayer NewKvLayer(Device& device, const ModelConfig& config, DType dtype, int64_t blocks,
@@ -189,7 +188,7 @@ absl::Status Glm::CheckRanks(const ModelConfig& config, int32_t size) {
     if (faults(ranks).empty()) accepted.push_back(ranks);
   }
   return absl::InvalidArgumentError(absl::StrCat(
-      "tensor parallel size is ", size,
+      "tensor_parallel_size is ", size,
       size < 1 ? std::string()
                : absl::StrCat(", which does not divide ", absl::StrJoin(faults(size), ", ")),
       "; accepted: ", absl::StrJoin(accepted, ", ")));
@@ -219,6 +218,12 @@ absl::StatusOr<std::unique_ptr<Glm>> Glm::Load(Device& device, const ModelConfig
         absl::StrCat("model_type is \"", config.model_type, "\": ", device.Describe(),
                      " has no latent attention; accepted there: \"glm4_moe\""));
   }
+  RankSlice slice;
+  if (options.communicator != nullptr) {
+    slice = {.rank = options.communicator->rank(), .size = options.communicator->size()};
+  }
+  const absl::Status ranks = CheckRanks(config, slice.size);
+  if (!ranks.ok()) return ranks;
   std::optional<Checkpoint> checkpoint;
   if (!source.random) {
     absl::StatusOr<Checkpoint> opened = Checkpoint::Open(source.folder);
@@ -227,7 +232,8 @@ absl::StatusOr<std::unique_ptr<Glm>> Glm::Load(Device& device, const ModelConfig
   }
   const PlanTerms terms{.stored = checkpoint.has_value() ? &checkpoint->tensors() : nullptr,
                         .scaling = config.quantization.weights,
-                        .quantize = source.quantize};
+                        .quantize = source.quantize,
+                        .slice = slice};
   const absl::StatusOr<bool> with_mtp = WantMtp(config, terms.stored, options);
   if (!with_mtp.ok()) {
     return absl::Status(with_mtp.status().code(),
@@ -247,13 +253,14 @@ absl::StatusOr<std::unique_ptr<Glm>> Glm::Load(Device& device, const ModelConfig
   if (!status.ok()) return status;
   if (config.tie_word_embeddings) weights.head.values = weights.embedding;
   if (*with_mtp) UseModelWeights(weights.embedding, weights.head, &*mtp_weights);
-  return std::make_unique<PagedGlm>(device, config, dtype, limits, std::move(weights),
-                                    std::move(mtp_weights), plan.bytes());
+  return std::make_unique<PagedGlm>(device, options.communicator, config.OfRank(slice.size), dtype,
+                                    limits, std::move(weights), std::move(mtp_weights),
+                                    plan.bytes());
 }
 
 int64_t Glm::BufferBytes(const ModelConfig& config, DType dtype, const StepLimits& limits,
                          const GlmOptions& options) {
-  return (limits.tokens_max + limits.logit_rows_max) * config.hidden_size * ByteSize(dtype) +
+  return limits.tokens_max * config.hidden_size * ByteSize(dtype) +
          Layers::BufferBytes(config, dtype, limits) +
          (options.mtp ? Mtp::BufferBytes(config, dtype, limits) : 0);
 }

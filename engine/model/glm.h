@@ -16,12 +16,14 @@
 #include "engine/model/config.h"
 #include "engine/model/trace.h"
 #include "engine/model/weight_plan.h"
+#include "kernels/communicator.h"
 #include "kernels/ops.h"
 
 namespace glm::engine {
 
-/// The paged cache of all layers of a rank: [B, K, P, D] keys and values a layer. With latent
-/// attention [B, 1, P, L + rope] keys, and no values.
+/// The paged cache of all layers of a rank: [B, K, P, D] keys and values a layer, of the rank's kv
+/// heads. With latent attention [B, 1, P, L + rope] keys, the same on every rank, and no values.
+/// `config` is a rank's: ModelConfig::OfRank.
 struct KvCache {
   std::vector<KvLayer> layers;
   KvLayer mtp;  // of the draft layer; empty without it
@@ -36,6 +38,9 @@ struct KvCache {
 /// What of a checkpoint is loaded.
 struct GlmOptions {
   bool mtp = false;  // the draft layer too, where the checkpoint has one
+  /// The ranks that share the model, this one's place among them; must outlive the model. Null:
+  /// there is only one. All ranks call Forward and ForwardMtp for the same steps in the same order.
+  Communicator* communicator = nullptr;
 };
 
 /// Where the weights of a model come from, and in which form they are held.
@@ -64,19 +69,22 @@ class Glm {
   static absl::StatusOr<WeightPlan> Plan(const ModelConfig& config, DType dtype,
                                          const PlanTerms& terms, const GlmOptions& options = {});
 
-  /// Reads all weights of `source` into `device` and plans the buffers of the largest step.
-  /// `dtype` is the activation type. NOT_FOUND / INVALID_ARGUMENT name the tensor or file;
-  /// UNIMPLEMENTED when the device has no latent attention and the model needs it.
+  /// Reads this rank's weights of `source` into `device` and plans the buffers of the largest step.
+  /// `config` is the whole model's, `limits` are the rank's; `dtype` is the activation type.
+  /// NOT_FOUND / INVALID_ARGUMENT name the tensor or file; UNIMPLEMENTED when the device has no
+  /// latent attention and the model needs it.
   static absl::StatusOr<std::unique_ptr<Glm>> Load(Device& device, const ModelConfig& config,
                                                    const WeightSource& source, DType dtype,
                                                    const StepLimits& limits,
                                                    const GlmOptions& options = {});
 
-  /// Device memory of the buffers of the largest step, but for scratch of the device.
+  /// Device memory of the buffers of the largest step, but for scratch of the device; of one rank,
+  /// if `config` is a rank's.
   static int64_t BufferBytes(const ModelConfig& config, DType dtype, const StepLimits& limits,
                              const GlmOptions& options = {});
 
-  /// What the largest step needs: fills the sizes of the model into limits given in T, S and R.
+  /// What the largest step needs: fills the sizes of the model into limits given in T, S and R; of
+  /// one rank, if `config` is a rank's.
   static StepLimits CompleteLimits(const ModelConfig& config, StepLimits limits);
 
   virtual ~Glm() = default;

@@ -68,14 +68,22 @@ void PlanLayer(const ModelConfig& config, DType dtype, const std::string& prefix
   weights->value_scale = TakeCacheScale(prefix + "self_attn.", "v", required, plan);
 }
 
-Layers::Layers(Device& device, const ModelConfig& config, DType dtype, const StepLimits& limits)
+Layers::Layers(Device& device, Communicator& communicator, const ModelConfig& config, DType dtype,
+               const StepLimits& limits)
     : device_(device),
+      communicator_(communicator),
       config_(config),
       ffn_(device, config, dtype, limits),
       residual_(device.NewTensor(dtype, {limits.tokens_max, config.hidden_size})),
       normed_(device.NewTensor(dtype, {limits.tokens_max, config.hidden_size})),
       delta_(device.NewTensor(dtype, {limits.tokens_max, config.hidden_size})),
-      quantized_(device, limits.tokens_max, config.hidden_size) {
+      quantized_(device, limits.tokens_max, config.hidden_size),
+      logit_rows_(device.NewTensor(dtype, {limits.logit_rows_max, config.hidden_size})) {
+  CHECK_EQ(communicator.size(), config.ranks);
+  if (config.ranks > 1) {
+    logits_part_ =
+        device.NewTensor(DType::kF32, {limits.logit_rows_max, config.vocabulary / config.ranks});
+  }
   if (config.latent_attention()) {
     latent_attention_.emplace(device, config, dtype, limits);
   } else {
@@ -87,9 +95,19 @@ int64_t Layers::BufferBytes(const ModelConfig& config, DType dtype, const StepLi
   const int64_t attention = config.latent_attention()
                                 ? LatentAttention::BufferBytes(config, dtype, limits)
                                 : Attention::BufferBytes(config, dtype, limits);
+  const int64_t logits_part = config.ranks > 1 ? config.vocabulary / config.ranks : 0;
   return attention + Ffn::BufferBytes(config, dtype, limits) +
-         3 * limits.tokens_max * config.hidden_size * ByteSize(dtype) +
-         QuantizedRows::Bytes(limits.tokens_max, config.hidden_size);
+         (3 * limits.tokens_max + limits.logit_rows_max) * config.hidden_size * ByteSize(dtype) +
+         QuantizedRows::Bytes(limits.tokens_max, config.hidden_size) +
+         limits.logit_rows_max * logits_part * ByteSize(DType::kF32);
+}
+
+void Layers::Embed(const BatchView& batch, const Tensor& table, const Tensor& out) const {
+  device_.ops().embed(device_, {.batch = batch,
+                                .table = table,
+                                .out = out,
+                                .vocabulary_begin = communicator_.rank() * table.shape[0]});
+  communicator_.AllReduceSum(device_, out);
 }
 
 void Layers::Run(const BatchView& batch, const LayerWeights& weights, const KvLayer& cache,
@@ -105,10 +123,14 @@ void Layers::Run(const BatchView& batch, const LayerWeights& weights, const KvLa
     const LinearInput in = AddNorm(batch, last, weights.input_norm, attention.qkv, false);
     attention_->Forward(batch, attention, cache, in, delta, trace);
   }
+  communicator_.AllReduceSum(device_, delta);
+  trace("attention", delta);
   // The router of a mixture reads plain rows whatever the experts read.
   const LinearInput in = AddNorm(batch, delta, weights.post_attention_norm, weights.ffn.first(),
                                  /*plain_too=*/!weights.ffn.dense());
   ffn_.Forward(batch, weights.ffn, in, delta, trace);
+  communicator_.AllReduceSum(device_, delta);
+  trace("ffn", delta);
 }
 
 void Layers::End(const BatchView& batch, const Tensor& weight, const Tensor& out) const {
@@ -136,15 +158,18 @@ void Layers::AddNorm(const BatchView& batch, const Tensor& delta, const Tensor& 
                                        .quantized = out.quantized});
 }
 
-void RunHead(Device& device, const BatchView& batch, const Tensor& normed, const Weight& head,
-             const Tensor& rows, const Tensor& logits) {
-  device.ops().gather_logit_rows(device, {.batch = batch, .in = normed, .out = rows});
-  device.ops().linear(device, {.batch = batch,
-                               .in = {rows, {}},
-                               .weight = head,
-                               .bias = {},
-                               .out = logits,
-                               .per_logit_row = true});
+void Layers::Head(const BatchView& batch, const Tensor& normed, const Weight& head,
+                  const Tensor& logits) const {
+  const Tensor rows = logit_rows_.Rows(0, logits.shape[0]);
+  const Tensor part = logits_part_.empty() ? logits : logits_part_.Rows(0, logits.shape[0]);
+  device_.ops().gather_logit_rows(device_, {.batch = batch, .in = normed, .out = rows});
+  device_.ops().linear(device_, {.batch = batch,
+                                 .in = {rows, {}},
+                                 .weight = head,
+                                 .bias = {},
+                                 .out = part,
+                                 .per_logit_row = true});
+  communicator_.AllGatherColumns(device_, part, logits);
 }
 
 }  // namespace glm::engine

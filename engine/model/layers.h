@@ -1,5 +1,9 @@
-// A decoder layer, and what all layers of a rank share: the parts with their buffers, and the
-// residual stream of a step.
+// A decoder layer, and what all layers of a rank share: the parts with their buffers, the residual
+// stream of a step, and the two ends of it, embedding and head.
+//
+// Ranks that share the model hold the same residual stream. Each computes its heads, its part of
+// every expert's width and its rows of the vocabulary; what attention and the feed-forward part add
+// to the stream is summed over the ranks, each once a layer, from values rounded to act.
 //
 // Who calls: Glm for its layers and Mtp for its one, on the thread that owns the device. One pass
 // over layers runs at a time.
@@ -15,6 +19,7 @@
 #include "engine/model/mla.h"
 #include "engine/model/trace.h"
 #include "engine/model/weight_plan.h"
+#include "kernels/communicator.h"
 #include "kernels/ops.h"
 
 namespace glm::engine {
@@ -37,11 +42,16 @@ void PlanLayer(const ModelConfig& config, DType dtype, const std::string& prefix
 
 class Layers {
  public:
-  /// Allocates; `dtype` is the activation type. `config` must outlive it.
-  Layers(Device& device, const ModelConfig& config, DType dtype, const StepLimits& limits);
+  /// Allocates; `dtype` is the activation type. `config` is a rank's; it and `communicator`, of as
+  /// many ranks, must outlive this.
+  Layers(Device& device, Communicator& communicator, const ModelConfig& config, DType dtype,
+         const StepLimits& limits);
   /// Device memory that the constructor takes.
   static int64_t BufferBytes(const ModelConfig& config, DType dtype, const StepLimits& limits);
 
+  /// out = the embeddings of the step's tokens, act [T, H]. table: act [V / ranks, H], this rank's
+  /// rows.
+  void Embed(const BatchView& batch, const Tensor& table, const Tensor& out) const;
   /// The stream that a pass starts from: act [T, H], for an embedding or a projection to write.
   Tensor Begin(int64_t tokens) const { return residual_.Rows(0, tokens); }
   /// Runs one layer on the stream. `first`: nothing was run on it since Begin.
@@ -49,6 +59,10 @@ class Layers {
            const TraceScope& trace) const;
   /// Ends a pass of at least one layer: out = norm of the stream, act [T, H].
   void End(const BatchView& batch, const Tensor& weight, const Tensor& out) const;
+  /// logits = head . the rows of `normed` that the batch names, F32 [R, V]; of `head`, [V / ranks,
+  /// H], each rank has its rows, and all get all logits.
+  void Head(const BatchView& batch, const Tensor& normed, const Weight& head,
+            const Tensor& logits) const;
 
  private:
   /// Normalised rows in the form that `next` reads, in the layers' buffers; the plain form besides
@@ -59,6 +73,7 @@ class Layers {
                const LinearInput& out) const;
 
   Device& device_;
+  Communicator& communicator_;
   const ModelConfig& config_;
   std::optional<Attention> attention_;               // one of the two
   std::optional<LatentAttention> latent_attention_;  // is there
@@ -67,10 +82,8 @@ class Layers {
   Tensor normed_;            // act [T, H]
   Tensor delta_;             // act [T, H]  what attention or ffn adds to the residual
   QuantizedRows quantized_;  // of normed, where the next linear is FP8
+  Tensor logit_rows_;        // act [R, H]
+  Tensor logits_part_;       // F32 [R, V / ranks]; empty with one rank
 };
-
-/// logits = head . the rows of `normed` that the batch names; `rows` act [R, H] is overwritten.
-void RunHead(Device& device, const BatchView& batch, const Tensor& normed, const Weight& head,
-             const Tensor& rows, const Tensor& logits);
 
 }  // namespace glm::engine

@@ -123,7 +123,6 @@ void LatentAttention::Forward(const BatchView& batch, const LatentAttentionWeigh
                        .weight = weights.out,
                        .bias = {},
                        .out = out});
-  trace("attention", out);
 }
 
 }  // namespace glm::engine

@@ -34,13 +34,14 @@ void PlanLatentAttention(const ModelConfig& config, DType dtype, const std::stri
 /// step.
 class LatentAttention {
  public:
-  /// Allocates; `dtype` is the activation type.
+  /// Allocates; `dtype` is the activation type, `config` a rank's.
   LatentAttention(Device& device, const ModelConfig& config, DType dtype, const StepLimits& limits);
 
   /// Device memory that the constructor takes.
   static int64_t BufferBytes(const ModelConfig& config, DType dtype, const StepLimits& limits);
 
-  /// in: [T, H], normalised; out: act [T, H], to be added to the residual.
+  /// in: [T, H], normalised; out: act [T, H], to be summed over the ranks and added
+  /// to the residual.
   void Forward(const BatchView& batch, const LatentAttentionWeights& weights, const KvLayer& cache,
                const LinearInput& in, const Tensor& out, const TraceScope& trace) const;
 

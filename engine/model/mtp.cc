@@ -80,11 +80,10 @@ Mtp::Mtp(Device& device, const ModelConfig& config, const Layers& layers, DType 
       layers_(layers),
       weights_(std::move(weights)),
       embedded_(device.NewTensor(dtype, {limits.tokens_max, config.hidden_size})),
-      joined_(device.NewTensor(dtype, {limits.tokens_max, 2 * int64_t{config.hidden_size}})),
-      logit_rows_(device.NewTensor(dtype, {limits.logit_rows_max, config.hidden_size})) {}
+      joined_(device.NewTensor(dtype, {limits.tokens_max, 2 * int64_t{config.hidden_size}})) {}
 
 int64_t Mtp::BufferBytes(const ModelConfig& config, DType dtype, const StepLimits& limits) {
-  return (3 * limits.tokens_max + limits.logit_rows_max) * config.hidden_size * ByteSize(dtype);
+  return 3 * limits.tokens_max * config.hidden_size * ByteSize(dtype);
 }
 
 void Mtp::Forward(const BatchView& batch, const Tensor& hidden, const KvLayer& cache,
@@ -103,7 +102,7 @@ void Mtp::Forward(const BatchView& batch, const Tensor& hidden, const KvLayer& c
                                .out = joined.Columns(column, width),
                                .quantized = {}});
   };
-  ops.embed(device_, {.batch = batch, .table = weights_.embedding, .out = embedded});
+  layers_.Embed(batch, weights_.embedding, embedded);
   norm_into(embedded, weights_.embedding_norm, 0);
   norm_into(hidden, weights_.hidden_norm, width);
   const Tensor residual = layers_.Begin(tokens);
@@ -118,7 +117,7 @@ void Mtp::Forward(const BatchView& batch, const Tensor& hidden, const KvLayer& c
   layers_.End(batch, weights_.norm, embedded);
   scope("norm", embedded);
   if (logits.shape[0] == 0) return;
-  RunHead(device_, batch, embedded, weights_.head, logit_rows_.Rows(0, logits.shape[0]), logits);
+  layers_.Head(batch, embedded, weights_.head, logits);
   scope("logits", logits);
 }
 

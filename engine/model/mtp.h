@@ -60,9 +60,8 @@ class Mtp {
   const ModelConfig& config_;
   const Layers& layers_;
   const MtpWeights weights_;
-  Tensor embedded_;    // act [T, H]; the normed output at the end
-  Tensor joined_;      // act [T, 2H]
-  Tensor logit_rows_;  // act [R, H]
+  Tensor embedded_;  // act [T, H]; the normed output at the end
+  Tensor joined_;    // act [T, 2H]
 };
 
 }  // namespace glm::engine

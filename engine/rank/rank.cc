@@ -20,22 +20,18 @@ struct Rank::Machine {
   std::vector<std::unique_ptr<DeviceEvent>> events;  // end of the step, one per staging buffer
 };
 
-absl::StatusOr<std::unique_ptr<Rank>> Rank::Start(const RankOptions& options,
-                                                  const ModelConfig& config) {
-  std::unique_ptr<Rank> rank(new Rank(options, config));
-  absl::Status status;
-  {
-    MutexLock lock(&rank->mailbox_mutex_);
-    while (!rank->started_) rank->mailbox_changed_.Wait(&rank->mailbox_mutex_);
-    status = rank->start_status_;
-  }
-  if (!status.ok()) return status;
-  return rank;
+Rank::Rank(const RankOptions& options, const ModelConfig& config, Communicator* communicator)
+    : options_(options),
+      config_(config),
+      rank_config_(config.OfRank(communicator->size())),
+      communicator_(communicator) {
+  thread_ = std::thread([this] { Run(); });
 }
 
-Rank::Rank(const RankOptions& options, const ModelConfig& config)
-    : options_(options), config_(config) {
-  thread_ = std::thread([this] { Run(); });
+absl::Status Rank::AwaitStart() {
+  MutexLock lock(&mailbox_mutex_);
+  while (!started_) mailbox_changed_.Wait(&mailbox_mutex_);
+  return start_status_;
 }
 
 Rank::~Rank() {
@@ -104,45 +100,62 @@ void Rank::Run() {
   machine_.reset();
 }
 
-absl::Status Rank::SetUp() {
-  machine_ = std::make_unique<Machine>();
+absl::Status Rank::CreateDevice() {
   if (options_.device == "cpu") {
     machine_->device = CreateCpuDevice(options_.cpu_threads);
   } else {
+    const int32_t index = options_.device_index + communicator_->rank();
     std::string error;
-    machine_->device = CreateCudaDevice(options_.device_index, &error);
+    machine_->device = CreateCudaDevice(index, &error);
     if (machine_->device == nullptr) {
-      return absl::FailedPreconditionError(absl::StrFormat(
-          "device is \"%s\", device_index %d: %s", options_.device, options_.device_index, error));
+      return absl::FailedPreconditionError(
+          absl::StrFormat("device is \"%s\", device_index %d: %s", options_.device, index, error));
     }
   }
+  memory_.device = machine_->device->Describe();
+  if (communicator_->size() > 1) {
+    memory_.device +=
+        absl::StrCat(" (rank ", communicator_->rank(), " of ", communicator_->size(), ")");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status Rank::SetUp() {
+  machine_ = std::make_unique<Machine>();
+  const absl::Status created = CreateDevice();
+  if (!created.ok()) return created;
   Device& device = *machine_->device;
-  memory_.device = device.Describe();
+  const int64_t free_at_start = device.BytesFree();
   WeightSource source(options_.folder);
   source.random = options_.random_weights;
   source.quantize = options_.quantize;
   source.threads = options_.load_threads;
   source.admit = [this](int64_t weight_bytes) { return PlanMemory(weight_bytes); };
   absl::StatusOr<std::unique_ptr<Glm>> model =
-      Glm::Load(device, config_, source, options_.dtype, options_.batch.step);
+      Glm::Load(device, config_, source, options_.dtype, options_.batch.step,
+                {.communicator = communicator_});
   if (!model.ok()) return model.status();
   machine_->model = *std::move(model);
   AllocateMemory();
+  memory_.free_bytes = device.BytesFree();
+  memory_.allocated_bytes = free_at_start - memory_.free_bytes;
   return absl::OkStatus();
 }
 
 absl::Status Rank::PlanMemory(int64_t weight_bytes) {
   const Device& device = *machine_->device;
   const int64_t block_bytes =
-      KvCache::BytesPerBlock(config_, options_.kv_dtype, options_.block_size);
+      KvCache::BytesPerBlock(rank_config_, options_.kv_dtype, options_.block_size);
   memory_.weight_bytes = weight_bytes;
   memory_.kv_bytes = options_.kv_blocks * block_bytes;
-  memory_.buffer_bytes = Glm::BufferBytes(config_, options_.dtype, options_.batch.step);
+  memory_.buffer_bytes = Glm::BufferBytes(rank_config_, options_.dtype, options_.batch.step);
   memory_.scratch_bytes = device.ScratchBytes(options_.batch.step);
   memory_.batch_bytes = Batch::DeviceBytes(options_.batch);
   const int64_t buffers = memory_.buffer_bytes + memory_.scratch_bytes + memory_.batch_bytes;
-  const int64_t wanted = weight_bytes + buffers + memory_.kv_bytes;
-  const int64_t free = device.BytesFree();
+  const int64_t wanted = memory_.planned_bytes();
+  // Ranks on the CPU share the machine's memory; each has a GPU's for itself.
+  const int64_t sharing = options_.device == "cpu" ? communicator_->size() : 1;
+  const int64_t free = device.BytesFree() / sharing;
   const double gib = 1 << 30;
   LOG(INFO) << absl::StrFormat(
       "memory plan of %s: weights %.3f GiB, step buffers %.3f GiB, KV cache %.3f GiB (%d blocks of "
@@ -170,7 +183,7 @@ absl::Status Rank::PlanMemory(int64_t weight_bytes) {
 
 void Rank::AllocateMemory() {
   Device& device = *machine_->device;
-  machine_->cache = KvCache::Allocate(device, config_, options_.kv_dtype, options_.kv_blocks,
+  machine_->cache = KvCache::Allocate(device, rank_config_, options_.kv_dtype, options_.kv_blocks,
                                       options_.block_size);
   machine_->model->ScaleCache(&machine_->cache);
   machine_->batch.emplace(device, options_.batch);
@@ -180,7 +193,6 @@ void Rank::AllocateMemory() {
   device.PlanScratch(options_.batch.step);
   device.Seal();
   device.Synchronize();
-  memory_.free_bytes = device.BytesFree();
 }
 
 const StepPlan* Rank::TakePlan() {

@@ -1,9 +1,10 @@
 // Rank: one device of a worker: its thread, Device, weights, KV memory and the steps it runs.
 //
-// Who calls: the engine thread (Submit, Wait), and whoever creates it. The rank thread owns the
-// device: it creates it, loads the weights, plans all memory, then issues one step after another
-// and never waits for the device. The engine thread does that, in Wait, on the event recorded at
-// the end of a step; so step n+1 is issued while step n runs. A device error aborts the process.
+// Who calls: RankGroup, on the engine thread (Submit, Wait) and on the one that creates it. The
+// rank thread owns the device: it creates it, loads the weights, plans all memory, then issues one
+// step after another and never waits for the device. The engine thread does that, in Wait, on the
+// event recorded at the end of a step; so step n+1 is issued while step n runs. A device error
+// aborts the process.
 #pragma once
 
 #include <chrono>
@@ -12,27 +13,28 @@
 #include <string>
 #include <thread>
 
-#include "absl/status/statusor.h"
+#include "absl/status/status.h"
 #include "engine/model/config.h"
-#include "proto/base/mutex.h"
 #include "engine/rank/batch.h"
-#include "engine/rank/step_runner.h"
+#include "kernels/communicator.h"
+#include "proto/base/mutex.h"
 
 namespace glm::engine {
 
+/// What a rank is told; all ranks of a worker are told the same.
 struct RankOptions {
   std::string folder;            // of the checkpoint
   std::string device;            // "cpu" or "cuda"
-  int32_t device_index = 0;      // of the GPU
-  int32_t cpu_threads = 1;       // of the CPU device, at least 1
+  int32_t device_index = 0;      // of rank 0's GPU; the others have the next ones
+  int32_t cpu_threads = 1;       // of this rank's CPU device, at least 1
   DType dtype = DType::kF32;     // of activations
   DType kv_dtype = DType::kF32;  // of the KV cache: as activations, or FP8
   bool quantize = false;         // linears to FP8 while loading
   bool random_weights = false;   // by the config alone
-  int32_t load_threads = 1;
+  int32_t load_threads = 1;      // of this rank
   int64_t kv_blocks = 0;
   int32_t block_size = 0;
-  BatchLimits batch;  // `step` complete, as Glm::CompleteLimits leaves it
+  BatchLimits batch;  // `step` complete, as Glm::CompleteLimits leaves it for a rank's config
 };
 
 /// Where a rank's device memory goes.
@@ -43,23 +45,31 @@ struct RankMemory {
   int64_t buffer_bytes = 0;  // of the model's activations
   int64_t scratch_bytes = 0;
   int64_t batch_bytes = 0;
+  int64_t planned_bytes() const {
+    return weight_bytes + kv_bytes + buffer_bytes + scratch_bytes + batch_bytes;
+  }
+  int64_t allocated_bytes = 0;  // once all was taken; the device allocates no more afterwards
   int64_t free_bytes = 0;
 };
 
-class Rank final : public StepRunner {
+class Rank {
  public:
-  /// Starts the thread and waits until it is ready for the first step. INVALID_ARGUMENT or
-  /// NOT_FOUND for a wrong checkpoint, FAILED_PRECONDITION for a device that is not there,
-  /// RESOURCE_EXHAUSTED for memory that does not suffice.
-  static absl::StatusOr<std::unique_ptr<Rank>> Start(const RankOptions& options,
-                                                     const ModelConfig& config);
+  /// Starts the thread. `config` is the whole model's; `communicator` says which rank of how many
+  /// this is, and must outlive it.
+  Rank(const RankOptions& options, const ModelConfig& config, Communicator* communicator);
   Rank(const Rank&) = delete;
   Rank& operator=(const Rank&) = delete;
   /// Ends the thread. REQUIRES that no step is handed over and not waited for.
-  ~Rank() override;
+  ~Rank();
 
-  void Submit(const StepPlan* plan) override;
-  StepResult Wait() override;
+  /// Blocks until the rank is ready for the first step, or failed: INVALID_ARGUMENT or NOT_FOUND
+  /// for a wrong checkpoint, FAILED_PRECONDITION for a device that is not there, RESOURCE_EXHAUSTED
+  /// for memory that does not suffice.
+  absl::Status AwaitStart();
+
+  /// As StepRunner's; every rank gets the same plans in the same order. REQUIRES a good start.
+  void Submit(const StepPlan* plan);
+  StepResult Wait();
 
   const RankMemory& memory() const { return memory_; }
 
@@ -75,9 +85,9 @@ class Rank final : public StepRunner {
     Clock::time_point begin;
   };
 
-  Rank(const RankOptions& options, const ModelConfig& config);
   void Run();
   absl::Status SetUp();
+  absl::Status CreateDevice();
   /// Logs where the memory will go and refuses what does not fit, saying what would.
   absl::Status PlanMemory(int64_t weight_bytes);
   void AllocateMemory();
@@ -86,7 +96,9 @@ class Rank final : public StepRunner {
   Issued Issue(const StepPlan& plan);
 
   const RankOptions options_;
-  const ModelConfig config_;
+  const ModelConfig config_;  // of the whole model
+  const ModelConfig rank_config_;
+  Communicator* const communicator_;
   RankMemory memory_;                 // written before the start is reported
   std::unique_ptr<Machine> machine_;  // made and ended on the rank thread
   uint64_t steps_issued_ = 0;         // rank thread

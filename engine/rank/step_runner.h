@@ -1,6 +1,6 @@
 // What the engine loop needs of the ranks: steps go in, results come out in the same order.
 //
-// Who calls: the engine thread. Implementations: Rank (one device); in tests, a fake without a
+// Who calls: the engine thread. Implementations: RankGroup; in tests, a fake without a
 // model.
 #pragma once
 

@@ -34,6 +34,14 @@ TEST(OptionsTest, RefusalsNameFieldValueAndLimit) {
          o->dtype = "float32";
          o->device = "cuda";
        }},
+      {"tensor_parallel_size is 3, must be 1, 2, 4 or 8",
+       [](EngineOptions* o) { o->tensor_parallel_size = 3; }},
+      {"tensor_parallel_size is 2 and device is \"cuda\": there is no communication between GPUs "
+       "yet; must be 1, or device \"cpu\"",
+       [](EngineOptions* o) {
+         o->tensor_parallel_size = 2;
+         o->device = "cuda";
+       }},
       {"quantization is \"int4\", must be one of \"none\", \"fp8\"",
        [](EngineOptions* o) { o->quantization = "int4"; }},
       {"load_format is \"pickle\", must be one of \"auto\", \"dummy\"",

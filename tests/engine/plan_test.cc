@@ -256,14 +256,14 @@ TEST(PlanTest, SizesThatDoNotDivideAreRefusedWithThoseThatDo) {
   absl::Status status = Glm::CheckRanks(config, 3);
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_EQ(status.message(),
-            "tensor parallel size is 3, which does not divide num_key_value_heads 8, "
+            "tensor_parallel_size is 3, which does not divide num_key_value_heads 8, "
             "moe_intermediate_size 1408, vocab_size 151552; accepted: 1, 2, 4, 8");
   EXPECT_THAT(Glm::CheckRanks(config, 0).message(), HasSubstr("size is 0; accepted: 1, 2, 4, 8"));
   EXPECT_EQ(Glm::CheckRanks(Published("GLM-4.7-Flash"), 8).message(),
-            "tensor parallel size is 8, which does not divide num_attention_heads 20; accepted: 1, "
+            "tensor_parallel_size is 8, which does not divide num_attention_heads 20; accepted: 1, "
             "2, 4");
   status = Glm::Plan(config, DType::kBF16, {.slice = {0, 16}}).status();
-  EXPECT_THAT(status.message(), HasSubstr("tensor parallel size is 16"));
+  EXPECT_THAT(status.message(), HasSubstr("tensor_parallel_size is 16"));
 }
 
 // Eight ranks share 1408 columns of an expert: 176 a rank, which cuts blocks of 128.

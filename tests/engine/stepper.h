@@ -70,6 +70,7 @@ struct StepperOptions {
   int threads = 2;
   bool mtp = false;
   bool float8_cache = false;
+  Communicator* communicator = nullptr;  // of the ranks that share the model; null: there is one
 };
 
 class Stepper {
@@ -79,16 +80,19 @@ class Stepper {
     auto config = ModelConfig::Read(folder);
     EXPECT_TRUE(config.ok()) << config.status();
     config_ = *config;
+    const ModelConfig rank_config =
+        config_.OfRank(options.communicator == nullptr ? 1 : options.communicator->size());
     limits_ = Glm::CompleteLimits(
-        config_,
+        rank_config,
         {.tokens_max = kTokensMax, .sequences_max = kSequencesMax, .logit_rows_max = kTokensMax});
     device_->PlanScratch(limits_);
-    auto model = Glm::Load(*device_, config_, folder, dtype, limits_, {.mtp = options.mtp});
+    auto model = Glm::Load(*device_, config_, folder, dtype, limits_,
+                           {.mtp = options.mtp, .communicator = options.communicator});
     EXPECT_TRUE(model.ok()) << model.status();
     model_ = *std::move(model);
     const int64_t blocks = kSequencesMax * kBlocksMax + 1;
     const DType cache = options.float8_cache ? DType::kF8E4M3 : dtype;
-    cache_ = KvCache::Allocate(*device_, config_, cache, blocks, kBlockSize, model_->has_mtp());
+    cache_ = KvCache::Allocate(*device_, rank_config, cache, blocks, kBlockSize, model_->has_mtp());
     std::vector<KvLayer> layers = cache_.layers;
     layers.push_back(cache_.mtp);
     for (const KvLayer& layer : layers) {

@@ -1,0 +1,143 @@
+// Ranks that are threads of one process. A call publishes each rank's memory, and between two
+// barriers every rank does its share of the work in place: no copies on the way, and nothing is
+// allocated.
+#include <algorithm>
+#include <condition_variable>
+#include <cstring>
+#include <mutex>
+
+#include "kernels/communicator.h"
+
+namespace glm {
+namespace cpu {
+namespace {
+
+/// Elements that are summed at a time; the sums stay in the cache.
+constexpr int64_t kSumElements = 1024;
+
+/// Blocks until all ranks have come; may be used any number of times.
+class Barrier {
+ public:
+  explicit Barrier(int32_t size) : size_(size) {}
+
+  void Await() {
+    std::unique_lock<std::mutex> lock(mutex_);
+    const uint64_t turn = turn_;
+    if (++came_ == size_) {
+      came_ = 0;
+      ++turn_;
+      lock.unlock();
+      changed_.notify_all();
+      return;
+    }
+    changed_.wait(lock, [&] { return turn_ != turn; });
+  }
+
+ private:
+  const int32_t size_;
+  std::mutex mutex_;  // "Communicator barrier": guards all below
+  std::condition_variable changed_;
+  int32_t came_ = 0;
+  uint64_t turn_ = 0;
+};
+
+/// What the ranks share. An entry of `tensors` is written by its rank before the first barrier of a
+/// call, and read by the others between the two.
+struct Meeting {
+  Meeting(int32_t size, int64_t elements_max_in)
+      : elements_max(elements_max_in), tensors(size), barrier(size) {}
+
+  const int64_t elements_max;
+  std::vector<Tensor> tensors;
+  Barrier barrier;
+};
+
+template <typename T>
+void SumElements(const std::vector<Tensor>& tensors, int64_t begin, int64_t end) {
+  float sums[kSumElements];
+  for (int64_t at = begin; at < end; at += kSumElements) {
+    const int64_t count = std::min(kSumElements, end - at);
+    std::fill_n(sums, count, 0.0f);
+    for (const Tensor& tensor : tensors) {
+      const T* values = tensor.Data<T>() + at;
+      for (int64_t i = 0; i < count; ++i) sums[i] += ToFloat(values[i]);
+    }
+    for (const Tensor& tensor : tensors) {
+      T* values = tensor.Data<T>() + at;
+      for (int64_t i = 0; i < count; ++i) values[i] = FromFloat<T>(sums[i]);
+    }
+  }
+}
+
+class LocalCommunicator final : public Communicator {
+ public:
+  LocalCommunicator(int32_t rank, std::shared_ptr<Meeting> meeting)
+      : rank_(rank), meeting_(std::move(meeting)) {}
+
+  int32_t rank() const override { return rank_; }
+  int32_t size() const override { return static_cast<int32_t>(meeting_->tensors.size()); }
+
+  void AllReduceSum(Device& /*device*/, const Tensor& values) override {
+    CHECK(values.contiguous()) << "all_reduce_sum.values";
+    CHECK(values.dtype == DType::kF32 || values.dtype == DType::kBF16) << values.ToString();
+    Meet(values);
+    // This rank's share of the elements, in the memory of all.
+    const int64_t elements = values.elements();
+    const int64_t begin = elements * rank_ / size();
+    const int64_t end = elements * (rank_ + 1) / size();
+    if (values.dtype == DType::kF32) {
+      SumElements<float>(meeting_->tensors, begin, end);
+    } else {
+      SumElements<BFloat16>(meeting_->tensors, begin, end);
+    }
+    meeting_->barrier.Await();
+  }
+
+  void AllGatherColumns(Device& /*device*/, const Tensor& in, const Tensor& out) override {
+    const int64_t rows = in.shape[0];
+    const int64_t columns = in.shape[1];
+    CheckShape(in, DType::kF32, {-1, -1}, "all_gather_columns.in");
+    CheckShape(out, DType::kF32, {rows, columns * size()}, "all_gather_columns.out");
+    Meet(in);
+    for (int32_t rank = 0; rank < size(); ++rank) {
+      const Tensor& part = meeting_->tensors[rank];
+      for (int64_t row = 0; row < rows; ++row) {
+        float* to = out.Row<float>(row) + rank * columns;
+        if (to == part.Row<float>(row)) continue;  // one rank, in place
+        std::memcpy(to, part.Row<float>(row), columns * sizeof(float));
+      }
+    }
+    meeting_->barrier.Await();
+  }
+
+ private:
+  /// Publishes this rank's tensor and waits for those of the others.
+  void Meet(const Tensor& tensor) {
+    CHECK_LE(tensor.elements(), meeting_->elements_max) << "elements of " << tensor.ToString();
+    meeting_->tensors[rank_] = tensor;
+    meeting_->barrier.Await();
+    for (const Tensor& other : meeting_->tensors) {
+      CHECK(other.dtype == tensor.dtype && other.rank == tensor.rank && other.shape == tensor.shape)
+          << "rank " << rank_ << " has " << tensor.ToString() << ", another " << other.ToString();
+    }
+  }
+
+  const int32_t rank_;
+  const std::shared_ptr<Meeting> meeting_;
+};
+
+}  // namespace
+}  // namespace cpu
+
+std::vector<std::unique_ptr<Communicator>> CreateLocalCommunicators(int32_t size,
+                                                                    int64_t elements_max) {
+  CHECK_GE(size, 1);
+  const auto meeting = std::make_shared<cpu::Meeting>(size, elements_max);
+  std::vector<std::unique_ptr<Communicator>> communicators;
+  for (int32_t rank = 0; rank < size; ++rank) {
+    communicators.push_back(std::make_unique<cpu::LocalCommunicator>(rank, meeting));
+  }
+  return communicators;
+}
+
+}  // namespace glm

@@ -1,0 +1,360 @@
+// Ranks that share a model answer as one rank does: logits apart by the rounding of sums that are
+// taken in another order, greedy tokens the same. And what sharing refuses, and what it takes.
+#include <algorithm>
+#include <cmath>
+#include <functional>
+#include <map>
+#include <memory>
+#include <random>
+#include <string>
+#include <thread>
+#include <vector>
+
+#include "engine/engine.h"
+#include "engine/rank/rank_group.h"
+#include "gmock/gmock.h"
+#include "gtest/gtest.h"
+#include "proto/base/mutex.h"
+#include "tests/engine/stepper.h"
+#include "tests/support/temp_folder.h"
+#include "tests/support/tiny_model.h"
+
+namespace glm::engine {
+namespace {
+
+using test::Chunk;
+using test::Expected;
+using test::Ids;
+using test::kGolden;
+using test::MaxDifference;
+using test::Rows;
+using test::Stepper;
+using test::TempFolder;
+using test::TinyFloat8;
+using test::TinyModelOptions;
+using testing::HasSubstr;
+
+const std::string kDemoModel = std::string(GLM_SOURCE_DIR) + "/deploy/demo-model";
+
+// A model on several ranks, each with a stepper of its own, run step by step.
+class RankSteppers {
+ public:
+  RankSteppers(const std::string& folder, DType dtype, int32_t ranks, bool mtp = false)
+      : communicators_(CreateLocalCommunicators(ranks, kElementsMax)) {
+    for (const auto& communicator : communicators_) {
+      steppers_.push_back(std::make_unique<Stepper>(
+          folder, dtype,
+          test::StepperOptions{.threads = 1, .mtp = mtp, .communicator = communicator.get()}));
+    }
+  }
+
+  // Logits of every token, which all ranks must have to the bit.
+  Rows Step(const std::vector<Chunk>& chunks) {
+    return OnEveryRank([&](Stepper& stepper) { return stepper.Step(chunks); });
+  }
+  Rows Draft(const Ids& next_ids) {
+    return OnEveryRank([&](Stepper& stepper) { return stepper.Draft(next_ids); });
+  }
+  int64_t weight_bytes(int32_t rank) { return steppers_[rank]->model().weight_bytes(); }
+
+ private:
+  static constexpr int64_t kElementsMax = 1 << 20;
+
+  Rows OnEveryRank(const std::function<Rows(Stepper&)>& body) {
+    std::vector<Rows> rows(steppers_.size());
+    std::vector<std::thread> threads;
+    for (size_t i = 0; i < steppers_.size(); ++i) {
+      threads.emplace_back([&, i] { rows[i] = body(*steppers_[i]); });
+    }
+    for (std::thread& thread : threads) thread.join();
+    for (size_t i = 1; i < rows.size(); ++i) EXPECT_TRUE(rows[i] == rows[0]) << "rank " << i;
+    return rows[0];
+  }
+
+  const std::vector<std::unique_ptr<Communicator>> communicators_;
+  std::vector<std::unique_ptr<Stepper>> steppers_;
+};
+
+// ---- Logits ------------------------------------------------------------------------------------
+
+struct GoldenCase {
+  const char* checkpoint;
+  int32_t ranks;
+  bool mtp;
+};
+
+class GoldenRanksTest : public testing::TestWithParam<GoldenCase> {};
+
+// In float32: against transformers, and against one rank, from which they may differ by the order
+// of sums only.
+TEST_P(GoldenRanksTest, LogitsAreThoseOfOneRank) {
+  const GoldenCase& c = GetParam();
+  Expected expected(c.checkpoint);
+  const Ids& prompt = expected.integers["prompt_ids"];
+  const bool both = expected.rows.count("logits_f32") != 0;
+  RankSteppers ranks(kGolden + c.checkpoint, DType::kF32, c.ranks, c.mtp);
+  Stepper one(kGolden + c.checkpoint, DType::kF32, {.mtp = c.mtp});
+  const Ids head(prompt.begin(), prompt.begin() + 11);
+  const Ids tail(prompt.begin() + 11, prompt.end());
+  Rows logits = ranks.Step({{1, head}, {0, prompt}});
+  EXPECT_LT(MaxDifference(logits, one.Step({{1, head}, {0, prompt}})), 2e-5);
+  logits.erase(logits.begin(), logits.begin() + 11);
+  EXPECT_LT(MaxDifference(logits, expected.rows[both ? "logits_f32" : "logits"]), 1e-4);
+  if (c.mtp) {
+    const Ids& next = expected.integers["mtp_ids"];
+    Ids all(next.begin(), next.begin() + 11);
+    all.insert(all.end(), next.begin(), next.end());
+    EXPECT_LT(MaxDifference(ranks.Draft(all), one.Draft(all)), 2e-5);
+  }
+  logits = ranks.Step({{1, tail}});
+  for (size_t i = 0; i < 12; ++i) {
+    const int32_t id = Stepper::ArgMax(logits.back());
+    EXPECT_EQ(id, expected.integers["greedy_ids"][i]) << "token " << i;
+    logits = ranks.Step({{1, {id}}});
+  }
+}
+
+INSTANTIATE_TEST_SUITE_P(Checkpoints, GoldenRanksTest,
+                         testing::Values(GoldenCase{"glm4_moe/norm_bias", 2, false},
+                                         GoldenCase{"glm4_moe/tied", 4, false},
+                                         GoldenCase{"glm4_moe/mtp_own", 2, true},
+                                         GoldenCase{"glm4_moe/bfloat16", 2, false},
+                                         GoldenCase{"glm4_moe_lite/bfloat16", 2, true},
+                                         GoldenCase{"glm4_moe_lite/bfloat16", 4, true}),
+                         [](const auto& param) {
+                           std::string name = param.param.checkpoint;
+                           std::replace(name.begin(), name.end(), '/', '_');
+                           return name + "_" + std::to_string(param.param.ranks);
+                         });
+
+// The median over positions of the root mean square difference of a position's logits: now and then
+// a rounding chooses another expert, which moves one position by tenths.
+double MedianDifference(const Rows& a, const Rows& b) {
+  std::vector<double> differences;
+  for (size_t r = 0; r < a.size(); ++r) {
+    double sum = 0;
+    for (size_t i = 0; i < a[r].size(); ++i) sum += std::pow(a[r][i] - b[r][i], 2);
+    differences.push_back(std::sqrt(sum / static_cast<double>(a[r].size())));
+  }
+  std::nth_element(differences.begin(), differences.begin() + differences.size() / 2,
+                   differences.end());
+  return differences[differences.size() / 2];
+}
+
+// In BF16 each rank's part of a sum is rounded before the parts are summed, so the distance to
+// float32 may grow, but not past one and a half times that of one
+// rank.
+TEST(TensorParallelTest, BFloat16IsAsNearToFloat32) {
+  for (const std::string name : {"glm4_moe/bfloat16", "glm4_moe_lite/bfloat16"}) {
+    Expected expected(name);
+    const std::vector<Chunk> chunks = {{0, expected.integers["prompt_ids"]}};
+    const Rows one = Stepper(kGolden + name, DType::kBF16).Step(chunks);
+    const Rows two = RankSteppers(kGolden + name, DType::kBF16, 2).Step(chunks);
+    const Rows& exact = expected.rows["logits_f32"];
+    const double error = MedianDifference(one, exact);
+    EXPECT_LT(MedianDifference(two, exact), 1.5 * error) << name;
+    EXPECT_LT(MedianDifference(two, one), 1.5 * error) << name;
+  }
+}
+
+// In blocks of 128 x 128 that two ranks share without cutting one.
+TinyModelOptions BlockModel() {
+  return {.hidden_size = 128,
+          .layers = 2,
+          .query_heads = 16,
+          .kv_heads = 16,
+          .dense_width = 256,
+          .experts = 4,
+          .expert_width = 256,
+          .float8 = TinyFloat8::kBlock};
+}
+
+// Ranks quantise their own part of a token's row, with a scale of its own: they may not be farther
+// from one rank than FP8 itself is from the weights that it was made of.
+TEST(TensorParallelTest, Float8WeightsAreSharedWithTheirScales) {
+  TinyModelOptions channel = {.query_heads = 8, .kv_heads = 4, .float8 = TinyFloat8::kChannel};
+  for (TinyModelOptions options : {channel, BlockModel()}) {
+    TempFolder quantized, plain;
+    test::WriteTinyModel(quantized.path(), options);
+    options.float8 = TinyFloat8::kNone;
+    test::WriteTinyModel(plain.path(), options);
+    std::vector<Chunk> chunks = {{0, {}}};
+    for (int32_t i = 0; i < 60; ++i) chunks[0].ids.push_back(i * 37 % options.vocabulary);
+    const Rows exact = Stepper(plain.path(), DType::kF32).Step(chunks);
+    const Rows one = Stepper(quantized.path(), DType::kF32).Step(chunks);
+    RankSteppers ranks(quantized.path(), DType::kF32, 2);
+    const Rows two = ranks.Step(chunks);
+    const double error = MedianDifference(one, exact);
+    EXPECT_GT(error, 0);
+    EXPECT_LT(MedianDifference(two, one), error) << options.hidden_size;
+    EXPECT_LT(MedianDifference(two, exact), 1.5 * error) << options.hidden_size;
+    EXPECT_LT(ranks.weight_bytes(1),
+              Stepper(quantized.path(), DType::kF32).model().weight_bytes() * 0.7);
+  }
+}
+
+// ---- Engines -----------------------------------------------------------------------------------
+
+EngineOptions OptionsFor(const std::string& folder, int32_t ranks) {
+  EngineOptions options;
+  options.model = folder;
+  options.tensor_parallel_size = ranks;
+  options.dtype = "float32";
+  options.cpu_threads = 2;
+  options.block_size = 16;
+  options.kv_blocks = 400;
+  options.max_num_seqs = 50;
+  options.max_num_batched_tokens = 256;
+  return options;
+}
+
+// A hundred requests; where `sampled`, every second one is.
+std::vector<Request> HundredRequests(int32_t vocabulary, bool sampled) {
+  std::mt19937_64 random(7);
+  const auto draw = [&](int min, int max) {
+    return std::uniform_int_distribution<int>(min, max)(random);
+  };
+  std::vector<Request> requests(100);
+  for (int i = 0; i < 100; ++i) {
+    Request& request = requests[i];
+    request.id = i + 1;
+    const int prompt = draw(1, 20);
+    for (int t = 0; t < prompt; ++t) request.prompt_ids.push_back(draw(0, vocabulary - 1));
+    request.sampling.temperature = sampled && i % 2 == 0 ? 0.8f : 0.0f;
+    request.sampling.seed = random();
+    request.stop.max_tokens = 16;
+  }
+  return requests;
+}
+
+// What an engine answers to requests that all run together.
+std::map<RequestId, Ids> Answer(const EngineOptions& options, bool sampled) {
+  Mutex mutex;
+  Condition changed;
+  std::map<RequestId, Ids> tokens;
+  size_t ended = 0;
+  auto engine = Engine::Create(options, [&](StepEvents&& events) {
+    MutexLock lock(&mutex);
+    for (const RequestEvent& event : events.requests) {
+      Ids& ids = tokens[event.id];
+      ids.insert(ids.end(), event.token_ids.begin(), event.token_ids.end());
+      ended += event.finish != FinishReason::kNone ? 1 : 0;
+    }
+    changed.SignalAll();
+  });
+  EXPECT_TRUE(engine.ok()) << engine.status();
+  if (!engine.ok()) return {};
+  const std::vector<Request> requests = HundredRequests((*engine)->shape().vocabulary, sampled);
+  for (const Request& request : requests) EXPECT_TRUE((*engine)->Submit(request).ok());
+  {
+    MutexLock lock(&mutex);
+    while (ended < requests.size()) changed.Wait(&mutex);
+  }
+  (*engine)->Stop();
+  return tokens;
+}
+
+TEST(TensorParallelTest, DemoModelAnswersAHundredPromptsAlike) {
+  const std::map<RequestId, Ids> one = Answer(OptionsFor(kDemoModel, 1), /*sampled=*/false);
+  ASSERT_EQ(one.size(), 100u);
+  for (const auto& [id, ids] : one) EXPECT_EQ(ids.size(), 16u) << id;
+  for (const int32_t ranks : {2, 4}) {
+    EXPECT_EQ(Answer(OptionsFor(kDemoModel, ranks), /*sampled=*/false), one) << ranks << " ranks";
+  }
+}
+
+// The most ranks, sampled tokens besides, and two steps on the way, in which ranks may be apart.
+TEST(TensorParallelTest, EightRanksAnswerAlike) {
+  TempFolder folder;
+  test::WriteTinyModel(folder.path(), {.query_heads = 16, .kv_heads = 8, .mtp_layers = 1});
+  const std::map<RequestId, Ids> one = Answer(OptionsFor(folder.path(), 1), /*sampled=*/true);
+  ASSERT_EQ(one.size(), 100u);
+  for (const int32_t ranks : {2, 8}) {
+    EngineOptions options = OptionsFor(folder.path(), ranks);
+    options.steps_in_flight = 2;
+    EXPECT_EQ(Answer(options, /*sampled=*/true), one) << ranks << " ranks";
+  }
+}
+
+// ---- Memory and refusals -----------------------------------------------------------------------
+
+RankOptions RankOptionsFor(const ModelConfig& config, int32_t ranks) {
+  RankOptions options;
+  options.folder = kDemoModel;
+  options.device = "cpu";
+  options.dtype = options.kv_dtype = DType::kBF16;
+  options.kv_blocks = 200;
+  options.block_size = 16;
+  options.batch.step = Glm::CompleteLimits(
+      config.OfRank(ranks), {.tokens_max = 256, .sequences_max = 32, .logit_rows_max = 32});
+  options.batch.blocks_max = 64;
+  options.batch.slots = 32;
+  return options;
+}
+
+// A device allocates nothing once it is sealed, so what it has taken by then is the peak.
+TEST(TensorParallelTest, EveryRankTakesWhatWasPlanned) {
+  const auto config = ModelConfig::Read(kDemoModel);
+  ASSERT_TRUE(config.ok()) << config.status();
+  int64_t alone = 0;
+  for (const int32_t ranks : {1, 2, 4}) {
+    const auto group = RankGroup::Start(RankOptionsFor(*config, ranks), *config, ranks);
+    ASSERT_TRUE(group.ok()) << group.status();
+    ASSERT_EQ((*group)->size(), ranks);
+    if (ranks == 1) alone = (*group)->memory(0).weight_bytes;
+    int64_t weight_bytes = 0;
+    for (int32_t rank = 0; rank < ranks; ++rank) {
+      const RankMemory& memory = (*group)->memory(rank);
+      const auto planned = static_cast<double>(memory.planned_bytes());
+      EXPECT_GE(memory.allocated_bytes, memory.planned_bytes());
+      EXPECT_LT(memory.allocated_bytes, 1.05 * planned) << rank << " of " << ranks;
+      // 5 layers, keys and values of 4 heads of 128 in all.
+      EXPECT_EQ(memory.kv_bytes, 200 * 16 * 5 * 2 * (4 / ranks) * 128 * 2);
+      weight_bytes += memory.weight_bytes;
+    }
+    // Norms and the router are on every rank; they are small.
+    EXPECT_GE(weight_bytes, alone);
+    EXPECT_LT(static_cast<double>(weight_bytes), 1.02 * static_cast<double>(alone));
+  }
+}
+
+struct Refusal {
+  std::string folder;
+  int32_t ranks;
+  const char* message;  // a part of it
+};
+
+TEST(TensorParallelTest, SizesThatCannotBeAreRefusedWithThoseThatCan) {
+  TempFolder block;
+  test::WriteTinyModel(block.path(), BlockModel());
+  const Refusal refusals[] = {
+      {kDemoModel, 8,
+       "tensor_parallel_size is 8, which does not divide num_key_value_heads 4; accepted: 1, 2, 4"},
+      {kDemoModel, 3, "tensor_parallel_size is 3, must be 1, 2, 4 or 8"},
+      {kGolden + "glm4_moe_lite/flash", 2, "does not divide num_attention_heads 5; accepted: 1"},
+      {kGolden + "glm4_moe/air", 2, "does not divide num_key_value_heads 1; accepted: 1"},
+      {block.path(), 4, "blocks of 128 x 128, which packing on 4 ranks would cut"},
+  };
+  for (const Refusal& refusal : refusals) {
+    const auto engine =
+        Engine::Create(OptionsFor(refusal.folder, refusal.ranks), [](StepEvents&&) {});
+    ASSERT_FALSE(engine.ok()) << refusal.message;
+    EXPECT_EQ(engine.status().code(), absl::StatusCode::kInvalidArgument);
+    EXPECT_THAT(engine.status().message(), HasSubstr(refusal.message));
+  }
+}
+
+// Nobody waits for a rank that could not start.
+TEST(TensorParallelTest, OneRankThatCannotStartEndsTheStart) {
+  const auto config = ModelConfig::Read(kDemoModel);
+  ASSERT_TRUE(config.ok()) << config.status();
+  RankOptions options = RankOptionsFor(*config, 2);
+  options.kv_blocks = EngineOptions::kKvBlocksMax;
+  options.block_size = 128;
+  const auto group = RankGroup::Start(options, *config, 2);
+  EXPECT_EQ(group.status().code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(group.status().message(), HasSubstr("of 2) has "));
+}
+
+}  // namespace
+}  // namespace glm::engine
