@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <iostream>
 
+#include "bench/kernel_bench.h"
 #include "bench/load.h"
 
 namespace glm::bench {
@@ -27,6 +28,17 @@ CLI::App* AddLoad(CLI::App& app, LoadOptions& options) {
   return load;
 }
 
+CLI::App* AddKernel(CLI::App& app, KernelBenchOptions& options) {
+  CLI::App* kernel = app.add_subcommand("kernel", "Every op on the shapes of GLM-4.X");
+  kernel->option_defaults()->always_capture_default();
+  kernel->add_option("--device", options.device, "cpu (small shapes) or cuda (the real ones)");
+  kernel->add_option("--device-index", options.device_index, "Which GPU");
+  kernel->add_option("--cpu-threads", options.cpu_threads, "Threads of the CPU backend");
+  kernel->add_option("--only", options.only, "Benchmarks whose name contains this; empty: all");
+  kernel->add_option("--rounds", options.rounds, "Measurements, of which the median is told");
+  return kernel;
+}
+
 int Report(const absl::Status& status) {
   if (status.ok()) return 0;
   std::cerr << "glmserve-bench: " << status.message() << std::endl;
@@ -38,7 +50,13 @@ int Main(int argc, char** argv) {
   app.require_subcommand(1);
   LoadOptions load_options;
   AddLoad(app, load_options);
+  KernelBenchOptions kernel_options;
+  const CLI::App* kernel = AddKernel(app, kernel_options);
   CLI11_PARSE(app, argc, argv);
+  if (kernel->parsed()) {
+    if (const absl::Status status = kernel_options.Validate(); !status.ok()) return Report(status);
+    return Report(RunKernelBench(kernel_options));
+  }
   if (const absl::Status status = load_options.Validate(); !status.ok()) return Report(status);
   return Report(RunLoad(load_options));
 }

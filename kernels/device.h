@@ -104,6 +104,8 @@ class Device {
 std::unique_ptr<Device> CreateCpuDevice(int threads);
 
 /// GPU `index`, or null with the reason in *error: built without CUDA, no such GPU, not sm_90.
-std::unique_ptr<Device> CreateCudaDevice(int index, std::string* error);
+/// `synchronous_ops`: wait after each op, so that a device fault names its op; slow, for debugging.
+std::unique_ptr<Device> CreateCudaDevice(int index, std::string* error,
+                                         bool synchronous_ops = false);
 
 }  // namespace glm

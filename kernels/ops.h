@@ -251,9 +251,9 @@ struct OpTable {
   void (*norm_rope_store)(Device&, const NormRopeStoreArgs&);
 
   /// Causal attention over the paged cache: token t sees its sequence's positions 0 ..
-  /// positions[t]. Query head h reads kv head h / (N / K). Softmax in float, probabilities
-  /// unrounded; the weighted sum is float, rounded once, to `out` and to `quantized`. Prefill,
-  /// decode and mixed steps all come here.
+  /// positions[t]. Query head h reads kv head h / (N / K). Softmax in float,
+  /// probabilities unrounded (a GPU may round them to act); the weighted sum is float, rounded once,
+  /// to `out` and to `quantized`. Prefill, decode and mixed steps all come here.
   void (*attention)(Device&, const AttentionArgs&);
 
   /// For each token: the latent is normalised (as add_rms_norm), the rope key and every head's rope
@@ -282,7 +282,7 @@ struct OpTable {
   /// out[t] = sum_j weight_j * down_j(h_j) + shared(t), h = silu(gate) * up with gate and up in
   /// float and h rounded to act; with FP8 weights h is instead quantised with one scale per (token,
   /// 128 columns of M). The sum is float, in order j = 0..k-1, then the shared expert; rounded
-  /// once.
+  /// once (a GPU may round each down_j(h_j) to act first).
   void (*moe_experts)(Device&, const MoeExpertsArgs&);
 
   /// out[r] = in[logit_tokens[r]].

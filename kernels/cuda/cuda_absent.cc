@@ -3,7 +3,7 @@
 
 namespace glm {
 
-std::unique_ptr<Device> CreateCudaDevice(int index, std::string* error) {
+std::unique_ptr<Device> CreateCudaDevice(int index, std::string* error, bool /*synchronous_ops*/) {
   *error = "GPU " + std::to_string(index) + ": this program was built without CUDA";
   return nullptr;
 }

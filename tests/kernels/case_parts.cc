@@ -210,8 +210,8 @@ void Verdict::Near(Device& device, const char* name, const Tensor& tensor, int64
 }
 
 void Verdict::NearQuantized(Device& device, const char* name, const Activation& quantized,
-                            int64_t rows, const std::vector<double>& want, int64_t group,
-                            DType act) {
+                            int64_t rows, const std::vector<double>& want, int64_t group, DType act,
+                            double absolute) {
   const HostTensor codes = HostTensor::Download(device, quantized.values.Rows(0, rows));
   const HostTensor scales = HostTensor::Download(device, quantized.scales.Rows(0, rows));
   AddBits(codes.bytes());
@@ -237,14 +237,15 @@ void Verdict::NearQuantized(Device& device, const char* name, const Activation& 
     }
   }
   const Tolerance scale_tolerance = ToleranceOf(act, 0, 2);
-  std::string message = Compare(got_scales, want_scales,
-                                {.relative = scale_tolerance.relative, .similarity = 0}, groups);
+  std::string message = Compare(
+      got_scales, want_scales,
+      {.relative = scale_tolerance.relative, .absolute = absolute / 448, .similarity = 0}, groups);
   if (!message.empty()) Fail(std::string(name) + " scales: " + message);
   // Half a step of FP8 is 1/16 of the value, or 2^-10 scales near zero.
   const double largest_scale = *std::max_element(want_scales.begin(), want_scales.end());
   message = Compare(got, want,
                     {.relative = 0.0626 + 2 * scale_tolerance.relative,
-                     .absolute = largest_scale * 0.001,
+                     .absolute = largest_scale * 0.001 + absolute,
                      .similarity = 0.999},
                     columns);
   if (!message.empty()) Fail(std::string(name) + ": " + message);

@@ -120,9 +120,11 @@ class Verdict {
   /// The first `rows` rows of `tensor` against `want`, row-major.
   void Near(Device& device, const char* name, const Tensor& tensor, int64_t rows,
             const std::vector<double>& want, const Tolerance& tolerance);
-  /// FP8 values and scales against the unquantised `want`, `group` columns a scale.
+  /// FP8 values and scales against the unquantised `want`, `group` columns a scale. `absolute`:
+  /// what the values before quantisation may differ by.
   void NearQuantized(Device& device, const char* name, const Activation& quantized, int64_t rows,
-                     const std::vector<double>& want, int64_t group, DType act);
+                     const std::vector<double>& want, int64_t group, DType act,
+                     double absolute = 0);
   /// An FP8 tensor, NaN where nothing is stored: rarely a code beside the right one (values
   /// rounded to `act` before), and never one farther away.
   void NearCodes(Device& device, const char* name, const Tensor& tensor, const HostTensor& want,

@@ -39,6 +39,12 @@ std::vector<OpCase> MoeExpertsCases();
 std::vector<OpCase> GatherLogitRowsCases();
 std::vector<OpCase> SampleCases();
 
+/// BF16 cases of sizes at which GPU kernels take their other paths; too slow for the CPU's debug
+/// tests.
+std::vector<OpCase> LinearLargeCases();
+std::vector<OpCase> AttentionLargeCases();
+std::vector<OpCase> MoeExpertsLargeCases();
+
 // What came later to ops of the above, apart for backends that do not have it: slices of the
 // vocabulary, a norm without a residual, and FP8 caches.
 std::vector<OpCase> EmbedSliceCases();
@@ -46,7 +52,7 @@ std::vector<OpCase> RmsNormCases();
 std::vector<OpCase> NormRopeStoreFloat8Cases();
 std::vector<OpCase> AttentionFloat8Cases();
 
-/// All of the above.
+/// All of the above but the large ones.
 std::vector<OpCase> AllOpCases();
 
 /// Limits that hold every case of `cases`, for a device that runs them all.

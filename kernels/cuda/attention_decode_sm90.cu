@@ -1,0 +1,593 @@
+// Decode attention over the paged cache, split along the cache on the device.
+//
+// Work is cut into units of 64 cache positions of one (sequence, 16 rows, kv head); a row is one
+// query head of one token, so the heads that share a kv head are computed together and the cache is
+// read once. The units of the whole step, laid end to end, are dealt to the blocks in equal runs:
+// the host knows no length, and one long sequence spreads over all multiprocessors. A run that
+// covers only a part of an item leaves (max, sum, weighted values) in scratch, and the parts are
+// added in the order of the cache. With many items for the blocks, an item has two or three parts,
+// and its last block to arrive, found by a ticket, adds them: no second launch. With few items the
+// parts of each are many (one sequence of 8192: 128), and a second kernel adds them, a block a row;
+// on an H100 the ticket's one block took 280 us for those 128.
+//
+// Inside a block each of 4 warps streams its own 16 of the 64 positions through its own ring of
+// shared memory (cp.async, no block barrier) and keeps its own running maximum; warps are merged
+// once an item. Tensor cores compute both products. Probabilities are split into two bf16 terms:
+// the second product is then as good as float, and costs nothing where reading the cache is the
+// limit.
+
+#include <algorithm>
+
+#include "kernels/cuda/attention_params.h"
+#include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/launch_after.h"
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/warp.cuh"
+
+namespace glm::cuda {
+namespace {
+
+constexpr int kWarps = 4;
+constexpr int kThreads = kWarps * kWarp;
+constexpr int kRows = 16;   // of an item
+constexpr int kChunk = 16;  // positions that a warp takes at a time
+constexpr int kUnit = kWarps * kChunk;
+constexpr int kBlocksPerSm = 2;
+constexpr int kSequencesMax = 4096;
+constexpr int kPartsMax = 1024;            // more than there are blocks
+constexpr int kCombineSequencesMax = 128;  // of a step whose parts a second kernel adds
+
+template <int kHeadSize>
+struct Shape {
+  static constexpr int kRowBytes = kHeadSize * 2;
+  static constexpr int kVectors = kRowBytes / 16;  // 16-byte vectors of a row
+  static constexpr int kSwizzle = kVectors < 8 ? kVectors - 1 : 7;
+  static constexpr int kTileBytes = kChunk * kRowBytes;  // keys or values of a chunk
+  static constexpr int kStages = kHeadSize > 128 ? 2 : 3;
+  static constexpr int kRingBytes = kStages * kWarps * 2 * kTileBytes;
+  static constexpr int kMergeBytes = kWarps * kRows * (kHeadSize + 2) * 4;
+  static constexpr int kSharedBytes = kRingBytes > kMergeBytes ? kRingBytes : kMergeBytes;
+};
+
+/// Floats of a part of an item: its sums, then the rows' maxima, then their sums.
+template <int kHeadSize>
+constexpr int PartFloats() {
+  return kRows * (kHeadSize + 2);
+}
+
+/// The running softmax of a warp's two rows a thread (g and g + 8) and its 16 x D sums.
+template <int kHeadSize>
+struct Softmax {
+  float largest[2] = {-INFINITY, -INFINITY};
+  float sum[2] = {0, 0};
+  float out[kHeadSize / 8][4] = {};
+};
+
+/// Cache block of the chunk at position `first`; -1 past the end.
+__device__ __forceinline__ int BlockOf(const AttentionParams& p, const int32_t* table, int first,
+                                       int length) {
+  return first < length ? table[first / p.block_size] : -1;
+}
+
+/// Starts the copy of one chunk of keys and values; positions from `length` on become zeros. A
+/// chunk past the end is not copied. kWhole: a chunk lies in one cache block, `block`.
+template <int kHeadSize, bool kWhole>
+__device__ __forceinline__ void LoadChunk(const AttentionParams& p, uint32_t ring,
+                                          const int32_t* table, int block, int kv_head, int first,
+                                          int length, int lane) {
+  using S = Shape<kHeadSize>;
+  constexpr int kCopies = kChunk * S::kVectors / kWarp;
+  if (block < 0) return;
+  const int64_t first_cell =
+      (static_cast<int64_t>(block) * p.kv_heads + kv_head) * p.block_size + first % p.block_size;
+  const BFloat16* keys = p.keys + first_cell * kHeadSize + lane * 8;
+  const BFloat16* values = p.values + first_cell * kHeadSize + lane * 8;
+#pragma unroll
+  for (int i = 0; i < kCopies; ++i) {
+    const int row = (i * kWarp + lane) / S::kVectors;
+    const int vector = (i * kWarp + lane) % S::kVectors;
+    const bool valid = first + row < length;
+    const uint32_t target = ring + row * S::kRowBytes + ((vector ^ (row & S::kSwizzle)) * 16);
+    const BFloat16* key = keys + i * kWarp * 8;
+    const BFloat16* value = values + i * kWarp * 8;
+    if constexpr (!kWhole) {
+      const int position = valid ? first + row : first;
+      const int64_t cell =
+          (static_cast<int64_t>(table[position / p.block_size]) * p.kv_heads + kv_head) *
+              p.block_size +
+          position % p.block_size;
+      key = p.keys + cell * kHeadSize + vector * 8;
+      value = p.values + cell * kHeadSize + vector * 8;
+    }
+    CopyAsync16(target, key, valid);
+    CopyAsync16(target + S::kTileBytes, value, valid);
+  }
+}
+
+/// Adds one chunk, present in shared memory at `ring`, to the running softmax.
+template <int kHeadSize>
+__device__ __forceinline__ void AddChunk(const AttentionParams& p, Softmax<kHeadSize>& state,
+                                         const uint32_t (&query)[kHeadSize / 16][4], uint32_t ring,
+                                         int first, const int (&last_seen)[2], int lane) {
+  using S = Shape<kHeadSize>;
+  const int matrix = lane / 8;
+  const int matrix_row = lane % 8;
+  float scores[2][4] = {};
+#pragma unroll
+  for (int k = 0; k < kHeadSize / 16; ++k) {
+    const int row = matrix / 2 * 8 + matrix_row;
+    const int vector = k * 2 + matrix % 2;
+    uint32_t keys[4];
+    LoadMatrix4(keys, ring + row * S::kRowBytes + ((vector ^ (row & S::kSwizzle)) * 16));
+    MmaBf16(scores[0], query[k], keys[0], keys[1]);
+    MmaBf16(scores[1], query[k], keys[2], keys[3]);
+  }
+
+  float largest[2] = {state.largest[0], state.largest[1]};
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int position = first + n * 8 + lane % 4 * 2 + i % 2;
+      scores[n][i] = position <= last_seen[i / 2] ? scores[n][i] * p.scale_log2 : -INFINITY;
+      largest[i / 2] = fmaxf(largest[i / 2], scores[n][i]);
+    }
+  }
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    largest[r] = fmaxf(largest[r], __shfl_xor_sync(kAllLanes, largest[r], 1));
+    largest[r] = fmaxf(largest[r], __shfl_xor_sync(kAllLanes, largest[r], 2));
+  }
+  const bool grew = largest[0] != state.largest[0] || largest[1] != state.largest[1];
+  if (__any_sync(kAllLanes, grew)) {
+    float factor[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      factor[r] = largest[r] == -INFINITY ? 1.0f : exp2f(state.largest[r] - largest[r]);
+      state.largest[r] = largest[r];
+      state.sum[r] *= factor[r];
+    }
+#pragma unroll
+    for (int n = 0; n < kHeadSize / 8; ++n) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) state.out[n][i] *= factor[i / 2];
+    }
+  }
+#pragma unroll
+  for (int n = 0; n < 2; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float top = state.largest[i / 2];
+      scores[n][i] = top == -INFINITY ? 0.0f : exp2f(scores[n][i] - top);
+      state.sum[i / 2] += scores[n][i];
+    }
+  }
+  uint32_t high[4];
+  uint32_t low[4];
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const float x = scores[i / 2][i % 2 * 2];
+    const float y = scores[i / 2][i % 2 * 2 + 1];
+    high[i] = PackBf16(x, y);
+    low[i] =
+        PackBf16(x - __uint_as_float(high[i] << 16), y - __uint_as_float(high[i] & 0xFFFF0000u));
+  }
+#pragma unroll
+  for (int n = 0; n < kHeadSize / 16; ++n) {
+    const int row = matrix % 2 * 8 + matrix_row;
+    const int vector = n * 2 + matrix / 2;
+    uint32_t values[4];
+    LoadMatrix4Transposed(
+        values, ring + S::kTileBytes + row * S::kRowBytes + ((vector ^ (row & S::kSwizzle)) * 16));
+    MmaBf16(state.out[2 * n], high, values[0], values[1]);
+    MmaBf16(state.out[2 * n], low, values[0], values[1]);
+    MmaBf16(state.out[2 * n + 1], high, values[2], values[3]);
+    MmaBf16(state.out[2 * n + 1], low, values[2], values[3]);
+  }
+}
+
+/// Rows of sequence `s`, their units of the cache, and how many units all its items have.
+struct SequenceWork {
+  int first_token;
+  int rows;
+  int units;
+
+  __device__ SequenceWork(const AttentionParams& p, int s, int rows_max) {
+    first_token = p.query_starts[s];
+    rows = (p.query_starts[s + 1] - first_token) * p.heads_per_kv;
+    units = (p.kv_lengths[s] + kUnit - 1) / kUnit;
+    if (rows > rows_max) rows = 0;
+  }
+  __device__ int row_tiles() const { return (rows + kRows - 1) / kRows; }
+  __device__ int items(int kv_heads) const { return row_tiles() * kv_heads; }
+};
+
+/// Units of a block. At least two: shorter parts cost more to add than they save.
+__device__ __forceinline__ int RunOf(int total, int blocks) {
+  return max(2, (total + blocks - 1) / blocks);
+}
+
+/// prefix[s] = units of all sequences before s; the last entry is the total.
+__device__ void ScanWork(const AttentionParams& p, int sequences, int rows_max, int32_t* prefix) {
+  __shared__ int32_t warp_totals[kWarps];
+  int32_t total = 0;
+  for (int begin = 0; begin < sequences; begin += kThreads) {
+    const int s = begin + static_cast<int>(threadIdx.x);
+    int32_t own = 0;
+    if (s < sequences) {
+      const SequenceWork work(p, s, rows_max);
+      own = work.items(p.kv_heads) * work.units;
+    }
+    const int lane = threadIdx.x % kWarp;
+    int32_t inclusive = own;
+#pragma unroll
+    for (int offset = 1; offset < kWarp; offset *= 2) {
+      const int32_t other = __shfl_up_sync(kAllLanes, inclusive, offset);
+      if (lane >= offset) inclusive += other;
+    }
+    if (lane == kWarp - 1) warp_totals[threadIdx.x / kWarp] = inclusive;
+    __syncthreads();
+    int32_t before = total + inclusive - own;
+    for (int w = 0; w < kWarps; ++w) {
+      if (w < static_cast<int>(threadIdx.x) / kWarp) before += warp_totals[w];
+      total += warp_totals[w];
+    }
+    if (s < sequences) prefix[s] = before;
+    __syncthreads();
+  }
+  if (threadIdx.x == 0) prefix[sequences] = total;
+  __syncthreads();
+}
+
+/// Where rows of an item go.
+struct ItemRows {
+  int first_row;  // of the sequence
+  int rows;       // of the sequence
+  int first_token;
+  int kv_head;
+
+  __device__ int64_t Token(const AttentionParams& p, int row) const {
+    return first_token + (first_row + row) / p.heads_per_kv;
+  }
+  __device__ int Head(const AttentionParams& p, int row) const {
+    return kv_head * p.heads_per_kv + (first_row + row) % p.heads_per_kv;
+  }
+  __device__ bool Valid(int row) const { return first_row + row < rows; }
+};
+
+template <int kHeadSize>
+__device__ void StoreRow(const AttentionParams& p, const ItemRows& item, int row, int column,
+                         float value) {
+  if (!item.Valid(row)) return;
+  p.out[item.Token(p, row) * p.out_stride + item.Head(p, row) * kHeadSize + column] =
+      ToBFloat16(value);
+}
+
+/// Where the parts of an item are.
+struct ItemParts {
+  int start;  // unit of the step at which the item starts
+  int count;
+  int first_block;
+  int run;  // units of a block
+
+  __device__ ItemParts(int start_in, int units, int run_in)
+      : start(start_in),
+        count((start_in + units - 1) / run_in - start_in / run_in + 1),
+        first_block(start_in / run_in),
+        run(run_in) {}
+  /// A block has two places: for the item that it starts inside of, and for one that it does not
+  /// end.
+  __device__ static int Place(int block, int start, int run) {
+    return 2 * block + (start >= block * run ? 1 : 0);
+  }
+  template <int kHeadSize>
+  __device__ const float* Part(const float* parts, int j) const {
+    return parts +
+           static_cast<int64_t>(Place(first_block + j, start, run)) * PartFloats<kHeadSize>();
+  }
+};
+
+/// Adds the parts of an item in order and stores its rows. A block of the decode kernel.
+template <int kHeadSize>
+__device__ void CombineParts(const AttentionParams& p, const ItemRows& item, const ItemParts& where,
+                             const float* parts) {
+  for (int i = threadIdx.x; i < kRows * kHeadSize; i += kThreads) {
+    const int row = i / kHeadSize;
+    float largest = -INFINITY;
+    float sum = 0;
+    float value = 0;
+    for (int j = 0; j < where.count; ++j) {
+      const float* part = where.Part<kHeadSize>(parts, j);
+      const float top = __ldcg(part + kRows * kHeadSize + row);
+      const float part_sum = __ldcg(part + kRows * kHeadSize + kRows + row);
+      const float part_value = __ldcg(part + i);
+      const float next = fmaxf(largest, top);
+      const float shift = next == -INFINITY ? 0.0f : next;
+      const float old_factor = exp2f(largest - shift);
+      const float factor = exp2f(top - shift);
+      sum = sum * old_factor + part_sum * factor;
+      value = value * old_factor + part_value * factor;
+      largest = next;
+    }
+    StoreRow<kHeadSize>(p, item, row, i % kHeadSize, value / sum);
+  }
+}
+
+constexpr int kCombineThreads = 512;
+
+/// One block a (item, row): groups of threads take the parts in turn.
+template <int kHeadSize>
+__global__ void __launch_bounds__(kCombineThreads)
+    CombineKernel(const AttentionParams p, int rows_max, int decode_blocks, const float* parts) {
+  constexpr int kGroups = kCombineThreads / kHeadSize;
+  __shared__ int32_t prefix[kCombineSequencesMax + 1];
+  __shared__ float group_values[kGroups][kHeadSize];
+  __shared__ float factors[kPartsMax];
+  __shared__ float warp_results[kWarp];
+  DependencyStart();
+  const int sequences = p.counts[1];
+  // Few sequences: every thread finds its item by walking them.
+  int total = 0;
+  for (int s = 0; s < sequences; ++s) {
+    const SequenceWork work(p, s, rows_max);
+    if (threadIdx.x == 0) prefix[s] = total;
+    total += work.items(p.kv_heads) * work.units;
+  }
+  const int run = RunOf(total, decode_blocks);
+  int index = blockIdx.x;
+  int s = 0;
+  for (; s < sequences; ++s) {
+    const int items = SequenceWork(p, s, rows_max).items(p.kv_heads);
+    if (index < items) break;
+    index -= items;
+  }
+  if (s == sequences) return;
+  __syncthreads();
+  const SequenceWork work(p, s, rows_max);
+  const ItemParts where(prefix[s] + index * work.units, work.units, run);
+  const int row = blockIdx.y;
+  ItemRows item;
+  item.first_row = index % work.row_tiles() * kRows;
+  item.rows = work.rows;
+  item.first_token = work.first_token;
+  item.kv_head = index / work.row_tiles();
+  if (where.count == 1 || !item.Valid(row)) return;
+
+  float largest = -INFINITY;
+  for (int j = threadIdx.x; j < where.count; j += kCombineThreads) {
+    factors[j] = where.Part<kHeadSize>(parts, j)[kRows * kHeadSize + row];
+    largest = fmaxf(largest, factors[j]);
+  }
+  largest = WarpMax(largest);
+  if (threadIdx.x % kWarp == 0) warp_results[threadIdx.x / kWarp] = largest;
+  __syncthreads();
+  for (int w = 0; w < kCombineThreads / kWarp; ++w) largest = fmaxf(largest, warp_results[w]);
+  float sum = 0;
+  for (int j = threadIdx.x; j < where.count; j += kCombineThreads) {
+    factors[j] = exp2f(factors[j] - largest);
+    sum += factors[j] * where.Part<kHeadSize>(parts, j)[kRows * kHeadSize + kRows + row];
+  }
+  __syncthreads();
+  sum = BlockSum(sum, warp_results);
+
+  const int column = threadIdx.x % kHeadSize;
+  const int group = threadIdx.x / kHeadSize;
+  float value = 0;
+#pragma unroll 16
+  for (int j = group; j < where.count; j += kGroups) {
+    value += factors[j] * where.Part<kHeadSize>(parts, j)[row * kHeadSize + column];
+  }
+  group_values[group][column] = value;
+  __syncthreads();
+  if (group != 0) return;
+  value = 0;
+  for (int g = 0; g < kGroups; ++g) value += group_values[g][column];
+  StoreRow<kHeadSize>(p, item, row, column, value / sum);
+}
+
+template <int kHeadSize, bool kWhole>
+__global__ void __launch_bounds__(kThreads, kHeadSize > 128 ? 1 : kBlocksPerSm)
+    DecodeKernel(const AttentionParams p, int rows_max, float* parts, int32_t* tickets) {
+  using S = Shape<kHeadSize>;
+  extern __shared__ __align__(128) uint8_t shared[];
+  __shared__ int last_to_arrive;
+  int32_t* prefix = reinterpret_cast<int32_t*>(shared + S::kSharedBytes);
+  DependencyStart();
+  const int sequences = p.counts[1];
+  ScanWork(p, sequences, rows_max, prefix);
+  const int total = prefix[sequences];
+  const int run = RunOf(total, static_cast<int>(gridDim.x));
+  int at = static_cast<int>(blockIdx.x) * run;
+  const int end = min(total, at + run);
+  if (at >= end) return;
+
+  const int warp = threadIdx.x / kWarp;
+  const int lane = threadIdx.x % kWarp;
+  const uint32_t ring = SharedAddress(shared) + warp * S::kStages * 2 * S::kTileBytes;
+  float* merge = reinterpret_cast<float*>(shared);
+  int s = 0;
+  for (int step = 1 << 30; step > 0; step /= 2) {  // the last s with prefix[s] <= at
+    if (s + step < sequences && prefix[s + step] <= at) s += step;
+  }
+
+  while (at < end) {
+    while (prefix[s + 1] <= at) ++s;
+    const SequenceWork work(p, s, rows_max);
+    const int index = (at - prefix[s]) / work.units;
+    const int start = prefix[s] + index * work.units;
+    const int unit_begin = at - start;
+    const int unit_end = min(work.units, end - start);
+    ItemRows item;
+    // Row tiles of one kv head are neighbours, so that they read its cache at the same time.
+    item.first_row = index % work.row_tiles() * kRows;
+    item.rows = work.rows;
+    item.first_token = work.first_token;
+    item.kv_head = index / work.row_tiles();
+    const int length = p.kv_lengths[s];
+    const int32_t* table = p.block_tables + s * p.block_tables_stride;
+
+    uint32_t query[kHeadSize / 16][4];
+    int last_seen[2];
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      const int row = lane / 4 + r * 8;
+      const bool valid = item.Valid(row);
+      const int64_t token = valid ? item.Token(p, row) : item.first_token;
+      last_seen[r] = valid ? p.positions[token] : -1;
+      const BFloat16* source = p.queries + token * p.queries_stride +
+                               (valid ? item.Head(p, row) : 0) * kHeadSize + lane % 4 * 2;
+#pragma unroll
+      for (int k = 0; k < kHeadSize / 16; ++k) {
+        query[k][r] = *reinterpret_cast<const uint32_t*>(source + k * 16);
+        query[k][r + 2] = *reinterpret_cast<const uint32_t*>(source + k * 16 + 8);
+      }
+    }
+
+    Softmax<kHeadSize> state;
+    const int units = unit_end - unit_begin;
+    const auto first_position = [&](int u) { return (unit_begin + u) * kUnit + warp * kChunk; };
+#pragma unroll
+    for (int u = 0; u < S::kStages - 1; ++u) {
+      if (u < units) {
+        LoadChunk<kHeadSize, kWhole>(p, ring + u * 2 * S::kTileBytes, table,
+                                     BlockOf(p, table, first_position(u), length), item.kv_head,
+                                     first_position(u), length, lane);
+      }
+      CopyAsyncCommit();
+    }
+    // Looked up a unit before it is needed.
+    int block = BlockOf(p, table, first_position(S::kStages - 1), length);
+    int stage = 0;
+    for (int u = 0; u < units; ++u) {
+      CopyAsyncWait<S::kStages - 2>();
+      __syncwarp();
+      const int ahead = u + S::kStages - 1;
+      if (ahead < units) {
+        const int slot = stage == 0 ? S::kStages - 1 : stage - 1;
+        LoadChunk<kHeadSize, kWhole>(p, ring + slot * 2 * S::kTileBytes, table, block, item.kv_head,
+                                     first_position(ahead), length, lane);
+      }
+      CopyAsyncCommit();
+      block = BlockOf(p, table, first_position(ahead + 1), length);
+      if (first_position(u) < length) {
+        AddChunk<kHeadSize>(p, state, query, ring + stage * 2 * S::kTileBytes, first_position(u),
+                            last_seen, lane);
+      }
+      stage = stage + 1 == S::kStages ? 0 : stage + 1;
+    }
+    CopyAsyncWait<0>();
+    __syncthreads();
+
+    // Merge the warps: [warp][row][column] sums, then [warp][row] maxima and sums.
+    float* tops = merge + kWarps * kRows * kHeadSize;
+    float* sums = tops + kWarps * kRows;
+#pragma unroll
+    for (int r = 0; r < 2; ++r) {
+      float sum = state.sum[r];
+      sum += __shfl_xor_sync(kAllLanes, sum, 1);
+      sum += __shfl_xor_sync(kAllLanes, sum, 2);
+      const int row = lane / 4 + r * 8;
+      if (lane % 4 == 0) {
+        tops[warp * kRows + row] = state.largest[r];
+        sums[warp * kRows + row] = sum;
+      }
+#pragma unroll
+      for (int n = 0; n < kHeadSize / 8; ++n) {
+        float2* target = reinterpret_cast<float2*>(merge + (warp * kRows + row) * kHeadSize +
+                                                   n * 8 + lane % 4 * 2);
+        *target = float2{state.out[n][2 * r], state.out[n][2 * r + 1]};
+      }
+    }
+    __syncthreads();
+    const ItemParts where(start, work.units, run);
+    float* part = parts + static_cast<int64_t>(ItemParts::Place(blockIdx.x, start, run)) *
+                              PartFloats<kHeadSize>();
+    for (int i = threadIdx.x; i < kRows * kHeadSize; i += kThreads) {
+      const int row = i / kHeadSize;
+      float largest = -INFINITY;
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) largest = fmaxf(largest, tops[w * kRows + row]);
+      float sum = 0;
+      float value = 0;
+#pragma unroll
+      for (int w = 0; w < kWarps; ++w) {
+        const float top = tops[w * kRows + row];
+        const float factor = top == -INFINITY ? 0.0f : exp2f(top - largest);
+        sum += factor * sums[w * kRows + row];
+        value += factor * merge[w * kRows * kHeadSize + i];
+      }
+      if (where.count == 1) {
+        StoreRow<kHeadSize>(p, item, row, i % kHeadSize, value / sum);
+      } else {
+        part[i] = value;
+        if (i % kHeadSize == 0) {
+          part[kRows * kHeadSize + row] = largest;
+          part[kRows * kHeadSize + kRows + row] = sum;
+        }
+      }
+    }
+    if (where.count > 1 && tickets != nullptr) {
+      __threadfence();
+      __syncthreads();
+      if (threadIdx.x == 0) {
+        last_to_arrive = atomicAdd(tickets + where.first_block, 1) == where.count - 1;
+        if (last_to_arrive) tickets[where.first_block] = 0;
+      }
+      __syncthreads();
+      if (last_to_arrive) {
+        __threadfence();
+        CombineParts<kHeadSize>(p, item, where, parts);
+      }
+    }
+    __syncthreads();
+    at = start + unit_end;
+  }
+}
+
+template <int kHeadSize>
+void Launch(cudaStream_t stream, int blocks, const AttentionParams& params, int rows_max,
+            float* parts, int32_t* tickets) {
+  const int bytes = Shape<kHeadSize>::kSharedBytes + (params.sequences + 1) * 4;
+  const auto kernel = params.block_size % kChunk == 0 ? DecodeKernel<kHeadSize, true>
+                                                      : DecodeKernel<kHeadSize, false>;
+  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  const int64_t rows = static_cast<int64_t>(params.tokens) * params.heads_per_kv;
+  const int64_t items = std::min<int64_t>(params.sequences + rows / kRows, rows) * params.kv_heads;
+  const bool few = params.sequences <= kCombineSequencesMax && 2 * items < blocks;
+  LaunchAfter(kernel, dim3(blocks), kThreads, bytes, stream, params, rows_max, parts,
+              few ? nullptr : tickets);
+  if (few) {
+    LaunchAfter(CombineKernel<kHeadSize>, dim3(static_cast<unsigned>(items), kRows),
+                kCombineThreads, 0, stream, params, rows_max, blocks, parts);
+  }
+}
+
+}  // namespace
+
+int DecodeBlocks(int sm_count) { return kBlocksPerSm * sm_count; }
+
+int64_t DecodeScratchBytes(int sm_count, int64_t head_size) {
+  return static_cast<int64_t>(2) * DecodeBlocks(sm_count) * kRows * (head_size + 2) * 4;
+}
+
+void RunDecodeAttention(cudaStream_t stream, int sm_count, const AttentionParams& params,
+                        int head_size, int rows_max, void* scratch, int32_t* counters) {
+  CHECK_LE(params.sequences, kSequencesMax) << "attention: sequences of a step";
+  const int blocks = DecodeBlocks(sm_count);
+  CHECK_LE(blocks, kPartsMax);
+  float* parts = static_cast<float*>(scratch);
+  switch (head_size) {
+    case 16:
+      return Launch<16>(stream, blocks, params, rows_max, parts, counters);
+    case 32:
+      return Launch<32>(stream, blocks, params, rows_max, parts, counters);
+    case 64:
+      return Launch<64>(stream, blocks, params, rows_max, parts, counters);
+    case 128:
+      return Launch<128>(stream, blocks, params, rows_max, parts, counters);
+    default:
+      CHECK(false) << "attention: head size " << head_size << " is none of 16, 32, 64, 128";
+  }
+}
+
+}  // namespace glm::cuda

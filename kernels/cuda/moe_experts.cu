@@ -1,0 +1,207 @@
+// moe_experts: gate+up with SwiGLU, down, and the weighted sum of a token's rows.
+
+#include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/launch_after.h"
+#include "kernels/cuda/moe_gemm.h"
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/tensor_map.h"
+#include "kernels/cuda/warp.cuh"
+
+namespace glm::cuda {
+namespace {
+
+constexpr int kGroup = 128;
+constexpr int kCombineThreads = 256;
+constexpr int kCopyThreads = 256;
+
+/// rows[place] = in[token of place], 16 bytes a thread.
+__global__ void __launch_bounds__(kCopyThreads)
+    PlaceRowsKernel(const MoeGemmParams p, int row_bytes, uint8_t* rows) {
+  const int place = blockIdx.x;
+  const int routed = p.tokens * p.experts_per_token;
+  int token = place - routed;
+  if (place < routed) {
+    if (place >= p.expert_starts[p.experts]) return;
+    token = p.pair_order[place] / p.experts_per_token;
+  } else if (token >= p.counts[0]) {
+    return;
+  }
+  const uint4* source = reinterpret_cast<const uint4*>(p.in + token * p.in_row_bytes);
+  uint4* target = reinterpret_cast<uint4*>(rows + static_cast<int64_t>(place) * row_bytes);
+  for (int i = threadIdx.x; i < row_bytes / 16; i += kCopyThreads) target[i] = source[i];
+}
+
+/// Columns column .. column + 3 of a row of y.
+template <bool kBf16Rows>
+__device__ __forceinline__ float4 LoadRow4(const void* y, int64_t at) {
+  if constexpr (kBf16Rows) {
+    const uint2 packed = *reinterpret_cast<const uint2*>(static_cast<const BFloat16*>(y) + at);
+    return float4{__uint_as_float(packed.x << 16), __uint_as_float(packed.x & 0xFFFF0000u),
+                  __uint_as_float(packed.y << 16), __uint_as_float(packed.y & 0xFFFF0000u)};
+  } else {
+    return *reinterpret_cast<const float4*>(static_cast<const float*>(y) + at);
+  }
+}
+
+/// out[t] = sum_j weight_j * y[t * k + j] + y[shared row of t], in that order.
+template <bool kBf16Rows>
+__global__ void __launch_bounds__(kCombineThreads)
+    CombineKernel(const MoeGemmParams p, const float* expert_weights, BFloat16* out,
+                  int64_t out_stride) {
+  DependencyStart();
+  const int64_t token = blockIdx.y;
+  if (token >= p.counts[0]) return;
+  const int column = (blockIdx.x * kCombineThreads + threadIdx.x) * 4;
+  if (column >= p.hidden) return;
+  const int k = p.experts_per_token;
+  const auto row_at = [&](int64_t row) {
+    return LoadRow4<kBf16Rows>(p.y, row * p.hidden + column);
+  };
+  float4 sum = {0, 0, 0, 0};
+#pragma unroll 4
+  for (int j = 0; j < k; ++j) {
+    const float weight = expert_weights[token * k + j];
+    const float4 row = row_at(token * k + j);
+    sum.x += weight * row.x;
+    sum.y += weight * row.y;
+    sum.z += weight * row.z;
+    sum.w += weight * row.w;
+  }
+  if (p.shared_experts != 0) {
+    const float4 row = row_at(static_cast<int64_t>(p.tokens) * k + token);
+    sum.x += row.x;
+    sum.y += row.y;
+    sum.z += row.z;
+    sum.w += row.w;
+  }
+  *reinterpret_cast<uint2*>(out + token * out_stride + column) =
+      uint2{PackBf16(sum.x, sum.y), PackBf16(sum.z, sum.w)};
+}
+
+struct ExpertsScratch {
+  uint8_t* rows;  // tokens by place, room for bf16
+  uint8_t* h;
+  float* h_scales;
+  float* y;
+
+  ExpertsScratch(ScratchLayout& layout, int64_t pair_rows, int64_t width, int64_t hidden)
+      : rows(layout.Take<uint8_t>(pair_rows * hidden * 2)),
+        h(layout.Take<uint8_t>(pair_rows * HiddenRowBytes(width))),
+        h_scales(layout.Take<float>(pair_rows * ((width + kGroup - 1) / kGroup))),
+        y(layout.Take<float>(pair_rows * hidden)) {}
+
+  // Room for bf16.
+  static int64_t HiddenRowBytes(int64_t width) { return (width * 2 + 127) / 128 * 128; }
+};
+
+MoeScales CheckExperts(const MoeExpertsArgs& args, int64_t experts, int64_t width, int64_t hidden) {
+  const int64_t tokens = args.in.values.shape[0];
+  const DType type = args.in.values.dtype;
+  CHECK(type == DType::kBF16 || type == DType::kF8E4M3)
+      << "moe_experts.in is " << args.in.values.ToString()
+      << "; the CUDA backend takes BF16 and F8_E4M3";
+  for (const Weight* weight : {&args.gate_up, &args.down}) {
+    CHECK(weight->scale_row_offset == 0 && weight->scale_column_offset == 0)
+        << "moe_experts: a block-scaled weight that begins inside a block";
+  }
+  CheckShape(args.in.values, type, {tokens, hidden}, "moe_experts.in");
+  CheckShape(args.gate_up.values, type, {experts, 2 * width, hidden}, "moe_experts.gate_up");
+  CheckShape(args.down.values, type, {experts, hidden, width}, "moe_experts.down");
+  CheckShape(args.out, DType::kBF16, {tokens, hidden}, "moe_experts.out");
+  CHECK(args.gate_up.values.contiguous() && args.down.values.contiguous());
+  CHECK(args.shared_experts == 0 || args.shared_experts == 1);
+  CHECK_EQ(hidden % 8, 0);
+  CHECK_EQ(args.out.stride[0] % 4, 0);
+  if (type == DType::kBF16) return MoeScales::kNone;
+  const auto blocks = [](int64_t extent) { return (extent + kGroup - 1) / kGroup; };
+  if (args.gate_up.scales.rank == 2) {
+    CheckShape(args.in.scales, DType::kF32, {tokens}, "moe_experts.in.scales");
+    CheckShape(args.gate_up.scales, DType::kF32, {experts, 2 * width}, "gate_up.scales");
+    CheckShape(args.down.scales, DType::kF32, {experts, hidden}, "down.scales");
+    return MoeScales::kChannel;
+  }
+  CheckShape(args.in.scales, DType::kF32, {tokens, blocks(hidden)}, "moe_experts.in.scales");
+  CheckShape(args.gate_up.scales, DType::kF32, {experts, blocks(2 * width), blocks(hidden)},
+             "gate_up.scales");
+  CheckShape(args.down.scales, DType::kF32, {experts, blocks(hidden), blocks(width)},
+             "down.scales");
+  return MoeScales::kBlock;
+}
+
+}  // namespace
+
+int64_t MoeExpertsScratchBytes(const StepLimits& limits) {
+  if (limits.experts == 0) return 0;
+  ScratchLayout layout(nullptr);
+  // experts_per_token counts the shared expert only where there is one; room for it is always
+  // taken.
+  const ExpertsScratch scratch(layout, limits.tokens_max * (limits.experts_per_token + 1),
+                               limits.expert_width, limits.hidden);
+  return layout.bytes();
+}
+
+void MoeExperts(Device& device, const MoeExpertsArgs& args) {
+  const OpScope op(device, "moe_experts");
+  const int64_t tokens = args.in.values.shape[0];
+  const int64_t hidden = args.in.values.shape[1];
+  const int64_t experts = args.gate_up.values.shape[0];
+  const int64_t width = args.gate_up.values.shape[1] / 2;
+  const int64_t k = args.routing.expert_ids.shape[1];
+  const MoeScales scales = CheckExperts(args, experts, width, hidden);
+  const DType type = args.in.values.dtype;
+  const int64_t size = ByteSize(type);
+  const int64_t pair_rows = tokens * (k + args.shared_experts);
+
+  ScratchLayout sizes(nullptr);
+  ExpertsScratch scratch(sizes, pair_rows, width, hidden);
+  ScratchLayout layout(op.device().Scratch(sizes.bytes()));
+  scratch = ExpertsScratch(layout, pair_rows, width, hidden);
+  const MoeGemmParams params = {
+      .counts = args.batch.counts.Data<int32_t>(),
+      .pair_order = args.routing.pair_order.Data<int32_t>(),
+      .expert_starts = args.routing.expert_starts.Data<int32_t>(),
+      .tokens = static_cast<int>(tokens),
+      .experts = static_cast<int>(experts - args.shared_experts),
+      .shared_experts = static_cast<int>(args.shared_experts),
+      .experts_per_token = static_cast<int>(k),
+      .width = static_cast<int>(width),
+      .hidden = static_cast<int>(hidden),
+      .pair_rows = static_cast<int>(pair_rows),
+      .in = args.in.values.Data<uint8_t>(),
+      .in_row_bytes = args.in.values.stride[0] * size,
+      .in_scales = args.in.scales.Data<float>(),
+      .gate_up_scales = args.gate_up.scales.Data<float>(),
+      .down_scales = args.down.scales.Data<float>(),
+      .h = scratch.h,
+      .h_row_bytes = ExpertsScratch::HiddenRowBytes(width),
+      .h_scales = scratch.h_scales,
+      .y = scratch.y,
+  };
+  CHECK(reinterpret_cast<uintptr_t>(params.in) % 16 == 0 && params.in_row_bytes % 16 == 0)
+      << "moe_experts.in must have 16-byte aligned rows";
+  const int sm_count = op.device().sm_count();
+  const CUtensorMap gate_up =
+      MakeTensorMap(args.gate_up.values.data, type, experts * 2 * width, hidden, hidden, 128);
+  const CUtensorMap down =
+      MakeTensorMap(args.down.values.data, type, experts * hidden, width, width, 128);
+  const int token_tile = MoeTokenTile(params, scales);
+  const CUtensorMap rows = MakeTensorMap(scratch.rows, type, pair_rows, hidden, hidden, token_tile);
+  const CUtensorMap h =
+      MakeTensorMap(scratch.h, type, pair_rows, width, params.h_row_bytes / size, token_tile);
+  if (MoeNeedsRows(token_tile)) {
+    PlaceRowsKernel<<<static_cast<unsigned>(pair_rows), kCopyThreads, 0, op.stream()>>>(
+        params, static_cast<int>(hidden * size), scratch.rows);
+  }
+  RunMoeGateUp(op.stream(), sm_count, scales, gate_up, rows, params);
+  RunMoeDown(op.stream(), sm_count, scales, down, h, params);
+  const dim3 grid(static_cast<unsigned>((hidden / 4 + kCombineThreads - 1) / kCombineThreads),
+                  static_cast<unsigned>(tokens));
+  const auto combine = MoeWideTiles(token_tile) ? CombineKernel<true> : CombineKernel<false>;
+  LaunchAfter(combine, grid, kCombineThreads, 0, op.stream(), params,
+              args.routing.expert_weights.Data<float>(), args.out.Data<BFloat16>(),
+              args.out.stride[0]);
+}
+
+}  // namespace glm::cuda

@@ -1,0 +1,56 @@
+// The two grouped GEMMs of an expert layer.
+//
+// Who calls: moe_experts.
+#pragma once
+
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "kernels/dtype.h"
+
+namespace glm::cuda {
+
+enum class MoeScales : uint8_t { kNone, kChannel, kBlock };
+
+struct MoeGemmParams {
+  const int32_t* counts;
+  const int32_t* pair_order;     // [T * k]
+  const int32_t* expert_starts;  // [E + 1]
+  int tokens;                    // T, padded
+  int experts;                   // E, routed ones
+  int shared_experts;            // 0 or 1
+  int experts_per_token;         // k, routed ones
+  int width;                     // M
+  int hidden;                    // H
+  int pair_rows;  // T * (k + s): rows of h and y; those of the shared expert are last
+
+  const uint8_t* in;  // [T, H]
+  int64_t in_row_bytes;
+  const float* in_scales;       // fp8: [T] or [T, H/128]
+  const float* gate_up_scales;  // fp8: [E+s, 2M] or [E+s, 2M/128, H/128]
+  const float* down_scales;     // fp8: [E+s, H] or [E+s, H/128, M/128]
+
+  uint8_t* h;  // [pair_rows, M] by place in pair_order
+  int64_t h_row_bytes;
+  float* h_scales;  // fp8: [M/128, pair_rows]
+  void* y;          // [pair_rows, H] by pair number: float, or bf16 with MoeWideTiles()
+};
+
+/// h = silu(gate) * up for every pair. `rows`: the tokens by place, a map with boxes of
+/// MoeTokenTile() rows; ignored unless MoeNeedsRows().
+void RunMoeGateUp(cudaStream_t stream, int sm_count, MoeScales scales, const CUtensorMap& weight,
+                  const CUtensorMap& rows, const MoeGemmParams& params);
+/// y = down . h for every pair. `h`: a map with boxes of MoeTokenTile() rows.
+void RunMoeDown(cudaStream_t stream, int sm_count, MoeScales scales, const CUtensorMap& weight,
+                const CUtensorMap& h, const MoeGemmParams& params);
+/// Tokens that a tile of these GEMMs has: 16, 64 or 128.
+int MoeTokenTile(const MoeGemmParams& params, MoeScales scales);
+/// Whether tokens must lie in the order of their places; small tiles gather them on the way.
+inline bool MoeNeedsRows(int token_tile) { return token_tile > 16; }
+/// Whether y is bf16: at prefill, writing and reading it as float took 40 % of the time of both
+/// GEMMs.
+inline bool MoeWideTiles(int token_tile) { return token_tile == 128; }
+
+}  // namespace glm::cuda

@@ -1,0 +1,412 @@
+// Ops of one pass over rows: embedding, residual + RMSNorm + quantise, SwiGLU + quantise, row
+// gather.
+//
+// One block computes one row, 8 values a thread, so a row stays in registers between its reductions
+// and device memory sees each value once. Blocks of padding rows return at once.
+
+#include <algorithm>
+
+#include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/launch_after.h"
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/quantize_rows.h"
+#include "kernels/cuda/warp.cuh"
+
+namespace glm::cuda {
+namespace {
+
+constexpr int kVector = 8;  // bf16 values of 16 bytes
+
+/// Values column .. column + 7 of a row; zeros past `columns`.
+template <bool kAligned>
+__device__ __forceinline__ void LoadRow8(const BFloat16* row, int column, int columns,
+                                         float (&values)[kVector]) {
+  if constexpr (kAligned) {
+    if (column < columns) {
+      const Bf16x8 loaded = *reinterpret_cast<const Bf16x8*>(row + column);
+#pragma unroll
+      for (int i = 0; i < kVector / 2; ++i) {
+        const float2 pair = loaded.Pair(i);
+        values[2 * i] = pair.x;
+        values[2 * i + 1] = pair.y;
+      }
+      return;
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) {
+    values[i] = !kAligned && column + i < columns ? ToFloat(row[column + i]) : 0.0f;
+  }
+}
+
+template <bool kAligned>
+__device__ __forceinline__ void StoreRow8(BFloat16* row, int column, int columns,
+                                          const float (&values)[kVector]) {
+  if constexpr (kAligned) {
+    if (column < columns) {
+      Bf16x8 packed;
+#pragma unroll
+      for (int i = 0; i < kVector / 2; ++i) {
+        packed.SetPair(i, float2{values[2 * i], values[2 * i + 1]});
+      }
+      *reinterpret_cast<Bf16x8*>(row + column) = packed;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) {
+      if (column + i < columns) row[column + i] = ToBFloat16(values[i]);
+    }
+  }
+}
+
+template <bool kAligned>
+__device__ __forceinline__ void StoreRow8(Float8* row, int column, int columns,
+                                          const float (&values)[kVector], float scale) {
+  if constexpr (kAligned) {
+    if (column < columns) {
+      uint2 packed;
+      packed.x =
+          PackFp8x4(values[0] / scale, values[1] / scale, values[2] / scale, values[3] / scale);
+      packed.y =
+          PackFp8x4(values[4] / scale, values[5] / scale, values[6] / scale, values[7] / scale);
+      *reinterpret_cast<uint2*>(row + column) = packed;
+    }
+  } else {
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) {
+      if (column + i < columns) row[column + i] = ToFloat8(values[i] / scale);
+    }
+  }
+}
+
+struct QuantizedRows {
+  Float8* values;  // null: not wanted
+  int64_t stride;
+  float* scales;
+  int scales_per_row;  // 1, or one a group
+};
+
+constexpr int kGroup = 128;  // columns that share a scale, unless the row does
+constexpr int kGroupLanes = kGroup / kVector;
+
+/// Largest of the lanes that hold one group.
+__device__ __forceinline__ float GroupMax(float value) {
+#pragma unroll
+  for (int offset = kGroupLanes / 2; offset > 0; offset /= 2) {
+    value = fmaxf(value, __shfl_xor_sync(kAllLanes, value, offset));
+  }
+  return value;
+}
+
+/// Quantises and stores values column .. column + 7 of `row`; `row_largest` is used unless each
+/// group has its scale. All lanes call it.
+template <bool kAligned>
+__device__ __forceinline__ void StoreQuantized(const QuantizedRows& q, int64_t row, int column,
+                                               int columns, const float (&values)[kVector],
+                                               float row_largest) {
+  float scale = Fp8Scale(row_largest);
+  if (q.scales_per_row > 1) {
+    float largest = 0;
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) largest = fmaxf(largest, fabsf(values[i]));
+    scale = Fp8Scale(GroupMax(largest));
+  }
+  const bool first = q.scales_per_row > 1 ? column % kGroup == 0 : column == 0;
+  if (first && column < columns) {
+    q.scales[row * q.scales_per_row + (q.scales_per_row > 1 ? column / kGroup : 0)] = scale;
+  }
+  StoreRow8<kAligned>(q.values + row * q.stride, column, columns, values, scale);
+}
+
+/// The block copies one row.
+__device__ __forceinline__ void CopyRow(const BFloat16* source, BFloat16* target, int columns,
+                                        bool aligned) {
+  if (aligned) {
+    for (int v = threadIdx.x; v < columns / kVector; v += blockDim.x) {
+      reinterpret_cast<uint4*>(target)[v] = reinterpret_cast<const uint4*>(source)[v];
+    }
+  } else {
+    for (int c = threadIdx.x; c < columns; c += blockDim.x) target[c] = source[c];
+  }
+}
+
+__global__ void EmbedKernel(const int32_t* counts, const int32_t* token_ids,
+                            const int32_t* last_ids, const BFloat16* table, int64_t table_stride,
+                            int64_t vocabulary_begin, int64_t table_rows, BFloat16* out,
+                            int64_t out_stride, int columns, bool aligned) {
+  const int row = blockIdx.x;
+  if (row >= counts[0]) return;
+  int32_t id = token_ids[row];
+  if (id < 0) id = last_ids[~id];
+  const int64_t table_row = id - vocabulary_begin;
+  if (table_row < 0 || table_row >= table_rows) {
+    for (int c = threadIdx.x; c < columns; c += blockDim.x) {
+      out[row * out_stride + c] = BFloat16{0};
+    }
+    return;
+  }
+  CopyRow(table + table_row * table_stride, out + row * out_stride, columns, aligned);
+}
+
+__global__ void GatherKernel(const int32_t* counts, const int32_t* logit_tokens, const BFloat16* in,
+                             int64_t in_stride, BFloat16* out, int64_t out_stride, int columns,
+                             bool aligned) {
+  const int row = blockIdx.x;
+  if (row >= counts[2]) return;
+  CopyRow(in + logit_tokens[row] * in_stride, out + row * out_stride, columns, aligned);
+}
+
+struct NormParams {
+  const int32_t* counts;
+  const BFloat16* delta;
+  int64_t delta_stride;
+  BFloat16* residual;
+  int64_t residual_stride;
+  const BFloat16* weight;
+  float epsilon;
+  BFloat16* out;
+  int64_t out_stride;
+  QuantizedRows quantized;
+  int columns;
+};
+
+template <bool kAligned>
+__global__ void __launch_bounds__(1024) AddRmsNormKernel(const NormParams p) {
+  __shared__ float shared[kWarp];
+  const int64_t row = blockIdx.x;
+  DependencyStart();
+  if (row >= p.counts[0]) return;
+  const int column = threadIdx.x * kVector;
+
+  float values[kVector];
+  float weights[kVector];
+  LoadRow8<kAligned>(p.weight, column, p.columns, weights);
+  if (p.residual == nullptr) {
+    LoadRow8<kAligned>(p.delta + row * p.delta_stride, column, p.columns, values);
+  } else {
+    LoadRow8<kAligned>(p.residual + row * p.residual_stride, column, p.columns, values);
+  }
+  if (p.residual != nullptr && p.delta != nullptr) {
+    float delta[kVector];
+    LoadRow8<kAligned>(p.delta + row * p.delta_stride, column, p.columns, delta);
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) values[i] = RoundBf16(values[i] + delta[i]);
+    StoreRow8<kAligned>(p.residual + row * p.residual_stride, column, p.columns, values);
+  }
+  float squares = 0;
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) squares += values[i] * values[i];
+  const float mean = BlockSum(squares, shared) / static_cast<float>(p.columns);
+  const float inverse = 1.0f / sqrtf(mean + p.epsilon);
+
+  float largest = 0;
+#pragma unroll
+  for (int i = 0; i < kVector; ++i) {
+    values[i] = RoundBf16(RoundBf16(values[i] * inverse) * weights[i]);
+    largest = fmaxf(largest, fabsf(values[i]));
+  }
+  if (p.out != nullptr) StoreRow8<kAligned>(p.out + row * p.out_stride, column, p.columns, values);
+  if (p.quantized.values == nullptr) return;
+  if (p.quantized.scales_per_row == 1) largest = BlockMax(largest, shared);
+  StoreQuantized<kAligned>(p.quantized, row, column, p.columns, values, largest);
+}
+
+struct ActivateParams {
+  const int32_t* counts;
+  const BFloat16* in;  // [T, columns], or with kSilu [T, 2 * columns]
+  int64_t in_stride;
+  BFloat16* out;
+  int64_t out_stride;
+  QuantizedRows quantized;
+  int columns;
+};
+
+/// Rows of `in`, or silu(gate) * up of them, to bf16 and to fp8. A thread has kVectors vectors.
+template <bool kSilu, bool kAligned, int kVectors>
+__global__ void __launch_bounds__(1024) ActivateKernel(const ActivateParams p) {
+  __shared__ float shared[kWarp];
+  const int64_t row = blockIdx.x;
+  DependencyStart();
+  if (row >= p.counts[0]) return;
+  const BFloat16* in = p.in + row * p.in_stride;
+
+  float values[kVectors][kVector];
+  float largest = 0;
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) {
+    const int column = (threadIdx.x + v * blockDim.x) * kVector;
+    LoadRow8<kAligned>(in, column, p.columns, values[v]);
+    if constexpr (kSilu) {
+      float up[kVector];
+      LoadRow8<kAligned>(in + p.columns, column, p.columns, up);
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) values[v][i] = RoundBf16(SiluMulOne(values[v][i], up[i]));
+    }
+#pragma unroll
+    for (int i = 0; i < kVector; ++i) largest = fmaxf(largest, fabsf(values[v][i]));
+    if (p.out != nullptr) {
+      StoreRow8<kAligned>(p.out + row * p.out_stride, column, p.columns, values[v]);
+    }
+  }
+  if (p.quantized.values == nullptr) return;
+  if (p.quantized.scales_per_row == 1) largest = BlockMax(largest, shared);
+#pragma unroll
+  for (int v = 0; v < kVectors; ++v) {
+    StoreQuantized<kAligned>(p.quantized, row, (threadIdx.x + v * blockDim.x) * kVector, p.columns,
+                             values[v], largest);
+  }
+}
+
+template <bool kSilu, bool kAligned>
+void LaunchActivateAligned(cudaStream_t stream, int64_t rows, const ActivateParams& p) {
+  const int vectors = (p.columns + kVector - 1) / kVector;
+  const int vectors_a_thread = vectors <= 1024 ? 1 : vectors <= 2048 ? 2 : 4;
+  CHECK_LE(vectors, 4096) << "rows of at most 32768 values";
+  const int needed = (vectors + vectors_a_thread - 1) / vectors_a_thread;
+  const int threads = (needed + kWarp - 1) / kWarp * kWarp;
+  const dim3 grid(static_cast<unsigned>(rows));
+  if (vectors_a_thread == 1) {
+    LaunchAfter(ActivateKernel<kSilu, kAligned, 1>, grid, threads, 0, stream, p);
+  } else if (vectors_a_thread == 2) {
+    LaunchAfter(ActivateKernel<kSilu, kAligned, 2>, grid, threads, 0, stream, p);
+  } else {
+    LaunchAfter(ActivateKernel<kSilu, kAligned, 4>, grid, threads, 0, stream, p);
+  }
+}
+
+/// True when rows of this tensor can be read and written as 16-byte vectors.
+bool VectorRows(const Tensor& tensor) {
+  const int64_t row_bytes = tensor.stride[0] * ByteSize(tensor.dtype);
+  const int64_t width = tensor.shape[tensor.rank - 1];
+  const int64_t unit = 8 * ByteSize(tensor.dtype);
+  return tensor.empty() || (reinterpret_cast<uintptr_t>(tensor.data) % unit == 0 &&
+                            row_bytes % unit == 0 && width % kVector == 0);
+}
+
+template <bool kSilu>
+void LaunchActivate(cudaStream_t stream, int64_t rows, const ActivateParams& p, bool aligned) {
+  if (aligned) {
+    LaunchActivateAligned<kSilu, true>(stream, rows, p);
+  } else {
+    LaunchActivateAligned<kSilu, false>(stream, rows, p);
+  }
+}
+
+QuantizedRows CheckQuantized(const Activation& quantized, int64_t rows, int64_t columns) {
+  if (quantized.values.empty()) return QuantizedRows{nullptr, 0, nullptr, 1};
+  CheckShape(quantized.values, DType::kF8E4M3, {rows, columns}, "quantized.values");
+  const int64_t groups = (columns + kGroup - 1) / kGroup;
+  if (quantized.scales.rank == 1) {
+    CheckShape(quantized.scales, DType::kF32, {rows}, "quantized.scales");
+  } else {
+    CheckShape(quantized.scales, DType::kF32, {rows, groups}, "quantized.scales");
+  }
+  // A row of one group has one scale either way.
+  return QuantizedRows{quantized.values.Data<Float8>(), quantized.values.stride[0],
+                       quantized.scales.Data<float>(),
+                       quantized.scales.rank == 1 ? 1 : static_cast<int>(groups)};
+}
+
+}  // namespace
+
+void Embed(Device& device, const EmbedArgs& args) {
+  const OpScope op(device, "embed");
+  const int64_t tokens = args.batch.token_ids.shape[0];
+  const int64_t hidden = args.table.shape[1];
+  CheckShape(args.table, DType::kBF16, {-1, -1}, "embed.table");
+  CheckShape(args.out, DType::kBF16, {tokens, hidden}, "embed.out");
+  EmbedKernel<<<static_cast<unsigned>(tokens), 256, 0, op.stream()>>>(
+      args.batch.counts.Data<int32_t>(), args.batch.token_ids.Data<int32_t>(),
+      args.batch.last_ids.Data<int32_t>(), args.table.Data<BFloat16>(), args.table.stride[0],
+      args.vocabulary_begin, args.table.shape[0], args.out.Data<BFloat16>(), args.out.stride[0],
+      static_cast<int>(hidden), VectorRows(args.table) && VectorRows(args.out));
+}
+
+void GatherLogitRows(Device& device, const GatherLogitRowsArgs& args) {
+  const OpScope op(device, "gather_logit_rows");
+  const int64_t rows = args.batch.logit_tokens.shape[0];
+  const int64_t hidden = args.in.shape[1];
+  CheckShape(args.in, DType::kBF16, {-1, hidden}, "gather_logit_rows.in");
+  CheckShape(args.out, DType::kBF16, {rows, hidden}, "gather_logit_rows.out");
+  GatherKernel<<<static_cast<unsigned>(rows), 256, 0, op.stream()>>>(
+      args.batch.counts.Data<int32_t>(), args.batch.logit_tokens.Data<int32_t>(),
+      args.in.Data<BFloat16>(), args.in.stride[0], args.out.Data<BFloat16>(), args.out.stride[0],
+      static_cast<int>(hidden), VectorRows(args.in) && VectorRows(args.out));
+}
+
+void AddRmsNorm(Device& device, const AddRmsNormArgs& args) {
+  const OpScope op(device, "add_rms_norm");
+  const Tensor& values = args.residual.empty() ? args.delta : args.residual;
+  const int64_t rows = values.shape[0];
+  const int64_t hidden = values.shape[1];
+  CheckShape(values, DType::kBF16, {-1, -1}, "add_rms_norm.residual");
+  CheckShape(args.weight, DType::kBF16, {hidden}, "add_rms_norm.weight");
+  if (!args.delta.empty()) {
+    CheckShape(args.delta, DType::kBF16, {rows, hidden}, "add_rms_norm.delta");
+  }
+  if (!args.out.empty()) CheckShape(args.out, DType::kBF16, {rows, hidden}, "add_rms_norm.out");
+  const int64_t vectors = (hidden + kVector - 1) / kVector;
+  CHECK_LE(vectors, 1024) << "add_rms_norm: hidden of at most 8192";
+  const NormParams params = {
+      .counts = args.batch.counts.Data<int32_t>(),
+      .delta = args.delta.Data<BFloat16>(),
+      .delta_stride = args.delta.stride[0],
+      .residual = args.residual.Data<BFloat16>(),
+      .residual_stride = args.residual.stride[0],
+      .weight = args.weight.Data<BFloat16>(),
+      .epsilon = args.epsilon,
+      .out = args.out.Data<BFloat16>(),
+      .out_stride = args.out.stride[0],
+      .quantized = CheckQuantized(args.quantized, rows, hidden),
+      .columns = static_cast<int>(hidden),
+  };
+  const bool aligned = VectorRows(args.residual) && VectorRows(args.delta) &&
+                       VectorRows(args.out) && VectorRows(args.quantized.values) &&
+                       reinterpret_cast<uintptr_t>(args.weight.data) % 16 == 0;
+  const int threads = static_cast<int>((vectors + kWarp - 1) / kWarp * kWarp);
+  const unsigned grid = static_cast<unsigned>(rows);
+  if (aligned) {
+    LaunchAfter(AddRmsNormKernel<true>, dim3(grid), threads, 0, op.stream(), params);
+  } else {
+    LaunchAfter(AddRmsNormKernel<false>, dim3(grid), threads, 0, op.stream(), params);
+  }
+}
+
+void SiluMul(Device& device, const SiluMulArgs& args) {
+  const OpScope op(device, "silu_mul");
+  const int64_t rows = args.gate_up.shape[0];
+  const int64_t width = args.gate_up.shape[1] / 2;
+  CheckShape(args.gate_up, DType::kBF16, {-1, 2 * width}, "silu_mul.gate_up");
+  if (!args.out.empty()) CheckShape(args.out, DType::kBF16, {rows, width}, "silu_mul.out");
+  const ActivateParams params = {
+      .counts = args.batch.counts.Data<int32_t>(),
+      .in = args.gate_up.Data<BFloat16>(),
+      .in_stride = args.gate_up.stride[0],
+      .out = args.out.Data<BFloat16>(),
+      .out_stride = args.out.stride[0],
+      .quantized = CheckQuantized(args.quantized, rows, width),
+      .columns = static_cast<int>(width),
+  };
+  const bool aligned = width % kVector == 0 && VectorRows(args.gate_up) && VectorRows(args.out) &&
+                       VectorRows(args.quantized.values);
+  LaunchActivate<true>(op.stream(), rows, params, aligned);
+}
+
+void QuantizeRows(const OpScope& op, const Tensor& counts, const Tensor& in,
+                  const Activation& quantized) {
+  const ActivateParams params = {
+      .counts = counts.Data<int32_t>(),
+      .in = in.Data<BFloat16>(),
+      .in_stride = in.stride[0],
+      .out = nullptr,
+      .out_stride = 0,
+      .quantized = CheckQuantized(quantized, in.shape[0], in.shape[1]),
+      .columns = static_cast<int>(in.shape[1]),
+  };
+  LaunchActivate<false>(op.stream(), in.shape[0], params,
+                        VectorRows(in) && VectorRows(quantized.values));
+}
+
+}  // namespace glm::cuda
