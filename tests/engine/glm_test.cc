@@ -22,19 +22,10 @@ using test::Expected;
 using test::Ids;
 using test::kGolden;
 using test::MaxDifference;
+using test::MedianDifference;
+using test::RmsDifference;
 using test::Rows;
 using test::Stepper;
-
-double RmsDifference(const Rows& a, const Rows& b) {
-  double sum = 0;
-  int64_t count = 0;
-  for (size_t r = 0; r < a.size(); ++r) {
-    for (size_t i = 0; i < a[r].size(); ++i, ++count) {
-      sum += std::pow(double{a[r][i]} - double{b[r][i]}, 2);
-    }
-  }
-  return std::sqrt(sum / static_cast<double>(count));
-}
 
 Ids Part(const Ids& ids, size_t begin, size_t end) {
   return Ids(ids.begin() + begin, ids.begin() + std::min(end, ids.size()));
@@ -134,15 +125,6 @@ INSTANTIATE_TEST_SUITE_P(Float32, GoldenTest,
                            std::replace(name.begin(), name.end(), '/', '_');
                            return name;
                          });
-
-// The median over positions of the root mean square difference of a position's logits.
-double MedianDifference(const Rows& a, const Rows& b) {
-  std::vector<double> differences;
-  for (size_t r = 0; r < a.size(); ++r) differences.push_back(RmsDifference({a[r]}, {b[r]}));
-  std::nth_element(differences.begin(), differences.begin() + differences.size() / 2,
-                   differences.end());
-  return differences[differences.size() / 2];
-}
 
 // In BF16 two right implementations round at different points, so they differ by as much as each
 // differs from float32. That is the measure: we round less often than transformers, so we must not

@@ -17,6 +17,7 @@
 
 #include "engine/model/glm.h"
 #include "engine/model/safetensors.h"
+#include "tests/support/logit_rows.h"
 
 namespace glm::test {
 
@@ -27,7 +28,6 @@ using engine::ModelConfig;
 using engine::SafetensorsFile;
 
 using Ids = std::vector<int32_t>;
-using Rows = std::vector<std::vector<float>>;
 
 inline constexpr int64_t kTokensMax = 160;
 inline constexpr int64_t kSequencesMax = 4;
@@ -205,18 +205,5 @@ class Stepper {
   int32_t* next_input_ = nullptr;
   std::vector<int32_t> lengths_;
 };
-
-inline double MaxDifference(const Rows& a, const Rows& b) {
-  EXPECT_EQ(a.size(), b.size());
-  double largest = 0;
-  for (size_t r = 0; r < a.size(); ++r) {
-    EXPECT_EQ(a[r].size(), b[r].size());
-    for (size_t i = 0; i < a[r].size(); ++i) {
-      const double difference = std::abs(double{a[r][i]} - double{b[r][i]});
-      if (!(difference <= largest)) largest = difference;  // NaN is the largest
-    }
-  }
-  return largest;
-}
 
 }  // namespace glm::test

@@ -27,6 +27,7 @@ using test::Expected;
 using test::Ids;
 using test::kGolden;
 using test::MaxDifference;
+using test::MedianDifference;
 using test::Rows;
 using test::Stepper;
 using test::TempFolder;
@@ -126,20 +127,6 @@ INSTANTIATE_TEST_SUITE_P(Checkpoints, GoldenRanksTest,
                            std::replace(name.begin(), name.end(), '/', '_');
                            return name + "_" + std::to_string(param.param.ranks);
                          });
-
-// The median over positions of the root mean square difference of a position's logits: now and then
-// a rounding chooses another expert, which moves one position by tenths.
-double MedianDifference(const Rows& a, const Rows& b) {
-  std::vector<double> differences;
-  for (size_t r = 0; r < a.size(); ++r) {
-    double sum = 0;
-    for (size_t i = 0; i < a[r].size(); ++i) sum += std::pow(a[r][i] - b[r][i], 2);
-    differences.push_back(std::sqrt(sum / static_cast<double>(a[r].size())));
-  }
-  std::nth_element(differences.begin(), differences.begin() + differences.size() / 2,
-                   differences.end());
-  return differences[differences.size() / 2];
-}
 
 // In BF16 each rank's part of a sum is rounded before the parts are summed, so the distance to
 // float32 may grow, but not past one and a half times that of one
