@@ -16,9 +16,9 @@
 #include <vector>
 
 #include "engine/engine.h"
-#include "proto/base/mutex.h"
 #include "engine/rank/step_runner.h"
 #include "engine/schedule/scheduler.h"
+#include "proto/base/mutex.h"
 
 namespace glm::engine {
 

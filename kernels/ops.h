@@ -252,8 +252,8 @@ struct OpTable {
 
   /// Causal attention over the paged cache: token t sees its sequence's positions 0 ..
   /// positions[t]. Query head h reads kv head h / (N / K). Softmax in float,
-  /// probabilities unrounded (a GPU may round them to act); the weighted sum is float, rounded once,
-  /// to `out` and to `quantized`. Prefill, decode and mixed steps all come here.
+  /// probabilities unrounded (a GPU may round them to act); the weighted sum is float, rounded
+  /// once, to `out` and to `quantized`. Prefill, decode and mixed steps all come here.
   void (*attention)(Device&, const AttentionArgs&);
 
   /// For each token: the latent is normalised (as add_rms_norm), the rope key and every head's rope
