@@ -28,6 +28,13 @@ ModelConfig Published(const std::string& name) {
   return *config;
 }
 
+// The bound is that of the release build; instrumented ones are an order slower.
+#ifdef NDEBUG
+constexpr double kPlanSecondsMax = 1;
+#else
+constexpr double kPlanSecondsMax = 20;
+#endif
+
 // The layout of the published checkpoints, written down apart from the planner.
 class Layout {
  public:
@@ -116,7 +123,7 @@ WeightPlan MustPlan(const ModelConfig& config, const PlanTerms& terms, bool mtp 
   absl::StatusOr<WeightPlan> plan = Glm::Plan(config, DType::kBF16, terms, {.mtp = mtp});
   EXPECT_TRUE(plan.ok()) << plan.status();
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-  EXPECT_LT(seconds.count(), 1.0) << "a plan takes less than a second";
+  EXPECT_LT(seconds.count(), kPlanSecondsMax) << "a plan takes less than a second";
   return *std::move(plan);
 }
 
