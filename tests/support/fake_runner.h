@@ -9,10 +9,10 @@
 #include <deque>
 #include <vector>
 
-#include "proto/base/mutex.h"
 #include "engine/rank/step_runner.h"
 #include "engine/request.h"
 #include "engine/schedule/scheduler.h"
+#include "proto/base/mutex.h"
 
 namespace glm::engine {
 
