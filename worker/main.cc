@@ -59,7 +59,7 @@ void AddFlags(CLI::App& app, WorkerOptions& options, std::string& name) {
   app.add_option("--name", name, "This process's name in its log");
   app.add_option("--listen", options.listen, "Where routers connect: host:port or unix:/path");
   app.add_option("--metrics-listen", options.metrics_listen,
-                 "Where /metrics is served: host:port; empty: nowhere");
+                 "Where /metrics is served: host:port; none: nowhere");
   app.add_option("--drain-timeout-s", options.drain_timeout_s,
                  "Seconds that running requests may still take after SIGTERM");
   app.add_option("--sessions-max", options.sessions_max, "Routers connected at once");
@@ -118,7 +118,7 @@ int Run(const WorkerOptions& options) {
   service.Attach(engine->get());
 
   std::unique_ptr<prometheus::Exposer> exposer;
-  if (!options.metrics_listen.empty()) {
+  if (options.metrics_listen != "none") {
     try {
       exposer = std::make_unique<prometheus::Exposer>(options.metrics_listen);
     } catch (const std::exception& error) {

@@ -12,7 +12,7 @@ namespace glm::worker {
 struct WorkerOptions {
   /// Where routers connect: host:port, or unix:/path.
   std::string listen = "0.0.0.0:50051";
-  /// Where Prometheus scrapes /metrics: host:port; empty: nowhere.
+  /// Where Prometheus scrapes /metrics: host:port; "none": nowhere.
   std::string metrics_listen = "0.0.0.0:9091";
   /// On SIGTERM, running requests may finish for this long; then they are cancelled. Seconds.
   int32_t drain_timeout_s = 30;

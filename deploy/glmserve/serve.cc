@@ -70,7 +70,7 @@ ChildSpec WorkerSpec(const ServeOptions& options, const std::string& binary_dir,
   child.name = absl::StrCat("worker-", index);
   child.log_path = LogPath(options, child.name);
   const std::string metrics = options.metrics_port == 0
-                                  ? ""
+                                  ? "none"
                                   : absl::StrCat(options.host, ":", options.metrics_port + index);
   child.arguments = {absl::StrCat(binary_dir, "/glmserve-worker"),
                      absl::StrCat("--name=", child.name),

@@ -54,6 +54,13 @@ TEST(Failover, AKilledWorkerIsReplacedAndNoNewRequestFails) {
   EXPECT_EQ(cluster.Stop(), 0);
 }
 
+TEST(Failover, WorkersMayServeNoMetrics) {
+  Cluster cluster(kModel, 1, /*worker_metrics=*/false);
+  EXPECT_EQ(Call(cluster.http_port(), "/v1/completions", Body(2)).status, 200);
+  EXPECT_EQ(cluster.WorkerMetric(0, "glmserve_worker_steps_total"), -1);
+  EXPECT_EQ(cluster.Stop(), 0);
+}
+
 TEST(Failover, TheLauncherSaysWhyAClusterDoesNotStart) {
   const std::string command = std::string(GLM_BINARY_DIR) + "/glmserve serve " + kModel +
                               " --host=127.0.0.1 --port=19999 --grpc-port=19998 --metrics-port=0"

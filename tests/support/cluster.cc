@@ -140,25 +140,24 @@ std::string EventStream::Next() {
   }
 }
 
-Cluster::Cluster(const std::string& model, int workers, const std::vector<std::string>& flags)
-    : workers_(workers) {
+Cluster::Cluster(const std::string& model, int workers, bool worker_metrics) : workers_(workers) {
   std::string pattern = (fs::temp_directory_path() / "cluster-XXXXXX").string();
   EXPECT_NE(mkdtemp(pattern.data()), nullptr);
   folder_ = pattern;
   http_port_ = FreePorts(2 + workers);
   grpc_port_ = http_port_ + 1;
   metrics_port_ = http_port_ + 2;
-  std::vector<std::string> arguments = {std::string(GLM_BINARY_DIR) + "/glmserve",
-                                        "serve",
-                                        model,
-                                        "--data-parallel-size=" + std::to_string(workers),
-                                        "--host=127.0.0.1",
-                                        "--port=" + std::to_string(http_port_),
-                                        "--grpc-port=" + std::to_string(grpc_port_),
-                                        "--metrics-port=" + std::to_string(metrics_port_),
-                                        "--log-dir=" + folder_,
-                                        "--run-dir=" + folder_};
-  arguments.insert(arguments.end(), flags.begin(), flags.end());
+  std::vector<std::string> arguments = {
+      std::string(GLM_BINARY_DIR) + "/glmserve",
+      "serve",
+      model,
+      "--data-parallel-size=" + std::to_string(workers),
+      "--host=127.0.0.1",
+      "--port=" + std::to_string(http_port_),
+      "--grpc-port=" + std::to_string(grpc_port_),
+      "--metrics-port=" + std::to_string(worker_metrics ? metrics_port_ : 0),
+      "--log-dir=" + folder_,
+      "--run-dir=" + folder_};
   std::vector<char*> argv;
   for (std::string& argument : arguments) argv.push_back(argument.data());
   argv.push_back(nullptr);

@@ -42,7 +42,7 @@ class Cluster {
  public:
   /// Starts `glmserve serve model` with `workers` workers and waits until it says that it is ready;
   /// fails the test with the logs if it does not.
-  Cluster(const std::string& model, int workers, const std::vector<std::string>& flags = {});
+  Cluster(const std::string& model, int workers, bool worker_metrics = true);
   /// Stops it if the test did not.
   ~Cluster();
 
