@@ -54,6 +54,21 @@ struct EngineOptions {
   /// Steps handed to a device before the result of the oldest is back: 1, or 2 to plan a step while
   /// the one before runs. 0: 2 on a GPU; 1 on the CPU, where the host's part is too short to hide.
   int32_t steps_in_flight = 0;
+  /// Share blocks of equal prefixes.
+  bool enable_prefix_caching = true;
+  /// Hex digits of the 128-bit key of block hashes, the same on all workers and routers of a
+  /// deployment; empty: a fixed, public one.
+  std::string prefix_hash_key;
+  /// Prompt tokens of one request in one step while others decode, so that a long prompt does not
+  /// hold them up; 0: no limit but max_num_batched_tokens.
+  int32_t long_prefill_token_threshold = 0;
+  /// Most drafts a sequence and step by the model's draft layer (MTP): 0 (none) to 5.
+  int32_t num_speculative_tokens = 0;
+  /// Fewer drafts, down to none, where measured step times say that they do not pay.
+  bool adaptive_drafts = true;
+  /// A request's tokens do not depend on what else is in the batch, on chunking, preemption or
+  /// prefix hits. The CPU backend always keeps this.
+  bool batch_invariant = false;
   /// Requests waiting for their first step; more are refused with RESOURCE_EXHAUSTED.
   int32_t max_waiting_requests = 4096;
 

@@ -67,6 +67,12 @@ struct BatchView {
   Tensor last_ids;         // I32 [slots]  the newest sampled id of each sequence slot
 };
 
+/// The ids that lie behind the K and V of a cache, block by block: what penalties count and what
+/// edits look back at. Shared with the blocks, so that a prefix found in the cache brings its ids.
+struct TokenCache {
+  Tensor ids{};  // I32 [B, P]
+};
+
 /// Rows that feed a linear. With FP8 values, row t stands for values[t] * scales[t].
 struct Activation {
   Tensor values;    // act or F8E4M3 [T, K]
@@ -208,24 +214,90 @@ struct GatherLogitRowsArgs {
   Tensor out;  // act [R, H]
 };
 
+struct StoreTokensArgs {
+  const BatchView& batch;
+  TokenCache cache;
+};
+
 /// How one logit row is sampled. Lives in device memory, an array of R.
 struct SampleRow {
-  float temperature;  // 0: greedy, the rest is then ignored
-  float top_p;        // (0, 1]; 1 keeps all
-  int32_t top_k;      // 0 keeps all
-  uint32_t position;  // of the token drawn; with seed it fixes the random number
-  uint64_t seed;
-  int32_t slot;  // last_ids entry that receives the id; -1: none
-  int32_t reserved;
+  float temperature = 0;         // 0: greedy; top_p, min_p, top_k and seed are then ignored
+  float top_p = 1;               // (0, 1]; 1 keeps all
+  float min_p = 0;               // [0, 1]; 0 keeps all
+  int32_t top_k = 0;             // 0 keeps all
+  float repetition_penalty = 1;  // above 0; 1: none. Of ids anywhere before `position`
+  float frequency_penalty = 0;   // of ids at [prompt_tokens, position), times their number
+  float presence_penalty = 0;    // of ids at [prompt_tokens, position), once
+  uint32_t position = 0;  // of the token drawn; with seed and choice it fixes the random numbers
+  uint64_t seed = 0;
+  uint32_t choice = 0;        // which of a request's n answers this is
+  int32_t sequence = 0;       // of the step's S: whose TokenCache blocks the row looks back at
+  int32_t prompt_tokens = 0;  // where the generated tokens begin
+  int32_t slot = -1;          // last_ids entry that receives the id; -1: none
+  int32_t target_id = -1;     // not drawn: this is the id (a prompt's logprobs); -1: draw
+  int32_t logprobs = -1;      // how many alternatives are wanted; 0: the id's own only; -1: none
+  int32_t mask = -1;          // row of SampleArgs::masks; -1: every id is allowed
+  int32_t edits_begin = 0;    // of SampleArgs::edits
+  int32_t edits_count = 0;
+  int32_t reserved = 0;
 };
-static_assert(sizeof(SampleRow) == 32);
+static_assert(sizeof(SampleRow) == 80);
+
+/// Most alternatives of a row's logprobs.
+inline constexpr int32_t kLogprobsMax = 20;
+
+/// Something added to one logit: a bias, or minus infinity for a ban. Lives in device memory.
+struct LogitEdit {
+  int32_t id = 0;
+  float add = 0;
+  int32_t until_position = 0x7fffffff;  // holds for rows of positions below this one
+  // Holds only where the ids before the row's position are these, of SampleArgs::edit_contexts.
+  int32_t context_begin = 0;
+  int32_t context_count = 0;
+};
+static_assert(sizeof(LogitEdit) == 20);
+
+/// The logprobs of a step's rows, of those that want some; the rest is unspecified.
+struct Logprobs {
+  Tensor values{};  // F32 [R, 1 + kLogprobsMax]: of the id, then of the likeliest, falling
+  Tensor ids{};     // I32 [R, 1 + kLogprobsMax]: the id, then the likeliest (ties: lower ids first)
+  Tensor ranks{};   // I32 [R]: 1 + the number of ids that are likelier than the id
+};
 
 struct SampleArgs {
   const BatchView& batch;
-  Tensor logits;            // F32 [R, V]
+  Tensor logits;            // F32 [R, V]; unspecified afterwards
   int64_t vocabulary_used;  // ids from here on are padding rows of the embedding: never sampled
   const SampleRow* rows;    // device memory, [R]
   Tensor out_ids;           // I32 [R]
+  TokenCache tokens{};      // empty only when no row has penalties or edits with a context
+  const LogitEdit* edits = nullptr;        // device memory
+  const int32_t* edit_contexts = nullptr;  // device memory
+  Tensor masks{};       // U32 bits as I32 [masks, ceil(vocabulary_used / 32)], bit set: allowed
+  Logprobs logprobs{};  // empty when no row wants any
+};
+
+/// A sequence that drafts after a step. Lives in device memory, an array of D.
+struct DraftRow {
+  int32_t sequence = 0;         // of the step's S
+  int32_t first_logit_row = 0;  // of the step's R; 1 + drafts rows from here on are the sequence's,
+                                // of its last 1 + drafts tokens
+  int32_t drafts = 0;           // its last tokens in this step that were drafts
+};
+
+struct BeginDraftsArgs {
+  const BatchView& batch;      // the step
+  Tensor ids;                  // I32 [R]  what `sample` drew
+  const SampleRow* rows;       // device memory, [R]: the step's
+  const DraftRow* draft_rows;  // device memory, [D]
+  Tensor draft_count;          // I32 [1]  D_valid, at most D
+  BatchView out;               // T = S = R = D; every tensor but last_ids is written
+  SampleRow* out_rows;         // device memory, [D]
+};
+
+struct AdvanceDraftsArgs {
+  BatchView drafts;  // as begin_drafts left it; positions, kv_lengths, logit_tokens change
+  SampleRow* rows;   // device memory, [D]
 };
 
 struct OpTable {
@@ -288,12 +360,39 @@ struct OpTable {
   /// out[r] = in[logit_tokens[r]].
   void (*gather_logit_rows)(Device&, const GatherLogitRowsArgs&);
 
-  /// One id a row. Greedy: the largest logit, ties: lowest id. Else: logits / temperature; keep the
-  /// top_k largest (ties: lower ids first); softmax; keep the shortest run of falling probabilities
-  /// that reaches top_p; draw by the inverse distribution function in falling order of probability
-  /// (ties: lower ids first) with PhiloxUniform(seed, kSample, position). A NaN logit counts as
-  /// minus infinity. The id also goes to last_ids[slot].
+  /// The ids of the step's tokens (resolved as in embed) to the places of the TokenCache that
+  /// block_tables names for their positions.
+  void (*store_tokens)(Device&, const StoreTokensArgs&) = nullptr;
+
+  /// One id a row, in this order, all in float:
+  ///   1. logprobs: log softmax of the logits as they came, over vocabulary_used ids.
+  ///   2. penalties, counting the sequence's ids in `tokens` before the row's position: repetition
+  ///      (a logit above 0 is divided, others multiplied), then frequency, then presence.
+  ///   3. edits: `add` to the logit of `id`, of each edit that holds. 4. mask: others are banned.
+  ///   5. target_id, if there is one; or greedy: the largest logit, ties: lowest id; or a draw:
+  ///      logits / temperature; keep the top_k largest (ties: lower ids first); of the softmax of
+  ///      these keep the shortest run of falling probabilities that reaches top_p (ties: lower ids
+  ///      first); of these those with at least min_p times the largest probability. Of what is
+  ///      kept, the id with the largest logit / temperature - log(PhiloxExponential(seed, kSample,
+  ///      position, choice, id)), which has the softmax's distribution (ties: lowest id).
+  /// So a draw depends on the row alone, and two rows of one position whose logits are alike mostly
+  /// draw the same id: a draft is right when the model draws it too, and drafting changes no token.
+  /// A NaN logit counts as minus infinity; when all are, the lowest id allowed by the mask is the
+  /// result. The id also goes to last_ids[slot].
   void (*sample)(Device&, const SampleArgs&);
+
+  /// What the draft layer is to do after a step. For each draft row d, with a = how many of the
+  /// sequence's drafts in this step were drawn by the rows before them, one after the other, t =
+  /// logit_tokens[first_logit_row + a] and p = positions[t]: out.logit_tokens[d] = t, positions[d]
+  /// = p + 1, kv_lengths[d] = p + 2, token_sequences[d] = d, query_starts = 0, 1, .. D_valid,
+  /// counts = D_valid three times, block_tables[d] = those of the sequence; token_ids[d] = ~d, to
+  /// be found in last_ids. out_rows[d] = the step's row, for position p + 2, with slot d, without
+  /// penalties, edits, mask, target and logprobs.
+  void (*begin_drafts)(Device&, const BeginDraftsArgs&) = nullptr;
+
+  /// On to the next draft: positions and kv_lengths grow by 1, logit_tokens[d] = d, positions of
+  /// rows grow by 1.
+  void (*advance_drafts)(Device&, const AdvanceDraftsArgs&) = nullptr;
 };
 
 }  // namespace glm

@@ -7,6 +7,7 @@
 #pragma once
 
 #include <array>
+#include <cmath>
 #include <cstdint>
 
 namespace glm {
@@ -39,6 +40,16 @@ constexpr float PhiloxUniform(uint64_t seed, PhiloxStream stream, uint32_t posit
              {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
   // 23 bits and a half step: never 0, never 1.
   return (static_cast<float>(bits[0] >> 9) + 0.5f) * (1.0f / 8388608.0f);
+}
+
+/// An exponential of mean 1 for id `id`: one of as many independent draws as there are ids. The
+/// last 2^-32 of probability is where its resolution ends.
+inline float PhiloxExponential(uint64_t seed, PhiloxStream stream, uint32_t position,
+                               uint32_t choice, uint32_t id) {
+  const std::array<uint32_t, 4> bits =
+      Philox({position, static_cast<uint32_t>(stream), id / 4, choice},
+             {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
+  return -std::log1p(-(static_cast<float>(bits[id % 4]) + 0.5f) * 2.3283064e-10f);
 }
 
 }  // namespace glm

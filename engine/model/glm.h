@@ -26,7 +26,8 @@ namespace glm::engine {
 /// `config` is a rank's: ModelConfig::OfRank.
 struct KvCache {
   std::vector<KvLayer> layers;
-  KvLayer mtp;  // of the draft layer; empty without it
+  KvLayer mtp;        // of the draft layer; empty without it
+  TokenCache tokens;  // whose K and V the blocks hold
 
   /// Device bytes of one block over all layers; `mtp`: with the draft layer.
   static int64_t BytesPerBlock(const ModelConfig& config, DType dtype, int32_t block_size,

@@ -24,12 +24,32 @@ struct StepPlan {
   std::vector<int32_t> block_tables;     // [S * blocks_max], row-major, zero-filled
   std::vector<int32_t> logit_tokens;     // [R]
   std::vector<SampleRow> sample_rows;    // [R]
+  std::vector<LogitEdit> edits;          // of all rows; rows of one sequence may share theirs
+  std::vector<int32_t> edit_contexts;
+  std::vector<uint32_t> masks;  // rows of ceil(vocabulary_used / 32) words; bit set: id allowed
+  bool logprobs = false;        // some row wants them
+
+  // The draft layer's half of the step; empty where nothing is drafted, nor will be. It runs over
+  // the step's tokens, each with the token after it, so that its cache is whole; then the sequences
+  // of draft_rows draft.
+  std::vector<int32_t> next_ids;     // [T] the token after each, or ~r: what logit row r draws
+  std::vector<DraftRow> draft_rows;  // [D]
+  int32_t drafts = 0;                // K, how many each of them drafts; 0 with D = 0
+};
+
+/// Logprobs of the rows of a step: [R * (1 + kLogprobsMax)] as kernels/ops.h Logprobs, or empty.
+struct StepLogprobs {
+  std::vector<float> values;
+  std::vector<int32_t> ids;
+  std::vector<int32_t> ranks;  // [R]
 };
 
 struct StepResult {
   uint64_t step = 0;
-  std::vector<int32_t> ids;  // [R] sampled ids
-  double seconds = 0;        // on the device, upload to download
+  std::vector<int32_t> ids;     // [R] sampled ids
+  std::vector<int32_t> drafts;  // [D * K], those of a draft row behind each other
+  StepLogprobs logprobs;        // where the plan says so
+  double seconds = 0;           // on the device, upload to download
 };
 
 }  // namespace glm::engine
