@@ -16,8 +16,8 @@ constexpr OpTable kCudaOps = {
     .linear = Linear,
     .norm_rope_store = NormRopeStore,
     .attention = Attention,
-    .mla_rope_store = nullptr,
-    .mla_attention = nullptr,
+    .mla_rope_store = MlaRopeStore,
+    .mla_attention = MlaAttention,
     .silu_mul = SiluMul,
     .moe_route = MoeRoute,
     .moe_experts = MoeExperts,
@@ -110,8 +110,8 @@ void* CudaDevice::AllocateHost(int64_t bytes) {
 }
 
 int64_t CudaDevice::ScratchBytes(const StepLimits& limits) const {
-  return std::max({AttentionScratchBytes(limits, sm_count_), MoeRouteScratchBytes(limits),
-                   MoeExpertsScratchBytes(limits)});
+  return std::max({AttentionScratchBytes(limits, sm_count_), MlaScratchBytes(limits, sm_count_),
+                   MoeRouteScratchBytes(limits), MoeExpertsScratchBytes(limits)});
 }
 
 void CudaDevice::PlanScratch(const StepLimits& limits) {

@@ -3,8 +3,8 @@
 // Who calls: the op table of cuda_device.cc. Each op checks its arguments, then launches; none
 // reads device memory from the host or waits, so each can be captured in a graph.
 //
-// Not here yet, and refused: latent attention (its entries of the table are null), FP8 caches, and
-// block-scaled weights that begin inside a block.
+// Not here yet, and refused: FP8 caches without latent attention, and block-scaled weights that
+// begin inside a block.
 #pragma once
 
 #include "kernels/ops.h"
@@ -16,6 +16,8 @@ void AddRmsNorm(Device& device, const AddRmsNormArgs& args);
 void Linear(Device& device, const LinearArgs& args);
 void NormRopeStore(Device& device, const NormRopeStoreArgs& args);
 void Attention(Device& device, const AttentionArgs& args);
+void MlaRopeStore(Device& device, const MlaRopeStoreArgs& args);
+void MlaAttention(Device& device, const MlaAttentionArgs& args);
 void SiluMul(Device& device, const SiluMulArgs& args);
 void MoeRoute(Device& device, const MoeRouteArgs& args);
 void MoeExperts(Device& device, const MoeExpertsArgs& args);
@@ -24,6 +26,7 @@ void Sample(Device& device, const SampleArgs& args);
 
 // Scratch bytes of the ops that need any, at most, within `limits`.
 int64_t AttentionScratchBytes(const StepLimits& limits, int sm_count);
+int64_t MlaScratchBytes(const StepLimits& limits, int sm_count);
 int64_t MoeRouteScratchBytes(const StepLimits& limits);
 int64_t MoeExpertsScratchBytes(const StepLimits& limits);
 

@@ -21,6 +21,14 @@ bool Aligned(const void* rows, int64_t stride, DType dtype) {
   return reinterpret_cast<uintptr_t>(rows) % 16 == 0 && stride * ByteSize(dtype) % 16 == 0;
 }
 
+void SetBatch(cublasLtMatrixLayout_t layout, int64_t count, int64_t apart) {
+  const auto products = static_cast<int32_t>(count);
+  CUBLAS_CHECK(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT,
+                                                &products, sizeof(products)));
+  CUBLAS_CHECK(cublasLtMatrixLayoutSetAttribute(layout, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+                                                &apart, sizeof(apart)));
+}
+
 }  // namespace
 
 // cuBLASLt is column-major: its A is the weight (transposed), its B the input, its D the output.
@@ -65,14 +73,25 @@ bool LtGemms::Takes(const LtProblem& problem) {
   const int64_t unit = problem.in_dtype == DType::kF8E4M3 ? 16 : 1;
   return problem.outputs % unit == 0 && problem.depth % unit == 0 &&
          Aligned(problem.in, problem.in_stride, problem.in_dtype) &&
+         Aligned(problem.in, problem.batch.in, problem.in_dtype) &&
+         Aligned(problem.weight, problem.batch.weight, problem.in_dtype) &&
+         Aligned(problem.out, problem.batch.out, problem.out_dtype) &&
          Aligned(problem.weight, problem.weight_stride, problem.in_dtype) &&
          Aligned(problem.out, problem.out_stride, problem.out_dtype);
 }
 
 LtGemms::Plan& LtGemms::PlanOf(const LtProblem& problem) {
-  const Key key{problem.rows,      problem.outputs,       problem.depth,
-                problem.in_stride, problem.weight_stride, problem.out_stride,
-                problem.in_dtype,  problem.out_dtype,     problem.bias != nullptr};
+  const Key key{problem.rows,
+                problem.outputs,
+                problem.depth,
+                problem.in_stride,
+                problem.weight_stride,
+                problem.out_stride,
+                problem.in_dtype,
+                problem.out_dtype,
+                problem.bias != nullptr,
+                problem.weight_by_depth,
+                problem.batch};
   std::unique_ptr<Plan>& plan = plans_[key];
   if (plan != nullptr) return *plan;
 
@@ -83,7 +102,7 @@ LtGemms::Plan& LtGemms::PlanOf(const LtProblem& problem) {
   const auto outputs = static_cast<uint64_t>(problem.outputs);
   const auto depth = static_cast<uint64_t>(problem.depth);
   CUBLAS_CHECK(cublasLtMatmulDescCreate(&plan->operation, CUBLAS_COMPUTE_32F, CUDA_R_32F));
-  plan->Set(CUBLASLT_MATMUL_DESC_TRANSA, CUBLAS_OP_T);
+  plan->Set(CUBLASLT_MATMUL_DESC_TRANSA, problem.weight_by_depth ? CUBLAS_OP_N : CUBLAS_OP_T);
   plan->Set(CUBLASLT_MATMUL_DESC_TRANSB, CUBLAS_OP_N);
   if (problem.in_dtype == DType::kF8E4M3) {
     constexpr int32_t kOuterVector = CUBLASLT_MATMUL_MATRIX_SCALE_OUTER_VEC_32F;
@@ -96,9 +115,15 @@ LtGemms::Plan& LtGemms::PlanOf(const LtProblem& problem) {
   }
   plan->SetPointers(problem);
   CUBLAS_CHECK(
-      cublasLtMatrixLayoutCreate(&plan->a, in_type, depth, outputs, problem.weight_stride));
+      cublasLtMatrixLayoutCreate(&plan->a, in_type, problem.weight_by_depth ? outputs : depth,
+                                 problem.weight_by_depth ? depth : outputs, problem.weight_stride));
   CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&plan->b, in_type, depth, rows, problem.in_stride));
   CUBLAS_CHECK(cublasLtMatrixLayoutCreate(&plan->d, out_type, outputs, rows, problem.out_stride));
+  if (problem.batch.count > 1) {
+    SetBatch(plan->a, problem.batch.count, problem.batch.weight);
+    SetBatch(plan->b, problem.batch.count, problem.batch.in);
+    SetBatch(plan->d, problem.batch.count, problem.batch.out);
+  }
 
   cublasLtMatmulPreference_t preference = nullptr;
   CUBLAS_CHECK(cublasLtMatmulPreferenceCreate(&preference));

@@ -7,6 +7,7 @@
 #include <cublasLt.h>
 #include <cuda_runtime_api.h>
 
+#include <compare>
 #include <cstdint>
 #include <map>
 #include <memory>
@@ -32,6 +33,17 @@ struct LtProblem {
   const float* row_scales = nullptr;     // F32 [m], with fp8
   const float* output_scales = nullptr;  // F32 [n], with fp8
   const void* bias = nullptr;            // BF16 [n] or null; only with BF16 out
+  bool weight_by_depth = false;          // the weight is [k, n]; only with BF16
+
+  /// Several products of these sizes, `in`, `weight` and `out` elements apart.
+  struct Batch {
+    int64_t count = 1;
+    int64_t in = 0;
+    int64_t weight = 0;
+    int64_t out = 0;
+    auto operator<=>(const Batch&) const = default;
+  };
+  Batch batch{};
 };
 
 class LtGemms {
@@ -51,7 +63,8 @@ class LtGemms {
 
  private:
   struct Plan;
-  using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, DType, DType, bool>;
+  using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, DType, DType, bool,
+                         bool, LtProblem::Batch>;
 
   Plan& PlanOf(const LtProblem& problem);
 

@@ -36,6 +36,8 @@ TEST_F(ParityTest, AddRmsNorm) { RunAll(AddRmsNormCases()); }
 TEST_F(ParityTest, Linear) { RunAll(LinearCases()); }
 TEST_F(ParityTest, NormRopeStore) { RunAll(NormRopeStoreCases()); }
 TEST_F(ParityTest, Attention) { RunAll(AttentionCases()); }
+TEST_F(ParityTest, MlaRopeStore) { RunAll(MlaRopeStoreCases()); }
+TEST_F(ParityTest, MlaAttention) { RunAll(MlaAttentionCases()); }
 TEST_F(ParityTest, SiluMul) { RunAll(SiluMulCases()); }
 TEST_F(ParityTest, MoeRoute) { RunAll(MoeRouteCases()); }
 TEST_F(ParityTest, MoeExperts) { RunAll(MoeExpertsCases()); }

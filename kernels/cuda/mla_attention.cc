@@ -1,0 +1,149 @@
+// mla_attention: which kernels compute it. The latent of GLM-4.7-Flash: absorb K_h by a GEMM a
+// head, attend over the latents on wgmma, and expand the sums by V_h, another GEMM a head. Other
+// sizes and FP8 caches: one kernel that does all, slowly.
+
+#include <numbers>
+
+#include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/cuda_ops.h"
+#include "kernels/cuda/lt_gemms.h"
+#include "kernels/cuda/mla_params.h"
+#include "kernels/cuda/quantize_rows.h"
+
+namespace glm::cuda {
+namespace {
+
+/// How the scratch of a step is used.
+struct MlaScratch {
+  BFloat16* latents;  // [T, N, L]: absorbed queries, then sums
+  void* parts;
+  BFloat16* rows;  // [T, N * v] where only the quantised output is wanted
+};
+
+MlaScratch LayOut(ScratchLayout& layout, int sm_count, int64_t tokens, int64_t latent_columns,
+                  int64_t out_columns) {
+  MlaScratch scratch{};
+  scratch.latents = layout.Take<BFloat16>(tokens * latent_columns);
+  scratch.parts = layout.Take<char>(WideMlaScratchBytes(sm_count));
+  scratch.rows = layout.Take<BFloat16>(tokens * out_columns);
+  return scratch;
+}
+
+/// latents[t, h] = K_h^T (plain part of query h), rounded.
+LtProblem Absorption(const MlaParams& p, BFloat16* latents) {
+  return {.rows = p.tokens,
+          .outputs = p.latent,
+          .depth = p.plain,
+          .in = p.queries,
+          .in_stride = static_cast<int64_t>(p.heads) * (p.plain + p.rope),
+          .weight = p.kv_up,
+          .weight_stride = p.latent,
+          .out = latents,
+          .out_stride = static_cast<int64_t>(p.heads) * p.latent,
+          .weight_by_depth = true,
+          .batch = {.count = p.heads,
+                    .in = p.plain + p.rope,
+                    .weight = static_cast<int64_t>(p.plain + p.value) * p.latent,
+                    .out = p.latent}};
+}
+
+/// out[t, h] = V_h latents[t, h].
+LtProblem Expansion(const MlaParams& p, const BFloat16* latents, const Tensor& out) {
+  return {.rows = p.tokens,
+          .outputs = p.value,
+          .depth = p.latent,
+          .in = latents,
+          .in_stride = static_cast<int64_t>(p.heads) * p.latent,
+          .weight = p.kv_up + static_cast<int64_t>(p.plain) * p.latent,
+          .weight_stride = p.latent,
+          .out = out.data,
+          .out_stride = out.stride[0],
+          .batch = {.count = p.heads,
+                    .in = p.latent,
+                    .weight = static_cast<int64_t>(p.plain + p.value) * p.latent,
+                    .out = p.value}};
+}
+
+MlaParams ParamsOf(const MlaAttentionArgs& args) {
+  const BatchView& batch = args.batch;
+  const int64_t heads = args.kv_up.shape[0];
+  const int64_t latent = args.kv_up.shape[2];
+  const int64_t rope = args.cache.keys.shape[3] - latent;
+  const int64_t plain = args.queries.shape[1] / heads - rope;
+  const int64_t value = args.kv_up.shape[1] - plain;
+  CHECK(plain > 0 && rope > 0 && value > 0)
+      << "mla_attention: plain " << plain << ", rope " << rope << ", value " << value;
+  return {.counts = batch.counts.Data<int32_t>(),
+          .positions = batch.positions.Data<int32_t>(),
+          .query_starts = batch.query_starts.Data<int32_t>(),
+          .kv_lengths = batch.kv_lengths.Data<int32_t>(),
+          .token_sequences = batch.token_sequences.Data<int32_t>(),
+          .block_tables = batch.block_tables.Data<int32_t>(),
+          .block_tables_stride = batch.block_tables.stride[0],
+          .queries = args.queries.Data<BFloat16>(),
+          .cells = args.cache.keys.data,
+          .kv_up = args.kv_up.Data<BFloat16>(),
+          .cell_scale = args.cache.keys.dtype == DType::kF8E4M3 ? args.cache.key_scale : 1.0f,
+          .cache_blocks = args.cache.keys.shape[0],
+          .block_size = static_cast<int>(args.cache.keys.shape[2]),
+          .heads = static_cast<int>(heads),
+          .plain = static_cast<int>(plain),
+          .rope = static_cast<int>(rope),
+          .value = static_cast<int>(value),
+          .latent = static_cast<int>(latent),
+          .scale_log2 = args.scale * std::numbers::log2e_v<float>,
+          .sequences = static_cast<int>(batch.kv_lengths.shape[0]),
+          .tokens = static_cast<int>(args.queries.shape[0])};
+}
+
+void CheckArguments(const MlaAttentionArgs& args) {
+  const DType cache = args.cache.keys.dtype;
+  CHECK(cache == DType::kBF16 || cache == DType::kF8E4M3) << "cache of " << Name(cache);
+  CheckShape(args.cache.keys, cache, {-1, 1, -1, -1}, "mla_attention.keys");
+  CheckShape(args.kv_up, DType::kBF16, {-1, -1, -1}, "mla_attention.kv_up");
+  CheckShape(args.queries, DType::kBF16, {-1, -1}, "mla_attention.queries");
+  CHECK(args.cache.keys.contiguous() && args.kv_up.contiguous() && args.queries.contiguous());
+  CHECK_EQ(args.queries.shape[1] % args.kv_up.shape[0], 0);
+  CHECK(!args.out.empty() || !args.quantized.values.empty()) << "mla_attention has no output";
+}
+
+}  // namespace
+
+int64_t MlaScratchBytes(const StepLimits& limits, int sm_count) {
+  if (limits.latent == 0) return 0;
+  ScratchLayout layout(nullptr);
+  LayOut(layout, sm_count, limits.tokens_max, limits.query_heads * limits.latent,
+         limits.query_heads * limits.head_size);
+  return layout.bytes();
+}
+
+void MlaAttention(Device& device, const MlaAttentionArgs& args) {
+  const OpScope op(device, "mla_attention");
+  CheckArguments(args);
+  const MlaParams params = ParamsOf(args);
+  const int sm_count = op.device().sm_count();
+  const int64_t columns = static_cast<int64_t>(params.heads) * params.value;
+  const int64_t latent_columns = static_cast<int64_t>(params.heads) * params.latent;
+  ScratchLayout sizes(nullptr);
+  LayOut(sizes, sm_count, params.tokens, latent_columns, columns);
+  ScratchLayout layout(op.device().Scratch(sizes.bytes()));
+  const MlaScratch scratch = LayOut(layout, sm_count, params.tokens, latent_columns, columns);
+
+  Tensor out = args.out;
+  if (out.empty()) out = Tensor(scratch.rows, DType::kBF16, {params.tokens, columns});
+  CheckShape(out, DType::kBF16, {params.tokens, columns}, "mla_attention.out");
+  const LtProblem absorb = Absorption(params, scratch.latents);
+  const LtProblem expand = Expansion(params, scratch.latents, out);
+  if (TakesWideMla(params, args.cache.keys.dtype) && LtGemms::Takes(absorb) &&
+      LtGemms::Takes(expand)) {
+    op.device().gemms().Run(op.stream(), absorb);
+    RunWideMla(op.stream(), sm_count, params, scratch.latents, scratch.parts);
+    op.device().gemms().Run(op.stream(), expand);
+  } else {
+    RunPlainMla(op.stream(), params, args.cache.keys.dtype, out.Data<BFloat16>(), out.stride[0]);
+  }
+  if (!args.quantized.values.empty()) QuantizeRows(op, args.batch.counts, out, args.quantized);
+}
+
+}  // namespace glm::cuda

@@ -1,0 +1,49 @@
+// What the latent attention kernels share: the step, the latent cache, the sums.
+#pragma once
+
+#include <cuda_runtime_api.h>
+
+#include <cstdint>
+
+#include "kernels/dtype.h"
+
+namespace glm::cuda {
+
+struct MlaParams {
+  const int32_t* counts;
+  const int32_t* positions;     // [T]
+  const int32_t* query_starts;  // [S + 1]
+  const int32_t* kv_lengths;    // [S]
+  const int32_t* token_sequences;
+  const int32_t* block_tables;  // [S, blocks_max]
+  int64_t block_tables_stride;
+  const BFloat16* queries;  // [T, N * (nope + rope)], contiguous
+  const void* cells;        // BF16 or F8E4M3 [B, 1, P, L + rope]
+  const BFloat16* kv_up;    // [N, nope + v, L]
+  float cell_scale;         // of an FP8 cache
+  int64_t cache_blocks;
+  int block_size;
+  int heads;
+  int plain;  // nope
+  int rope;
+  int value;
+  int latent;
+  float scale_log2;  // of q.k, times log2(e)
+  int sequences;     // S, padded
+  int tokens;        // T, padded
+};
+
+/// The kernel on wgmma: the latent of GLM-4.7-Flash (512 + 64), BF16 cells, blocks of 8, 16 or a
+/// multiple of 32 positions.
+bool TakesWideMla(const MlaParams& params, DType cache_dtype);
+int64_t WideMlaScratchBytes(int sm_count);
+/// latents, BF16 [T * N, 512], in and out: the absorbed queries become the rounded sums of p c.
+/// `parts`: WideMlaScratchBytes().
+void RunWideMla(cudaStream_t stream, int sm_count, const MlaParams& params, BFloat16* latents,
+                void* parts);
+
+/// Any sizes, a block a (token, head), absorption and values included: out, BF16 [T, N * v].
+void RunPlainMla(cudaStream_t stream, const MlaParams& params, DType cache_dtype, BFloat16* out,
+                 int64_t out_stride);
+
+}  // namespace glm::cuda

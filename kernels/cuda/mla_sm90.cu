@@ -1,0 +1,601 @@
+// Latent attention over the paged cache on wgmma: latents of 512, rope keys of 64.
+//
+// The queries are absorbed, so a cell is key and value of every head: a row is one head of one
+// token, rows lie behind each other as the heads of a token do, and a tile is 64 of them. One
+// producer thread brings a tile's queries, then the cells in steps of 32 positions, page by page,
+// through a ring of four stages. Two warpgroups compute the scores of all 64 rows each (twice the
+// work of one product, but no exchange and no barrier between them), and half of the 512 columns
+// of the sums each. As in prefill attention, a warpgroup takes the softmax of the next step while
+// its second product runs. Probabilities are rounded to bf16 for that product.
+//
+// Tiles of sequences with few rows (decode, drafts) are split along the cache: their steps, laid
+// end to end, are dealt to the blocks in equal runs, as in attention_decode_sm90.cu, and a second
+// kernel adds the parts of each split tile in order. Tiles of prompts are dealt whole, the longest
+// first.
+
+#include <algorithm>
+#include <limits>
+
+#include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/launch_after.h"
+#include "kernels/cuda/mla_params.h"
+#include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/tensor_map.h"
+#include "kernels/cuda/warp.cuh"
+
+namespace glm::cuda {
+namespace {
+
+constexpr int kProducers = 128;
+constexpr int kConsumers = 256;
+constexpr int kThreads = kProducers + kConsumers;
+constexpr int kRows = 64;  // of a tile
+constexpr int kStep = 32;  // positions a step
+constexpr int kStages = 4;
+constexpr int kRunMin = 4;  // steps of a block's run at least: parts cost more than they save
+constexpr int kLatent = 512;
+constexpr int kRope = 64;
+constexpr int kBoxes = (kLatent + kRope) / 64;  // of 64 columns
+constexpr int kQueryBoxBytes = kRows * 128;
+constexpr int kCellBoxBytes = kStep * 128;
+constexpr int kQueryBytes = kBoxes * kQueryBoxBytes;
+constexpr int kCellBytes = kBoxes * kCellBoxBytes;
+constexpr int kRingBytes = kQueryBytes + kStages * kCellBytes;
+constexpr int kPartFloats = kRows * (kLatent + 2);  // sums, then the rows' maxima, then their sums
+constexpr int kSequencesMax = 2048;
+// Sequences with more rows are dealt as whole tiles.
+constexpr int kSplitRowsMax = 256;
+
+struct SharedState {
+  uint64_t query_full;
+  uint64_t query_empty;
+  uint64_t cell_full[kStages];
+  uint64_t cell_empty[kStages];
+};
+
+/// A sequence's rows and steps of the cache.
+struct SequenceWork {
+  int first_row;  // of the step's rows
+  int rows;
+  int length;
+
+  __device__ SequenceWork(const MlaParams& p, int s) {
+    first_row = p.query_starts[s] * p.heads;
+    rows = p.query_starts[s + 1] * p.heads - first_row;
+    length = p.kv_lengths[s];
+  }
+  __device__ int tiles() const { return (rows + kRows - 1) / kRows; }
+  __device__ int steps() const { return (length + kStep - 1) / kStep; }
+};
+
+/// prefix[s] = what the sequences before s count; prefix[S] is the total. A block of any size.
+template <typename Count>
+__device__ void Scan(int sequences, int32_t* prefix, Count count) {
+  for (int s = threadIdx.x; s < sequences; s += blockDim.x) prefix[s] = count(s);
+  __syncthreads();
+  if (threadIdx.x < kWarp) {
+    const int lane = threadIdx.x;
+    int total = 0;
+    for (int begin = 0; begin < sequences; begin += kWarp) {
+      const int own = begin + lane < sequences ? prefix[begin + lane] : 0;
+      int inclusive = own;
+#pragma unroll
+      for (int offset = 1; offset < kWarp; offset *= 2) {
+        const int other = __shfl_up_sync(kAllLanes, inclusive, offset);
+        if (lane >= offset) inclusive += other;
+      }
+      if (begin + lane < sequences) prefix[begin + lane] = total + inclusive - own;
+      total += __shfl_sync(kAllLanes, inclusive, kWarp - 1);
+    }
+    if (lane == 0) prefix[sequences] = total;
+  }
+  __syncthreads();
+}
+
+template <bool kSplit>
+__device__ void ScanTiles(const MlaParams& p, int sequences, int rows_max, int32_t* prefix) {
+  Scan(sequences, prefix, [&](int s) {
+    const SequenceWork work(p, s);
+    if constexpr (kSplit) return work.rows > rows_max ? 0 : work.tiles() * work.steps();
+    return work.rows > rows_max ? work.tiles() : 0;
+  });
+}
+
+/// The last s with prefix[s] <= at.
+__device__ __forceinline__ int SequenceAt(const int32_t* prefix, int sequences, int at) {
+  int low = 0;
+  int high = sequences;
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    if (prefix[middle] <= at) {
+      low = middle;
+    } else {
+      high = middle;
+    }
+  }
+  return low;
+}
+
+__device__ __forceinline__ int RunOf(int total, int blocks) {
+  return max(kRunMin, (total + blocks - 1) / blocks);
+}
+
+/// A block has two places for parts: for the tile that it starts inside of, and for one that it
+/// does not end.
+__device__ __forceinline__ int64_t PartPlace(int block, int start, int run) {
+  return (2 * block + (start >= block * run ? 1 : 0)) * static_cast<int64_t>(kPartFloats);
+}
+
+/// What a block computes at a time: steps of one tile.
+struct Item {
+  int sequence;
+  int first_row;  // of the step's rows
+  int rows;       // valid ones, at most kRows
+  int length;     // positions that its last token sees
+  int step_begin;
+  int step_end;
+  int64_t part;  // where its part goes; -1: it is the whole tile
+};
+
+/// A block's items, in the same order for producer and consumers.
+template <bool kSplit>
+class Items {
+ public:
+  __device__ Items(const MlaParams& p, const int32_t* prefix, int sequences)
+      : prefix_(prefix), sequences_(sequences) {
+    const int total = prefix[sequences];
+    if constexpr (kSplit) {
+      run_ = RunOf(total, gridDim.x);
+      at_ = static_cast<int>(blockIdx.x) * run_;
+      end_ = min(total, at_ + run_);
+    } else {
+      at_ = blockIdx.x;
+      end_ = total;
+    }
+  }
+
+  __device__ bool Next(const MlaParams& p, Item& item) {
+    if (at_ >= end_) return false;
+    item.sequence = SequenceAt(prefix_, sequences_, at_);
+    // Sequences that count nothing have the same prefix as the next; SequenceAt gives the last.
+    const SequenceWork work(p, item.sequence);
+    const int offset = at_ - prefix_[item.sequence];
+    int tile;
+    if constexpr (kSplit) {
+      const int steps = work.steps();
+      tile = offset / steps;
+      const int start = prefix_[item.sequence] + tile * steps;
+      item.step_begin = at_ - start;
+      item.step_end = min(steps, end_ - start);
+      const bool whole = start / run_ == (start + steps - 1) / run_;
+      item.part = whole ? -1 : PartPlace(blockIdx.x, start, run_);
+      item.length = work.length;
+      at_ = start + item.step_end;
+    } else {
+      tile = work.tiles() - 1 - offset;
+      item.part = -1;
+      at_ += gridDim.x;
+    }
+    item.first_row = work.first_row + tile * kRows;
+    item.rows = min(kRows, work.rows - tile * kRows);
+    if constexpr (!kSplit) {
+      item.length = p.positions[(item.first_row + item.rows - 1) / p.heads] + 1;
+      item.step_begin = 0;
+      item.step_end = (item.length + kStep - 1) / kStep;
+    }
+    return true;
+  }
+
+ private:
+  const int32_t* prefix_;
+  int sequences_;
+  int run_ = 0;
+  int at_;
+  int end_;
+};
+
+__device__ __forceinline__ uint32_t StageAt(uint32_t base, int stage) {
+  return base + kQueryBytes + stage * kCellBytes;
+}
+
+__device__ __forceinline__ void FetchStep(const MlaParams& p, const CUtensorMap* cells,
+                                          const Item& item, int step, uint32_t target,
+                                          uint32_t full) {
+  BarrierArriveExpect(full, kCellBytes);
+  const int32_t* table = p.block_tables + item.sequence * p.block_tables_stride;
+  const int box_rows = min(kStep, p.block_size);
+  for (int row = 0; row < kStep; row += box_rows) {
+    // Positions past the end are masked; any valid page may stand for them.
+    const int position = step * kStep + row < item.length ? step * kStep + row : 0;
+    const int cell = table[position / p.block_size] * p.block_size + position % p.block_size;
+#pragma unroll
+    for (int box = 0; box < kBoxes; ++box) {
+      TensorLoad2(target + box * kCellBoxBytes + row * 128, cells, full, box * 64, cell);
+    }
+  }
+}
+
+template <bool kSplit>
+__device__ void Produce(const MlaParams& p, const CUtensorMap* absorbed, const CUtensorMap* queries,
+                        const CUtensorMap* cells, SharedState& state, uint32_t base,
+                        const int32_t* prefix, int sequences) {
+  uint32_t query_parity = 1;
+  int stage = 0;
+  uint32_t parity = 1;
+  Items<kSplit> items(p, prefix, sequences);
+  Item item;
+  while (items.Next(p, item)) {
+    BarrierWait(SharedAddress(&state.query_empty), query_parity);
+    query_parity ^= 1;
+    const uint32_t query_full = SharedAddress(&state.query_full);
+    BarrierArriveExpect(query_full, kQueryBytes);
+#pragma unroll
+    for (int box = 0; box < kLatent / 64; ++box) {
+      TensorLoad2(base + box * kQueryBoxBytes, absorbed, query_full, box * 64, item.first_row);
+    }
+    TensorLoad2(base + kLatent / 64 * kQueryBoxBytes, queries, query_full, p.plain, item.first_row);
+    for (int step = item.step_begin; step < item.step_end; ++step) {
+      BarrierWait(SharedAddress(&state.cell_empty[stage]), parity);
+      FetchStep(p, cells, item, step, StageAt(base, stage), SharedAddress(&state.cell_full[stage]));
+      if (++stage == kStages) {
+        stage = 0;
+        parity ^= 1;
+      }
+    }
+  }
+}
+
+/// Two rows of a thread: the running softmax.
+struct Rows {
+  float largest[2] = {-INFINITY, -INFINITY};
+  float sum[2] = {0, 0};
+  int last_seen[2];
+};
+
+__device__ __forceinline__ void IssueScores(uint32_t queries, uint32_t cells,
+                                            float (&scores)[kStep / 2]) {
+  WgmmaFence();
+#pragma unroll
+  for (int k = 0; k < (kLatent + kRope) / 16; ++k) {
+    Wgmma<false, kStep>::Run(scores, WgmmaDescriptor(queries + k / 4 * kQueryBoxBytes + k % 4 * 32),
+                             WgmmaDescriptor(cells + k / 4 * kCellBoxBytes + k % 4 * 32), k > 0);
+  }
+  WgmmaCommit();
+}
+
+/// scores become probabilities against the new maxima; factor is what older sums must be scaled by.
+__device__ __forceinline__ void TakeSoftmax(float scale_log2, Rows& rows, int first, int lane,
+                                            bool masked, float (&scores)[kStep / 2],
+                                            float (&factor)[2]) {
+  float largest[2] = {-INFINITY, -INFINITY};
+#pragma unroll
+  for (int j = 0; j < kStep / 8; ++j) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (masked && first + j * 8 + lane % 4 * 2 + i % 2 > rows.last_seen[i / 2]) {
+        scores[4 * j + i] = -INFINITY;
+      }
+      largest[i / 2] = fmaxf(largest[i / 2], scores[4 * j + i]);
+    }
+  }
+  float shift[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    largest[r] = fmaxf(largest[r], __shfl_xor_sync(kAllLanes, largest[r], 1));
+    largest[r] = fmaxf(largest[r], __shfl_xor_sync(kAllLanes, largest[r], 2));
+    largest[r] = fmaxf(largest[r] * scale_log2, rows.largest[r]);
+    shift[r] = largest[r] == -INFINITY ? 0.0f : largest[r];
+    factor[r] = exp2f(rows.largest[r] - shift[r]);
+    rows.largest[r] = largest[r];
+    rows.sum[r] *= factor[r];
+  }
+#pragma unroll
+  for (int j = 0; j < kStep / 8; ++j) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      scores[4 * j + i] = exp2f(fmaf(scores[4 * j + i], scale_log2, -shift[i / 2]));
+      rows.sum[i / 2] += scores[4 * j + i];
+    }
+  }
+}
+
+/// Zeros this warpgroup's columns of the positions from `first_zero` on: a masked probability of 0
+/// times NaN is NaN. That the other may read them for its scores meanwhile does no harm: those are
+/// masked.
+__device__ __forceinline__ void ZeroPast(uint8_t* stage, int warpgroup, int first_zero,
+                                         int thread) {
+  constexpr int kVectors = kLatent / 2 / 8;
+  for (int i = first_zero * kVectors + thread; i < kStep * kVectors; i += 128) {
+    const int row = i / kVectors;
+    const int vector = i % kVectors;
+    uint8_t* box = stage + (warpgroup * 4 + vector / 8) * kCellBoxBytes;
+    *reinterpret_cast<uint4*>(box + row * 128 + vector % 8 * 16) = uint4{0, 0, 0, 0};
+  }
+  AsyncProxyFence();
+}
+
+/// Columns of a warpgroup's sums, in two accumulators.
+constexpr int kHalf = kLatent / 4;
+
+/// A warpgroup's half of an item's sums, to `latents` or to its part.
+__device__ __forceinline__ void StoreItem(const Item& item, const Rows& rows, int warpgroup,
+                                          int thread, const float (&out)[2][kHalf / 2],
+                                          BFloat16* latents, float* parts) {
+  const int lane = thread % kWarp;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float sum = rows.sum[r];
+    sum += __shfl_xor_sync(kAllLanes, sum, 1);
+    sum += __shfl_xor_sync(kAllLanes, sum, 2);
+    const int row = thread / kWarp * 16 + lane / 4 + r * 8;
+    if (row >= item.rows) continue;
+    const int first_column = warpgroup * 2 * kHalf + lane % 4 * 2;
+    if (item.part < 0) {
+      const float inverse = 1.0f / sum;
+      BFloat16* target = latents + static_cast<int64_t>(item.first_row + row) * kLatent;
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+#pragma unroll
+        for (int j = 0; j < kHalf / 8; ++j) {
+          *reinterpret_cast<uint32_t*>(target + first_column + h * kHalf + j * 8) =
+              PackBf16(out[h][4 * j + 2 * r] * inverse, out[h][4 * j + 2 * r + 1] * inverse);
+        }
+      }
+      continue;
+    }
+    float* part = parts + item.part;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+#pragma unroll
+      for (int j = 0; j < kHalf / 8; ++j) {
+        *reinterpret_cast<float2*>(part + row * kLatent + first_column + h * kHalf + j * 8) =
+            float2{out[h][4 * j + 2 * r], out[h][4 * j + 2 * r + 1]};
+      }
+    }
+    if (warpgroup == 0 && lane % 4 == 0) {
+      part[kRows * kLatent + row] = rows.largest[r];
+      part[kRows * kLatent + kRows + row] = sum;
+    }
+  }
+}
+
+__device__ __forceinline__ void ConsumeItem(const MlaParams& p, const Item& item,
+                                            SharedState& state, uint32_t base, uint8_t* base_bytes,
+                                            int consumer, uint32_t query_parity, int& stage,
+                                            uint32_t& parity, BFloat16* latents, float* parts) {
+  const int warpgroup = consumer / 128;
+  const int thread = consumer % 128;
+  const int lane = thread % kWarp;
+  Rows rows;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int row = thread / kWarp * 16 + lane / 4 + r * 8;
+    rows.last_seen[r] = row < item.rows ? p.positions[(item.first_row + row) / p.heads] : -1;
+  }
+  // Steps that end before what the first row sees need no mask.
+  const int unmasked = p.positions[item.first_row / p.heads] + 1;
+
+  float scores[kStep / 2];
+  float out[2][kHalf / 2];
+  uint32_t probabilities[kStep / 16][4];
+  float factor[2];
+#pragma unroll
+  for (int i = 0; i < kHalf / 2; ++i) {
+    out[0][i] = 0;
+    out[1][i] = 0;
+  }
+  const auto pack = [&] {
+#pragma unroll
+    for (int k = 0; k < kStep / 16; ++k) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        probabilities[k][i] = PackBf16(scores[8 * k + 2 * i], scores[8 * k + 2 * i + 1]);
+      }
+    }
+  };
+  const auto release = [&](uint64_t& barrier) {
+    __syncwarp();
+    if (lane == 0) BarrierArrive(SharedAddress(&barrier));
+  };
+  const auto issue_out = [&](uint32_t cells) {
+    const uint32_t columns = cells + warpgroup * 4 * kCellBoxBytes;
+    WgmmaFence();
+#pragma unroll
+    for (int k = 0; k < kStep / 16; ++k) {
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        WgmmaRegisters<kHalf>::Run(
+            out[h], probabilities[k],
+            WgmmaDescriptorTransposed(columns + h * 2 * kCellBoxBytes + k * 16 * 128,
+                                      kCellBoxBytes));
+      }
+    }
+    WgmmaCommit();
+  };
+
+  BarrierWait(SharedAddress(&state.query_full), query_parity);
+  BarrierWait(SharedAddress(&state.cell_full[stage]), parity);
+  IssueScores(base, StageAt(base, stage), scores);
+  WgmmaWait<0>();
+  TakeSoftmax(p.scale_log2, rows, item.step_begin * kStep, lane,
+              (item.step_begin + 1) * kStep > unmasked, scores, factor);
+  pack();
+  // No branch may stand between the issue of a product and its wait: ptxas would serialise them.
+  for (int step = item.step_begin + 1; step < item.step_end; ++step) {
+    const int next_stage = stage + 1 == kStages ? 0 : stage + 1;
+    const uint32_t next_parity = next_stage == 0 ? parity ^ 1 : parity;
+    BarrierWait(SharedAddress(&state.cell_full[next_stage]), next_parity);
+    IssueScores(base, StageAt(base, next_stage), scores);
+    issue_out(StageAt(base, stage));
+    WgmmaWait<1>();
+    TakeSoftmax(p.scale_log2, rows, step * kStep, lane, (step + 1) * kStep > unmasked, scores,
+                factor);
+    WgmmaWait<0>();
+    release(state.cell_empty[stage]);
+#pragma unroll
+    for (int i = 0; i < kHalf / 2; ++i) {
+      out[0][i] *= factor[i % 4 / 2];
+      out[1][i] *= factor[i % 4 / 2];
+    }
+    pack();
+    stage = next_stage;
+    parity = next_parity;
+  }
+  if (item.step_end * kStep > item.length) {
+    ZeroPast(base_bytes + (StageAt(base, stage) - base), warpgroup,
+             item.length - (item.step_end - 1) * kStep, thread);
+    NamedBarrier(1 + warpgroup, 128);
+  }
+  issue_out(StageAt(base, stage));
+  WgmmaWait<0>();
+  release(state.cell_empty[stage]);
+  if (++stage == kStages) {
+    stage = 0;
+    parity ^= 1;
+  }
+  release(state.query_empty);
+  StoreItem(item, rows, warpgroup, thread, out, latents, parts);
+}
+
+template <bool kSplit>
+__global__ void __launch_bounds__(kThreads, 1)
+    WideMlaKernel(const __grid_constant__ CUtensorMap absorbed,
+                  const __grid_constant__ CUtensorMap queries,
+                  const __grid_constant__ CUtensorMap cells, const MlaParams p, int rows_max,
+                  BFloat16* latents, float* parts) {
+  extern __shared__ __align__(1024) uint8_t shared[];
+  __shared__ SharedState state;
+  const uint32_t padding = (1024 - SharedAddress(shared) % 1024) % 1024;
+  const uint32_t base = SharedAddress(shared) + padding;
+  uint8_t* base_bytes = shared + padding;
+  int32_t* prefix = reinterpret_cast<int32_t*>(base_bytes + kRingBytes);
+  if (threadIdx.x == 0) {
+    PrefetchTensorMap(&absorbed);
+    PrefetchTensorMap(&queries);
+    PrefetchTensorMap(&cells);
+    BarrierInit(SharedAddress(&state.query_full), 1);
+    BarrierInit(SharedAddress(&state.query_empty), kConsumers / kWarp);
+    for (int s = 0; s < kStages; ++s) {
+      BarrierInit(SharedAddress(&state.cell_full[s]), 1);
+      BarrierInit(SharedAddress(&state.cell_empty[s]), kConsumers / kWarp);
+    }
+    BarrierInitFence();
+  }
+  DependencyStart();
+  const int sequences = p.counts[1];
+  ScanTiles<kSplit>(p, sequences, rows_max, prefix);
+
+  if (threadIdx.x < kProducers) {
+    RegistersGive<40>();
+    if (threadIdx.x == 0) {
+      Produce<kSplit>(p, &absorbed, &queries, &cells, state, base, prefix, sequences);
+    }
+  } else {
+    RegistersTake<232>();
+    int stage = 0;
+    uint32_t parity = 0;
+    uint32_t query_parity = 0;
+    Items<kSplit> items(p, prefix, sequences);
+    Item item;
+    while (items.Next(p, item)) {
+      ConsumeItem(p, item, state, base, base_bytes, threadIdx.x - kProducers, query_parity, stage,
+                  parity, latents, parts);
+      query_parity ^= 1;
+    }
+  }
+}
+
+constexpr int kCombineThreads = 128;  // 4 columns each
+constexpr int kCombineRows = 4;       // of a block
+
+/// Adds the parts of the tile that is first split where run `blockIdx.x` ends; rows blockIdx.y * 4
+/// on.
+__global__ void __launch_bounds__(kCombineThreads)
+    CombineKernel(const MlaParams p, int rows_max, int blocks, BFloat16* latents,
+                  const float* parts) {
+  __shared__ int32_t prefix[kSequencesMax + 1];
+  DependencyStart();
+  const int sequences = p.counts[1];
+  ScanTiles<true>(p, sequences, rows_max, prefix);
+  const int total = prefix[sequences];
+  const int run = RunOf(total, blocks);
+  const int first_block = blockIdx.x;
+  const int boundary = (first_block + 1) * run;
+  if (boundary >= total) return;
+  const int s = SequenceAt(prefix, sequences, boundary);
+  const SequenceWork work(p, s);
+  const int steps = work.steps();
+  const int tile = (boundary - prefix[s]) / steps;
+  const int start = prefix[s] + tile * steps;
+  if (start == boundary || start / run != first_block) return;
+  const int count = (start + steps - 1) / run - first_block + 1;
+
+  const int column = threadIdx.x * 4;
+  for (int row = blockIdx.y * kCombineRows; row < (blockIdx.y + 1) * kCombineRows; ++row) {
+    if (tile * kRows + row >= work.rows) return;
+    float largest = -INFINITY;
+    for (int j = 0; j < count; ++j) {
+      largest =
+          fmaxf(largest, parts[PartPlace(first_block + j, start, run) + kRows * kLatent + row]);
+    }
+    float sum = 0;
+    float4 value = {0, 0, 0, 0};
+#pragma unroll 4
+    for (int j = 0; j < count; ++j) {
+      const float* part = parts + PartPlace(first_block + j, start, run);
+      const float factor = exp2f(part[kRows * kLatent + row] - largest);
+      const float4 own = *reinterpret_cast<const float4*>(part + row * kLatent + column);
+      sum += factor * part[kRows * kLatent + kRows + row];
+      value.x += factor * own.x;
+      value.y += factor * own.y;
+      value.z += factor * own.z;
+      value.w += factor * own.w;
+    }
+    const float inverse = 1.0f / sum;
+    BFloat16* target =
+        latents + static_cast<int64_t>(work.first_row + tile * kRows + row) * kLatent + column;
+    *reinterpret_cast<uint2*>(target) = uint2{PackBf16(value.x * inverse, value.y * inverse),
+                                              PackBf16(value.z * inverse, value.w * inverse)};
+  }
+}
+
+}  // namespace
+
+bool TakesWideMla(const MlaParams& p, DType cache_dtype) {
+  const bool pages = p.block_size % kStep == 0 || (p.block_size >= 8 && kStep % p.block_size == 0);
+  return cache_dtype == DType::kBF16 && p.latent == kLatent && p.rope == kRope && pages &&
+         p.plain % 8 == 0 && p.sequences <= kSequencesMax;
+}
+
+int64_t WideMlaScratchBytes(int sm_count) {
+  return static_cast<int64_t>(2) * sm_count * kPartFloats * static_cast<int64_t>(sizeof(float));
+}
+
+void RunWideMla(cudaStream_t stream, int sm_count, const MlaParams& p, BFloat16* latents,
+                void* scratch) {
+  const int64_t rows = static_cast<int64_t>(p.tokens) * p.heads;
+  const int64_t query_size = p.plain + p.rope;
+  const CUtensorMap absorbed = MakeTensorMap(latents, DType::kBF16, rows, kLatent, kLatent, kRows);
+  const CUtensorMap queries =
+      MakeTensorMap(p.queries, DType::kBF16, rows, query_size, query_size, kRows);
+  const CUtensorMap cells =
+      MakeTensorMap(p.cells, DType::kBF16, p.cache_blocks * p.block_size, kLatent + kRope,
+                    kLatent + kRope, std::min(kStep, p.block_size));
+  float* parts = static_cast<float*>(scratch);
+  const int bytes = kRingBytes + 1024 + (p.sequences + 1) * 4;
+  // With hardly more tokens than sequences no prompt is worth a second launch.
+  const bool prompts = p.tokens > 4 * p.sequences && rows > kSplitRowsMax;
+  const int rows_max = prompts ? kSplitRowsMax : std::numeric_limits<int>::max();
+  const auto launch = [&](auto kernel) {
+    CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+    LaunchAfter(kernel, dim3(static_cast<unsigned>(sm_count)), kThreads, bytes, stream, absorbed,
+                queries, cells, p, rows_max, latents, parts);
+  };
+  launch(WideMlaKernel<true>);
+  LaunchAfter(CombineKernel, dim3(static_cast<unsigned>(sm_count), kRows / kCombineRows),
+              kCombineThreads, 0, stream, p, rows_max, sm_count, latents,
+              static_cast<const float*>(parts));
+  if (prompts) launch(WideMlaKernel<false>);
+}
+
+}  // namespace glm::cuda
