@@ -7,6 +7,7 @@
 #include <random>
 #include <vector>
 
+#include "bench/floor.h"
 #include "bench/harness.h"
 #include "kernels/ops.h"
 
@@ -14,13 +15,6 @@ namespace glm::bench {
 namespace {
 
 constexpr int64_t kRotateBytes = 300 << 20;  // more than any L2
-
-/// What the device can do at best; zero when it is not known.
-struct Peaks {
-  double memory_gbps = 0;
-  double bf16_tflops = 0;
-  double fp8_tflops = 0;
-};
 
 /// Random numbers in device memory that all benchmarks share, and what they allocate from.
 class Bench {
@@ -447,6 +441,42 @@ void SampleBench(Bench& bench, int64_t rows, int64_t vocabulary, float temperatu
   });
 }
 
+/// Latent attention as GLM-4.7-Flash has it.
+void MlaBench(Bench& bench, const StepShape& step) {
+  constexpr int64_t kHeads = 20;
+  constexpr int64_t kPlain = 192;
+  constexpr int64_t kRope = 64;
+  constexpr int64_t kValue = 256;
+  constexpr int64_t kLatent = 512;
+  const std::string name = "mla_attention Flash S=" + std::to_string(step.sequences) +
+                           " q=" + std::to_string(step.tokens) +
+                           " kv=" + std::to_string(step.cached + step.tokens);
+  if (!bench.Wanted(name)) return;
+  bench.Reset();
+  const BatchView batch = MakeBatch(bench, step);
+  const int64_t blocks = step.sequences * step.blocks_each();
+  KvLayer cache;
+  cache.keys = bench.Random(DType::kBF16, {blocks, 1, step.block_size, kLatent + kRope});
+  const Tensor out = bench.Own(DType::kBF16, {step.tokens_all(), kHeads * kValue});
+  const double kv = static_cast<double>(step.cached + step.tokens);
+  const double seen = static_cast<double>(step.sequences) * static_cast<double>(step.tokens) *
+                      (static_cast<double>(step.cached) + (step.tokens + 1) / 2.0);
+  constexpr double kUpElements = kHeads * (kPlain + kValue) * kLatent;
+  bench.Report(name, 2 * (kUpElements + static_cast<double>(step.sequences) * kv * 576),
+               2 * (seen * kHeads * (2 * kLatent + kRope) + step.tokens_all() * kUpElements), false,
+               [&](int i) {
+                 bench.device().ops().mla_attention(
+                     bench.device(),
+                     {.batch = batch,
+                      .queries = bench.Random(DType::kBF16,
+                                              {step.tokens_all(), kHeads * (kPlain + kRope)}, i),
+                      .cache = cache,
+                      .kv_up = bench.Random(DType::kBF16, {kHeads, kPlain + kValue, kLatent}, i),
+                      .scale = 1.0f / 16,
+                      .out = out});
+               });
+}
+
 constexpr MoeShape kAir = {"Air", 128, 8, 4096, 1408};
 constexpr MoeShape kFlash = {"Flash", 64, 4, 2048, 1536};
 constexpr MoeShape kFullTp8 = {"355B-TP8", 160, 8, 5120, 192};
@@ -477,6 +507,12 @@ void RunReal(Bench& bench) {
   AttentionBench(bench, "Air draft", {96, 8}, {.sequences = 16, .tokens = 4, .cached = 4000});
   AttentionBench(bench, "Air prefill", {96, 8}, {.sequences = 1, .tokens = 2048});
   AttentionBench(bench, "Air prefill", {96, 8}, {.sequences = 1, .tokens = 8192});
+  for (const int64_t sequences : {1, 16, 64, 256}) {
+    MlaBench(bench, {.sequences = sequences, .cached = 1000});
+  }
+  MlaBench(bench, {.sequences = 32, .cached = 8191});
+  MlaBench(bench, {.sequences = 16, .tokens = 4, .cached = 1000});
+  for (const int64_t tokens : {2048, 8192}) MlaBench(bench, {.sequences = 1, .tokens = tokens});
   for (const int64_t tokens : {1, 8, 64, 8192}) NormBench(bench, tokens, 4096);
   for (const int64_t tokens : {1, 64}) SiluBench(bench, tokens, 10944);
   for (const int64_t tokens : {1, 64, 2048}) RopeBench(bench, {96, 8}, tokens);
@@ -502,12 +538,6 @@ void RunSmall(Bench& bench) {
   AttentionBench(bench, "small prefill", {8, 2}, {.sequences = 1, .tokens = 128});
   SampleBench(bench, 4, 4096, 0, 1);
   SampleBench(bench, 4, 4096, 1, 0.95f);
-}
-
-Peaks PeaksOf(const std::string& device) {
-  if (device.find("H200") != std::string::npos) return {4800, 989, 1979};
-  if (device.find("H100") != std::string::npos) return {3350, 989, 1979};
-  return {};
 }
 
 }  // namespace
@@ -541,6 +571,7 @@ absl::Status RunKernelBench(const KernelBenchOptions& options) {
   limits.query_heads = cuda ? 96 : 8;
   limits.kv_heads = cuda ? 8 : 2;
   limits.head_size = 128;
+  limits.latent = 576;
   limits.experts = cuda ? 161 : 17;
   limits.experts_per_token = 9;
   limits.expert_width = cuda ? 1536 : 128;

@@ -5,6 +5,7 @@
 
 #include "bench/kernel_bench.h"
 #include "bench/load.h"
+#include "bench/step_bench.h"
 
 namespace glm::bench {
 namespace {
@@ -39,6 +40,28 @@ CLI::App* AddKernel(CLI::App& app, KernelBenchOptions& options) {
   return kernel;
 }
 
+CLI::App* AddStep(CLI::App& app, StepBenchOptions& options) {
+  CLI::App* step = app.add_subcommand("step", "Decode steps and prompts of a model by its config");
+  step->option_defaults()->always_capture_default();
+  step->add_option("--model", options.model, "Folder with a config.json")->required();
+  step->add_option("--device", options.device, "cpu or cuda");
+  step->add_option("--device-index", options.device_index, "Which GPU");
+  step->add_option("--cpu-threads", options.cpu_threads, "Threads of the CPU backend");
+  step->add_option("--load-threads", options.load_threads, "Threads that make weights");
+  step->add_option("--layers", options.layers, "The first so many layers only; 0: all");
+  step->add_option("--quantization", options.quantization, "none, or fp8: quantise while loading");
+  step->add_option("--kv-cache-dtype", options.kv_cache_dtype, "auto or fp8");
+  step->add_option("--block-size", options.block_size, "Token slots of a KV block");
+  step->add_option("--batch", options.batch, "Sequences of the decode steps")->delimiter(',');
+  step->add_option("--context", options.context, "Cached tokens of each");
+  step->add_option("--prompt", options.prompt, "Tokens of the prompts")->delimiter(',');
+  step->add_option("--max-num-batched-tokens", options.max_num_batched_tokens,
+                   "Tokens of one step at most");
+  step->add_option("--steps", options.steps, "Decode steps of which the time is told");
+  step->add_option("--op-times", options.op_times, "Tell where a step's time goes");
+  return step;
+}
+
 int Report(const absl::Status& status) {
   if (status.ok()) return 0;
   std::cerr << "glmserve-bench: " << status.message() << std::endl;
@@ -52,10 +75,16 @@ int Main(int argc, char** argv) {
   AddLoad(app, load_options);
   KernelBenchOptions kernel_options;
   const CLI::App* kernel = AddKernel(app, kernel_options);
+  StepBenchOptions step_options;
+  const CLI::App* step = AddStep(app, step_options);
   CLI11_PARSE(app, argc, argv);
   if (kernel->parsed()) {
     if (const absl::Status status = kernel_options.Validate(); !status.ok()) return Report(status);
     return Report(RunKernelBench(kernel_options));
+  }
+  if (step->parsed()) {
+    if (const absl::Status status = step_options.Validate(); !status.ok()) return Report(status);
+    return Report(RunStepBench(step_options));
   }
   if (const absl::Status status = load_options.Validate(); !status.ok()) return Report(status);
   return Report(RunLoad(load_options));

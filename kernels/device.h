@@ -43,6 +43,9 @@ class DeviceEvent {
   virtual void Record() = 0;
   /// Blocks the host until the recorded point is reached.
   virtual void Wait() = 0;
+  /// Seconds from the point of `earlier`, of the same device, to this one. REQUIRES that both were
+  /// reached.
+  virtual double SecondsSince(const DeviceEvent& earlier) const = 0;
 };
 
 /// A captured sequence of ops; replays with whatever its device memory then holds.
@@ -50,6 +53,8 @@ class DeviceGraph {
  public:
   virtual ~DeviceGraph() = default;
   virtual void Launch() = 0;
+  /// Kernels, copies and fills of the sequence.
+  virtual int64_t operations() const = 0;
 };
 
 class Device {

@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "engine/model/glm.h"
+#include "engine/rank/graphs.h"
 #include "proto/base/log.h"
 
 namespace glm::engine {
@@ -17,6 +18,7 @@ struct Rank::Machine {
   std::unique_ptr<Glm> model;
   KvCache cache;
   std::optional<Batch> batch;
+  std::optional<StepGraphs> graphs;
   std::vector<std::unique_ptr<DeviceEvent>> events;  // end of the step, one per staging buffer
 };
 
@@ -187,6 +189,7 @@ void Rank::AllocateMemory() {
                                       options_.block_size);
   machine_->model->ScaleCache(&machine_->cache);
   machine_->batch.emplace(device, options_.batch);
+  machine_->graphs.emplace(device);
   for (int32_t i = 0; i < options_.batch.steps_in_flight_max; ++i) {
     machine_->events.push_back(device.NewEvent());
   }
@@ -213,12 +216,14 @@ Rank::Issued Rank::Issue(const StepPlan& plan) {
   Device& device = *machine_->device;
   Batch& batch = *machine_->batch;
   batch.Upload(plan, staging);
-  machine_->model->Forward(batch.view(), machine_->cache, batch.logits());
-  device.ops().sample(device, {.batch = batch.view(),
-                               .logits = batch.logits(),
-                               .vocabulary_used = config_.vocabulary_used,
-                               .rows = batch.sample_rows(),
-                               .out_ids = batch.ids()});
+  machine_->graphs->Run(batch.SizesOf(plan), 0, [&] {
+    machine_->model->Forward(batch.view(), machine_->cache, batch.logits());
+    device.ops().sample(device, {.batch = batch.view(),
+                                 .logits = batch.logits(),
+                                 .vocabulary_used = config_.vocabulary_used,
+                                 .rows = batch.sample_rows(),
+                                 .out_ids = batch.ids()});
+  });
   batch.Download(staging);
   machine_->events[staging]->Record();
   return issued;

@@ -1,6 +1,7 @@
 #include "kernels/cpu/cpu_device.h"
 
 #include <algorithm>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
@@ -31,8 +32,15 @@ constexpr OpTable kCpuOps = {
 class CpuEvent final : public DeviceEvent {
  public:
   // Ops have finished when they return, so every point has been reached.
-  void Record() override {}
+  void Record() override { reached_ = std::chrono::steady_clock::now(); }
   void Wait() override {}
+  double SecondsSince(const DeviceEvent& earlier) const override {
+    const auto& other = static_cast<const CpuEvent&>(earlier);
+    return std::chrono::duration<double>(reached_ - other.reached_).count();
+  }
+
+ private:
+  std::chrono::steady_clock::time_point reached_;
 };
 
 int64_t AlignUp(int64_t bytes) { return (bytes + kAlignment - 1) / kAlignment * kAlignment; }

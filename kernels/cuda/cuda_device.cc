@@ -28,7 +28,7 @@ constexpr OpTable kCudaOps = {
 class CudaEvent final : public DeviceEvent {
  public:
   explicit CudaEvent(const CudaDevice& device) : device_(device) {
-    CUDA_CHECK(cudaEventCreateWithFlags(&event_, cudaEventDisableTiming));
+    CUDA_CHECK(cudaEventCreate(&event_));
   }
   ~CudaEvent() override { cudaEventDestroy(event_); }
   void Record() override { CUDA_CHECK(cudaEventRecord(event_, device_.stream())); }
@@ -36,6 +36,12 @@ class CudaEvent final : public DeviceEvent {
     const cudaError_t status = cudaEventSynchronize(event_);
     CHECK(status == cudaSuccess) << device_.Describe() << " failed: " << cudaGetErrorString(status)
                                  << "; last op issued: " << device_.current_op();
+  }
+  double SecondsSince(const DeviceEvent& earlier) const override {
+    float milliseconds = 0;
+    CUDA_CHECK(cudaEventElapsedTime(&milliseconds, static_cast<const CudaEvent&>(earlier).event_,
+                                    event_));
+    return milliseconds * 1e-3;
   }
 
  private:
@@ -46,16 +52,21 @@ class CudaEvent final : public DeviceEvent {
 class CudaGraph final : public DeviceGraph {
  public:
   CudaGraph(const CudaDevice& device, cudaGraph_t graph) : device_(device) {
+    size_t nodes = 0;
+    CUDA_CHECK(cudaGraphGetNodes(graph, nullptr, &nodes));
+    operations_ = static_cast<int64_t>(nodes);
     CUDA_CHECK(cudaGraphInstantiate(&executable_, graph, 0));
     CUDA_CHECK(cudaGraphDestroy(graph));
     CUDA_CHECK(cudaGraphUpload(executable_, device.stream()));
   }
   ~CudaGraph() override { cudaGraphExecDestroy(executable_); }
   void Launch() override { CUDA_CHECK(cudaGraphLaunch(executable_, device_.stream())); }
+  int64_t operations() const override { return operations_; }
 
  private:
   const CudaDevice& device_;
   cudaGraphExec_t executable_ = nullptr;
+  int64_t operations_ = 0;
 };
 
 }  // namespace

@@ -1,0 +1,367 @@
+#include "bench/step_bench.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <memory>
+#include <optional>
+#include <random>
+
+#include "absl/strings/str_cat.h"
+#include "bench/floor.h"
+#include "bench/timed_device.h"
+#include "engine/model/glm.h"
+#include "engine/rank/batch.h"
+#include "engine/rank/graphs.h"
+#include "proto/base/log.h"
+
+namespace glm::bench {
+namespace {
+
+using engine::Batch;
+using engine::BatchLimits;
+using engine::Glm;
+using engine::KvCache;
+using engine::ModelConfig;
+using engine::StepGraphs;
+using engine::StepPlan;
+using Clock = std::chrono::steady_clock;
+
+constexpr int32_t kStepsInFlight = 2;
+constexpr int32_t kPlans = 4;  // different ones, taken in turn
+// Fills that keep the device busy while the host issues a whole step.
+constexpr int64_t kBusyBytes = int64_t{256} << 20;
+constexpr int kBusyFills = 160;
+
+int64_t BlocksFor(int64_t tokens, int64_t block_size) {
+  return (tokens + block_size - 1) / block_size;
+}
+
+/// A model with random weights, and what a rank has around it.
+class Machine {
+ public:
+  Machine(const StepBenchOptions& options, const ModelConfig& config,
+          std::unique_ptr<Device> device)
+      : options_(options), config_(config), device_(std::move(device)) {}
+
+  /// `length_max`: of a sequence; `blocks`: of the cache.
+  absl::Status SetUp(int64_t sequences_max, int64_t length_max, int64_t blocks);
+
+  TimedDevice& device() { return device_; }
+
+  /// Issues a step and returns; at most kStepsInFlight may be issued and not awaited.
+  void Issue(const StepPlan& plan);
+  /// Waits for the oldest.
+  void Await() { events_[awaited_++ % kStepsInFlight]->Wait(); }
+  void Run(const StepPlan& plan) {
+    Issue(plan);
+    Await();
+  }
+
+  /// Seconds of each op of a step, the host's part hidden behind other work of the device.
+  std::map<std::string, TimedDevice::OpTime> TimeOps(const StepPlan& plan);
+  /// Kernels and copies of a step, once captured; 0 where the device has no graphs.
+  int64_t CountOperations(const StepPlan& plan);
+
+ private:
+  void Compute();
+
+  const StepBenchOptions& options_;
+  const ModelConfig& config_;
+  TimedDevice device_;
+  BatchLimits limits_;
+  std::unique_ptr<Glm> model_;
+  KvCache cache_;
+  std::optional<Batch> batch_;
+  std::optional<StepGraphs> graphs_;
+  std::vector<std::unique_ptr<DeviceEvent>> events_;
+  void* busy_ = nullptr;
+  int64_t issued_ = 0;
+  int64_t awaited_ = 0;
+};
+
+absl::Status Machine::SetUp(int64_t sequences_max, int64_t length_max, int64_t blocks) {
+  const bool cuda = options_.device == "cuda";
+  const DType dtype = cuda ? DType::kBF16 : config_.dtype;
+  const DType cache_dtype = options_.kv_cache_dtype == "fp8" ? DType::kF8E4M3 : dtype;
+  StepLimits step;
+  step.tokens_max = std::max<int64_t>(options_.max_num_batched_tokens, sequences_max);
+  step.sequences_max = sequences_max;
+  step.logit_rows_max = sequences_max;
+  limits_.step = Glm::CompleteLimits(config_, step);
+  limits_.blocks_max = BlocksFor(length_max, options_.block_size);
+  limits_.slots = sequences_max;
+  limits_.steps_in_flight_max = kStepsInFlight;
+
+  engine::WeightSource source(options_.model);
+  source.random = true;
+  source.quantize = options_.quantization == "fp8";
+  source.threads = options_.load_threads;
+  absl::StatusOr<std::unique_ptr<Glm>> model =
+      Glm::Load(device_, config_, source, dtype, limits_.step);
+  if (!model.ok()) return model.status();
+  model_ = *std::move(model);
+  const int64_t needed =
+      blocks * KvCache::BytesPerBlock(config_, cache_dtype, options_.block_size) +
+      Batch::DeviceBytes(limits_) + device_.ScratchBytes(limits_.step) + kBusyBytes;
+  if (needed > device_.BytesFree()) {
+    return absl::ResourceExhaustedError(absl::StrCat("cache and buffers need ", needed, " bytes, ",
+                                                     device_.Describe(), " has ",
+                                                     device_.BytesFree(), " free"));
+  }
+  cache_ = KvCache::Allocate(device_, config_, cache_dtype, blocks, options_.block_size);
+  batch_.emplace(device_, limits_);
+  graphs_.emplace(device_);
+  for (int32_t i = 0; i < kStepsInFlight; ++i) events_.push_back(device_.NewEvent());
+  device_.PlanScratch(limits_.step);
+  if (cuda) busy_ = device_.Allocate(kBusyBytes);
+  device_.Seal();
+  return absl::OkStatus();
+}
+
+void Machine::Compute() {
+  model_->Forward(batch_->view(), cache_, batch_->logits());
+  device_.ops().sample(device_, {.batch = batch_->view(),
+                                 .logits = batch_->logits(),
+                                 .vocabulary_used = config_.vocabulary_used,
+                                 .rows = batch_->sample_rows(),
+                                 .out_ids = batch_->ids()});
+}
+
+void Machine::Issue(const StepPlan& plan) {
+  const auto staging = static_cast<int32_t>(issued_++ % kStepsInFlight);
+  batch_->Upload(plan, staging);
+  graphs_->Run(batch_->SizesOf(plan), 0, [&] { Compute(); });
+  batch_->Download(staging);
+  events_[staging]->Record();
+}
+
+std::map<std::string, TimedDevice::OpTime> Machine::TimeOps(const StepPlan& plan) {
+  device_.Synchronize();
+  batch_->Upload(plan, 0);
+  if (busy_ != nullptr) {
+    for (int i = 0; i < kBusyFills; ++i) device_.Fill(busy_, 0, kBusyBytes);
+  }
+  device_.StartTiming();
+  Compute();
+  return device_.TakeTimes();
+}
+
+int64_t Machine::CountOperations(const StepPlan& plan) {
+  if (!device_.CanCapture()) return 0;
+  device_.Synchronize();
+  batch_->Upload(plan, 0);
+  device_.BeginCapture();
+  Compute();
+  return device_.EndCapture()->operations();
+}
+
+/// Makes plans; sequence s has blocks s * `blocks_each` on.
+class Plans {
+ public:
+  Plans(const ModelConfig& config, int32_t block_size, int64_t blocks_each)
+      : config_(config), block_size_(block_size), blocks_each_(static_cast<int32_t>(blocks_each)) {}
+
+  /// `tokens` tokens of each of `count` sequences from `first` on, `cached` in the cache before.
+  StepPlan Make(int32_t first, int32_t count, int32_t tokens, int32_t cached) {
+    StepPlan plan;
+    plan.blocks_max = static_cast<int32_t>(BlocksFor(cached + tokens, block_size_));
+    plan.query_starts = {0};
+    for (int32_t s = 0; s < count; ++s) {
+      for (int32_t t = 0; t < tokens; ++t) {
+        plan.token_ids.push_back(static_cast<int32_t>(random_() % config_.vocabulary_used));
+        plan.positions.push_back(cached + t);
+        plan.token_sequences.push_back(s);
+      }
+      plan.query_starts.push_back((s + 1) * tokens);
+      plan.kv_lengths.push_back(cached + tokens);
+      for (int32_t b = 0; b < plan.blocks_max; ++b) {
+        plan.block_tables.push_back((first + s) * blocks_each_ + b);
+      }
+      plan.logit_tokens.push_back((s + 1) * tokens - 1);
+      SampleRow row;
+      row.sequence = s;
+      row.position = cached + tokens;
+      row.slot = s;
+      plan.sample_rows.push_back(row);
+    }
+    return plan;
+  }
+
+ private:
+  const ModelConfig& config_;
+  const int32_t block_size_;
+  const int32_t blocks_each_;
+  std::mt19937_64 random_{7};
+};
+
+class StepBench {
+ public:
+  StepBench(const StepBenchOptions& options, const ModelConfig& config, Machine& machine)
+      : options_(options),
+        config_(config),
+        machine_(machine),
+        plans_(config, options.block_size, BlocksFor(options.context + 1, options.block_size)) {
+    terms_.peaks = PeaksOf(machine.device().Describe());
+    terms_.fp8_weights = options.quantization == "fp8" ||
+                         config.quantization.weights != engine::WeightScaling::kNone;
+    const bool fp8_cache = options.kv_cache_dtype == "fp8";
+    terms_.cache_bytes = fp8_cache ? 1 : options.device == "cuda" ? 2 : ByteSize(config.dtype);
+  }
+
+  void FillCache(int32_t sequences);
+  void Decode(int32_t batch);
+  void Prefill(int32_t tokens);
+
+ private:
+  void Report(const char* phase, int32_t sequences, int32_t tokens, double seconds,
+              double floor_seconds, const StepPlan& plan);
+
+  const StepBenchOptions& options_;
+  const ModelConfig& config_;
+  Machine& machine_;
+  Plans plans_;
+  FloorTerms terms_;
+};
+
+/// Computes the cached tokens of the decode steps, several sequences a step.
+void StepBench::FillCache(int32_t sequences) {
+  const int32_t room = options_.max_num_batched_tokens;
+  const int32_t chunk = std::min(options_.context, room);
+  const int32_t together = std::max(1, room / std::max(chunk, 1));
+  for (int32_t first = 0; first < sequences; first += together) {
+    const int32_t count = std::min(together, sequences - first);
+    for (int32_t cached = 0; cached < options_.context; cached += chunk) {
+      machine_.Run(plans_.Make(first, count, std::min(chunk, options_.context - cached), cached));
+    }
+  }
+}
+
+void StepBench::Decode(int32_t batch) {
+  std::vector<StepPlan> plans;
+  for (int32_t i = 0; i < kPlans; ++i) plans.push_back(plans_.Make(0, batch, 1, options_.context));
+  for (int32_t i = 0; i < 4; ++i) machine_.Run(plans[i % kPlans]);
+  // As the engine does it: a step is issued while the one before runs.
+  const Clock::time_point begin = Clock::now();
+  machine_.Issue(plans[0]);
+  for (int32_t i = 1; i < options_.steps; ++i) {
+    machine_.Issue(plans[i % kPlans]);
+    machine_.Await();
+  }
+  machine_.Await();
+  const double seconds =
+      std::chrono::duration<double>(Clock::now() - begin).count() / options_.steps;
+  Report("decode", batch, options_.context, seconds,
+         DecodeFloor(config_, terms_, batch, options_.context), plans[0]);
+}
+
+void StepBench::Prefill(int32_t tokens) {
+  const StepPlan plan = plans_.Make(0, 1, tokens, 0);
+  machine_.Run(plan);
+  std::vector<double> seconds;
+  for (int i = 0; i < 5; ++i) {
+    const Clock::time_point begin = Clock::now();
+    machine_.Run(plan);
+    seconds.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
+  }
+  std::sort(seconds.begin(), seconds.end());
+  Report("prefill", 1, tokens, seconds[2], PrefillFloor(config_, terms_, tokens), plan);
+}
+
+void StepBench::Report(const char* phase, int32_t sequences, int32_t tokens, double seconds,
+                       double floor_seconds, const StepPlan& plan) {
+  const bool decode = phase[0] == 'd';
+  const int64_t operations = machine_.CountOperations(plan);
+  std::printf(
+      "{\"bench\": \"step\", \"phase\": \"%s\", \"sequences\": %d, \"%s\": %d, \"layers\": %d, "
+      "\"ms\": %.3f, \"tokens_per_s\": %.1f",
+      phase, sequences, decode ? "context" : "tokens", tokens, config_.layers, seconds * 1e3,
+      (decode ? sequences : tokens) / seconds);
+  if (terms_.peaks.memory_gbps > 0) {
+    std::printf(", \"floor_ms\": %.3f, \"share\": %.3f", floor_seconds * 1e3,
+                floor_seconds / seconds);
+  }
+  if (operations > 0) {
+    std::printf(", \"operations\": %ld, \"operations_a_layer\": %.1f",
+                static_cast<long>(operations),
+                static_cast<double>(operations) / static_cast<double>(config_.layers));
+  }
+  std::printf("}\n");
+  if (options_.op_times) {
+    double total = 0;
+    const auto times = machine_.TimeOps(plan);
+    for (const auto& [name, time] : times) total += time.seconds;
+    for (const auto& [name, time] : times) {
+      std::printf(
+          "{\"bench\": \"step\", \"phase\": \"%s\", \"sequences\": %d, \"op\": \"%s\", "
+          "\"calls\": %ld, \"us\": %.2f, \"ms_all\": %.3f, \"share\": %.3f}\n",
+          phase, sequences, name.c_str(), static_cast<long>(time.calls),
+          time.seconds / static_cast<double>(time.calls) * 1e6, time.seconds * 1e3,
+          time.seconds / total);
+    }
+  }
+  std::fflush(stdout);
+}
+
+int32_t Largest(const std::vector<int32_t>& values) {
+  return values.empty() ? 0 : *std::max_element(values.begin(), values.end());
+}
+
+}  // namespace
+
+absl::Status StepBenchOptions::Validate() const {
+  const auto refuse = [](const std::string& field, const auto& value, const char* accepted) {
+    return absl::InvalidArgumentError(absl::StrCat(field, " is ", value, ", accepted: ", accepted));
+  };
+  if (device != "cpu" && device != "cuda") return refuse("device", device, "cpu, cuda");
+  if (quantization != "none" && quantization != "fp8") {
+    return refuse("quantization", quantization, "none, fp8");
+  }
+  if (kv_cache_dtype != "auto" && kv_cache_dtype != "fp8") {
+    return refuse("kv_cache_dtype", kv_cache_dtype, "auto, fp8");
+  }
+  if (layers < 0) return refuse("layers", layers, "0 (all) and above");
+  if (context < 1) return refuse("context", context, "1 and above");
+  if (steps < 1) return refuse("steps", steps, "1 and above");
+  if (cpu_threads < 1) return refuse("cpu_threads", cpu_threads, "1 and above");
+  if (load_threads < 1) return refuse("load_threads", load_threads, "1 and above");
+  for (const int32_t sequences : batch) {
+    if (sequences < 1 || sequences > 4096) return refuse("batch", sequences, "1 to 4096");
+  }
+  for (const int32_t tokens : prompt) {
+    if (tokens < 1 || tokens > max_num_batched_tokens) {
+      return refuse("prompt", tokens, "1 to max_num_batched_tokens");
+    }
+  }
+  if (batch.empty() && prompt.empty()) return refuse("batch", "empty", "some, or a prompt");
+  return absl::OkStatus();
+}
+
+absl::Status RunStepBench(const StepBenchOptions& options) {
+  absl::StatusOr<ModelConfig> config = ModelConfig::Read(options.model);
+  if (!config.ok()) return config.status();
+  if (options.layers > 0) config->layers = std::min(config->layers, options.layers);
+  std::string error;
+  std::unique_ptr<Device> device = options.device == "cuda"
+                                       ? CreateCudaDevice(options.device_index, &error)
+                                       : CreateCpuDevice(options.cpu_threads);
+  if (device == nullptr) return absl::UnavailableError(error);
+  std::fprintf(stderr, "%s\n", device->Describe().c_str());
+  Machine machine(options, *config, std::move(device));
+  const int32_t sequences = std::max(1, Largest(options.batch));
+  const int64_t context = options.batch.empty() ? 0 : options.context + 1;
+  const int64_t prompt = Largest(options.prompt);
+  // Every sequence has the blocks of its context; a prompt, which comes before, those of several.
+  const absl::Status status =
+      machine.SetUp(sequences, std::max(context, prompt),
+                    std::max(sequences * BlocksFor(context, options.block_size),
+                             BlocksFor(prompt, options.block_size)));
+  if (!status.ok()) return status;
+  StepBench bench(options, *config, machine);
+  for (const int32_t tokens : options.prompt) bench.Prefill(tokens);
+  if (!options.batch.empty()) bench.FillCache(sequences);
+  for (const int32_t batch : options.batch) bench.Decode(batch);
+  return absl::OkStatus();
+}
+
+}  // namespace glm::bench

@@ -1,0 +1,81 @@
+// TimedDevice: another device, whose ops are timed one by one where that is wanted.
+//
+// Who calls: the step benchmark, on the thread that owns the device. All calls go on to the inner
+// device, ops too, so that a step runs on it as it would run alone.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "kernels/device.h"
+#include "kernels/ops.h"
+
+namespace glm::bench {
+
+class TimedDevice final : public Device {
+ public:
+  struct OpTime {
+    int64_t calls = 0;
+    double seconds = 0;
+  };
+
+  explicit TimedDevice(std::unique_ptr<Device> inner);
+
+  std::string Describe() const override { return inner_->Describe(); }
+  int64_t BytesFree() const override { return inner_->BytesFree(); }
+  void* Allocate(int64_t bytes) override { return inner_->Allocate(bytes); }
+  void* AllocateHost(int64_t bytes) override { return inner_->AllocateHost(bytes); }
+  int64_t ScratchBytes(const StepLimits& limits) const override {
+    return inner_->ScratchBytes(limits);
+  }
+  void PlanScratch(const StepLimits& limits) override { inner_->PlanScratch(limits); }
+  void Seal() override { inner_->Seal(); }
+  void CopyToDevice(void* to, const void* from, int64_t bytes) override {
+    inner_->CopyToDevice(to, from, bytes);
+  }
+  void CopyToHost(void* to, const void* from, int64_t bytes) override {
+    inner_->CopyToHost(to, from, bytes);
+  }
+  void Fill(void* to, uint8_t byte, int64_t bytes) override { inner_->Fill(to, byte, bytes); }
+  void Synchronize() override { inner_->Synchronize(); }
+  std::unique_ptr<DeviceEvent> NewEvent() override { return inner_->NewEvent(); }
+  bool CanCapture() const override { return inner_->CanCapture(); }
+  void BeginCapture() override { inner_->BeginCapture(); }
+  std::unique_ptr<DeviceGraph> EndCapture() override { return inner_->EndCapture(); }
+
+  /// From here on ops are timed, until TakeTimes, which waits for them. A linear's name has its
+  /// sizes.
+  void StartTiming() { timing_ = true; }
+  std::map<std::string, OpTime> TakeTimes();
+
+  /// Issues an op of the inner device.
+  template <typename Issue>
+  void Time(std::string name, const Issue& issue) {
+    if (!timing_) return issue(*inner_);
+    Timing timing{std::move(name), inner_->NewEvent(), inner_->NewEvent()};
+    timing.begin->Record();
+    issue(*inner_);
+    timing.end->Record();
+    timings_.push_back(std::move(timing));
+  }
+
+ private:
+  struct Timing {
+    std::string name;
+    std::unique_ptr<DeviceEvent> begin;
+    std::unique_ptr<DeviceEvent> end;
+  };
+
+  OpTable MakeTable() const;
+
+  const std::unique_ptr<Device> inner_;
+  const OpTable table_;
+  bool timing_ = false;
+  std::vector<Timing> timings_;
+};
+
+}  // namespace glm::bench

@@ -1,0 +1,38 @@
+#include "engine/rank/graphs.h"
+
+#include "proto/base/log.h"
+
+namespace glm::engine {
+
+bool StepGraphs::Suits(const StepSizes& sizes) const {
+  return device_.CanCapture() && sizes.tokens <= kTokensMax &&
+         sizes.tokens <= kTokensASequenceMax * sizes.sequences;
+}
+
+StepGraphs::Entry* StepGraphs::Find(const StepSizes& sizes, int32_t variant) {
+  for (Entry& entry : entries_) {
+    if (entry.variant == variant && entry.sizes == sizes) return &entry;
+  }
+  return nullptr;
+}
+
+void StepGraphs::Run(const StepSizes& sizes, int32_t variant, const std::function<void()>& issue) {
+  if (!Suits(sizes)) return issue();
+  Entry* entry = Find(sizes, variant);
+  if (entry == nullptr) {
+    if (static_cast<int64_t>(entries_.size()) < kGraphsMax) {
+      entries_.push_back({sizes, variant, nullptr});
+    }
+    return issue();
+  }
+  if (entry->graph == nullptr) {
+    device_.BeginCapture();
+    issue();
+    entry->graph = device_.EndCapture();
+    ++captured_;
+  }
+  entry->graph->Launch();
+  ++replayed_;
+}
+
+}  // namespace glm::engine

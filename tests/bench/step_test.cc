@@ -1,0 +1,88 @@
+#include "bench/step_bench.h"
+
+#include <gtest/gtest.h>
+
+#include "bench/timed_device.h"
+
+namespace glm::bench {
+namespace {
+
+StepBenchOptions Tiny(const char* model) {
+  StepBenchOptions options;
+  options.model = std::string(GLM_SOURCE_DIR) + "/tests/golden/" + model;
+  options.block_size = 16;
+  options.batch = {1, 3};
+  options.context = 20;
+  options.prompt = {30};
+  options.max_num_batched_tokens = 64;
+  options.steps = 3;
+  return options;
+}
+
+int CountOf(const std::string& text, const std::string& part) {
+  int count = 0;
+  for (size_t at = text.find(part); at != std::string::npos; at = text.find(part, at + 1)) ++count;
+  return count;
+}
+
+TEST(StepBenchTest, TellsOfEveryBatchAndPrompt) {
+  for (const char* model : {"glm4_moe/air", "glm4_moe_lite/flash"}) {
+    testing::internal::CaptureStdout();
+    const absl::Status status = RunStepBench(Tiny(model));
+    const std::string out = testing::internal::GetCapturedStdout();
+    ASSERT_TRUE(status.ok()) << status;
+    EXPECT_EQ(CountOf(out, "\"phase\": \"decode\", \"sequences\": 1, \"context\": 20"), 1) << out;
+    EXPECT_EQ(CountOf(out, "\"phase\": \"decode\", \"sequences\": 3, \"context\": 20"), 1) << out;
+    EXPECT_EQ(CountOf(out, "\"phase\": \"prefill\", \"sequences\": 1, \"tokens\": 30"), 1) << out;
+    EXPECT_EQ(CountOf(out, "\"op\": \"sample\", \"calls\": 1,"), 3) << out;
+  }
+}
+
+TEST(StepBenchTest, RefusesWhatItCannotRun) {
+  StepBenchOptions options = Tiny("glm4_moe/air");
+  options.prompt = {65};
+  EXPECT_FALSE(options.Validate().ok());
+  options = Tiny("glm4_moe/air");
+  options.quantization = "int4";
+  EXPECT_FALSE(options.Validate().ok());
+  options = Tiny("no_such_model");
+  ASSERT_TRUE(options.Validate().ok());
+  EXPECT_FALSE(RunStepBench(options).ok());
+}
+
+TEST(TimedDeviceTest, CountsOpsByNameAndSize) {
+  TimedDevice device(CreateCpuDevice(1));
+  StepLimits limits;
+  limits.tokens_max = 2;
+  limits.hidden = 8;
+  device.PlanScratch(limits);
+  const Tensor counts = device.NewTensor(DType::kI32, {3});
+  static_cast<int32_t*>(counts.data)[0] = 2;
+  BatchView batch;
+  batch.counts = counts;
+  const Tensor in = device.NewTensor(DType::kF32, {2, 8});
+  const Tensor weight = device.NewTensor(DType::kF32, {4, 8});
+  const Tensor out = device.NewTensor(DType::kF32, {2, 4});
+  device.Fill(in.data, 0, in.bytes());
+  device.Fill(weight.data, 0, weight.bytes());
+  const auto run = [&] {
+    device.ops().linear(device, {.batch = batch,
+                                 .in = {.values = in},
+                                 .weight = {.values = weight},
+                                 .bias = {},
+                                 .out = out});
+  };
+  run();
+  device.StartTiming();
+  run();
+  run();
+  const auto times = device.TakeTimes();
+  ASSERT_EQ(times.size(), 1u);
+  EXPECT_EQ(times.begin()->first, "linear 4x8 F32");
+  EXPECT_EQ(times.begin()->second.calls, 2);
+  EXPECT_GE(times.begin()->second.seconds, 0);
+  EXPECT_TRUE(device.TakeTimes().empty());
+}
+
+}  // namespace
+}  // namespace glm::bench
