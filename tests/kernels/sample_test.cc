@@ -67,6 +67,8 @@ double ChiSquare(const std::vector<int32_t>& ids, const std::vector<double>& sha
 
 TEST(SampleTest, DrawsAreTheOracles) { RunOnCpu(SampleCases()); }
 
+TEST(SampleTest, FeaturesAreTheOracles) { RunOnCpu(SampleFeatureCases()); }
+
 TEST(SampleTest, DrawsFollowTheDistribution) {
   const std::vector<double> shares = {0.05, 0.4, 0.1, 0.25, 0.2};
   std::vector<float> logits;
