@@ -152,7 +152,8 @@ class Stepper {
     const int64_t padded = batch_.token_ids.shape[0];
     BatchView batch = batch_;
     batch.token_ids = Upload(next_ids, {padded});
-    model_->ForwardMtp(batch, cache_, logits_.Rows(0, padded));
+    model_->ForwardMtp(batch, model_->hidden(batch.token_ids.shape[0]), cache_,
+                       logits_.Rows(0, padded));
     return Logits(static_cast<int32_t>(next_ids.size()));
   }
 
