@@ -46,6 +46,14 @@ absl::StatusOr<int64_t> CountBlocks(const EngineOptions& options, int64_t bytes_
   return std::min(blocks, EngineOptions::kKvBlocksMax);
 }
 
+/// Each sequence's next token and those behind its drafts; some more where these are few, so that
+/// logprobs of a prompt do not take a step a token.
+int32_t LogitRowsMax(const EngineOptions& options) {
+  constexpr int32_t kLogitRowsMin = 64;
+  return std::max(options.max_num_seqs * (1 + options.num_speculative_tokens),
+                  std::min(options.max_num_batched_tokens, kLogitRowsMin));
+}
+
 int32_t StepsInFlight(const EngineOptions& options) {
   if (options.steps_in_flight > 0) return options.steps_in_flight;
   // What a step drafts is judged by the next one, which cannot be planned before.
@@ -110,8 +118,7 @@ RankOptions PlanRank(const EngineOptions& options, const ModelConfig& config,
   StepLimits limits;
   limits.tokens_max = options.max_num_batched_tokens;
   limits.sequences_max = options.max_num_seqs;
-  // Each sequence's next token, and those behind its drafts.
-  limits.logit_rows_max = int64_t{options.max_num_seqs} * (1 + shape.drafts_max);
+  limits.logit_rows_max = LogitRowsMax(options);
   rank.batch.step = Glm::CompleteLimits(config.OfRank(ranks), limits);
   rank.batch.blocks_max = BlocksFor(shape.length_max, shape.block_size);
   rank.batch.slots = options.max_num_seqs;

@@ -1,5 +1,7 @@
 #include "engine/options.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_format.h"
 
 namespace glm::engine {
@@ -60,9 +62,10 @@ absl::Status EngineOptions::Validate() const {
       CheckRange("kv_cache_bytes", kv_cache_bytes, kv_blocks > 0 ? 0 : 1, int64_t{1} << 50));
   status.Update(CheckRange("max_model_len", max_model_len, 0, 1 << 24));
   status.Update(CheckRange("max_num_seqs", max_num_seqs, 1, 4096));
-  // Every running sequence must find room for its next token in each step.
-  status.Update(
-      CheckRange("max_num_batched_tokens", max_num_batched_tokens, max_num_seqs, 1 << 18));
+  // Every running sequence must find room for its next token and its drafts in each step.
+  const int64_t drafts = std::clamp(num_speculative_tokens, 0, kDraftsMax);
+  status.Update(CheckRange("max_num_batched_tokens", max_num_batched_tokens,
+                           max_num_seqs * (1 + drafts), 1 << 18));
   status.Update(CheckRange("steps_in_flight", steps_in_flight, 0, 2));
   status.Update(CheckRange("num_speculative_tokens", num_speculative_tokens, 0, kDraftsMax));
   if (num_speculative_tokens > 0 && steps_in_flight == 2) {

@@ -51,7 +51,8 @@ struct EngineOptions {
   int32_t max_model_len = 0;
   /// Requests running at once.
   int32_t max_num_seqs = 64;
-  /// Tokens computed in one step, decodes and prompt chunks together.
+  /// Tokens computed in one step, decodes and prompt chunks together; at least max_num_seqs * (1 +
+  /// num_speculative_tokens).
   int32_t max_num_batched_tokens = 1024;
   /// Steps handed to a device before the result of the oldest is back: 1, or 2 to plan a step while
   /// the one before runs. 0: 2 on a GPU; 1 on the CPU, where the host's part is too short to hide,
