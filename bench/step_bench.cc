@@ -91,6 +91,7 @@ absl::Status Machine::SetUp(int64_t sequences_max, int64_t length_max, int64_t b
   limits_.step = Glm::CompleteLimits(config_, step);
   limits_.blocks_max = BlocksFor(length_max, options_.block_size);
   limits_.slots = sequences_max;
+  limits_.vocabulary_used = config_.vocabulary_used;
   limits_.steps_in_flight_max = kStepsInFlight;
 
   engine::WeightSource source(options_.model);
@@ -120,18 +121,15 @@ absl::Status Machine::SetUp(int64_t sequences_max, int64_t length_max, int64_t b
 }
 
 void Machine::Compute() {
+  device_.ops().store_tokens(device_, {.batch = batch_->view(), .cache = cache_.tokens});
   model_->Forward(batch_->view(), cache_, batch_->logits());
-  device_.ops().sample(device_, {.batch = batch_->view(),
-                                 .logits = batch_->logits(),
-                                 .vocabulary_used = config_.vocabulary_used,
-                                 .rows = batch_->sample_rows(),
-                                 .out_ids = batch_->ids()});
+  device_.ops().sample(device_, batch_->sample_args(cache_.tokens));
 }
 
 void Machine::Issue(const StepPlan& plan) {
   const auto staging = static_cast<int32_t>(issued_++ % kStepsInFlight);
   batch_->Upload(plan, staging);
-  graphs_->Run(batch_->SizesOf(plan), 0, [&] { Compute(); });
+  graphs_->Run(batch_->sizes(), [&] { Compute(); });
   batch_->Download(staging);
   events_[staging]->Record();
 }

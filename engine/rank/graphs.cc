@@ -9,19 +9,19 @@ bool StepGraphs::Suits(const StepSizes& sizes) const {
          sizes.tokens <= kTokensASequenceMax * sizes.sequences;
 }
 
-StepGraphs::Entry* StepGraphs::Find(const StepSizes& sizes, int32_t variant) {
+StepGraphs::Entry* StepGraphs::Find(const StepSizes& sizes) {
   for (Entry& entry : entries_) {
-    if (entry.variant == variant && entry.sizes == sizes) return &entry;
+    if (entry.sizes == sizes) return &entry;
   }
   return nullptr;
 }
 
-void StepGraphs::Run(const StepSizes& sizes, int32_t variant, const std::function<void()>& issue) {
+void StepGraphs::Run(const StepSizes& sizes, const std::function<void()>& issue) {
   if (!Suits(sizes)) return issue();
-  Entry* entry = Find(sizes, variant);
+  Entry* entry = Find(sizes);
   if (entry == nullptr) {
     if (static_cast<int64_t>(entries_.size()) < kGraphsMax) {
-      entries_.push_back({sizes, variant, nullptr});
+      entries_.push_back({sizes, nullptr});
     }
     return issue();
   }

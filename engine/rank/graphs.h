@@ -30,9 +30,9 @@ class StepGraphs {
   StepGraphs(const StepGraphs&) = delete;
   StepGraphs& operator=(const StepGraphs&) = delete;
 
-  /// Runs what `issue` issues, a step of `sizes`. Steps of equal sizes and `variant` must issue the
-  /// same ops with the same arguments.
-  void Run(const StepSizes& sizes, int32_t variant, const std::function<void()>& issue);
+  /// Runs what `issue` issues, a step of `sizes`. Steps of equal sizes must issue the same ops with
+  /// the same arguments.
+  void Run(const StepSizes& sizes, const std::function<void()>& issue);
 
   /// Steps that were replayed, the captured ones included.
   int64_t replayed() const { return replayed_; }
@@ -41,13 +41,12 @@ class StepGraphs {
  private:
   struct Entry {
     StepSizes sizes;
-    int32_t variant;
     std::unique_ptr<DeviceGraph> graph;  // null: seen once
   };
 
   bool Suits(const StepSizes& sizes) const;
   /// The entry of these sizes; null when it is new.
-  Entry* Find(const StepSizes& sizes, int32_t variant);
+  Entry* Find(const StepSizes& sizes);
 
   Device& device_;
   std::vector<Entry> entries_;

@@ -12,6 +12,11 @@
 
 namespace glm::engine {
 
+// Most of these in one step: a rank has room for so many. Each holds what one request may ask for.
+inline constexpr int32_t kStepEditsMax = 1 << 15;
+inline constexpr int32_t kStepEditContextsMax = 1 << 16;
+inline constexpr int32_t kStepMasksMax = 256;  // rows
+
 struct StepPlan {
   uint64_t step = 0;
   std::vector<int32_t>

@@ -22,7 +22,10 @@ constexpr OpTable kCudaOps = {
     .moe_route = MoeRoute,
     .moe_experts = MoeExperts,
     .gather_logit_rows = GatherLogitRows,
+    .store_tokens = StoreTokens,
     .sample = Sample,
+    .begin_drafts = BeginDrafts,
+    .advance_drafts = AdvanceDrafts,
 };
 
 class CudaEvent final : public DeviceEvent {
@@ -39,8 +42,8 @@ class CudaEvent final : public DeviceEvent {
   }
   double SecondsSince(const DeviceEvent& earlier) const override {
     float milliseconds = 0;
-    CUDA_CHECK(cudaEventElapsedTime(&milliseconds, static_cast<const CudaEvent&>(earlier).event_,
-                                    event_));
+    CUDA_CHECK(
+        cudaEventElapsedTime(&milliseconds, static_cast<const CudaEvent&>(earlier).event_, event_));
     return milliseconds * 1e-3;
   }
 

@@ -22,7 +22,10 @@ void SiluMul(Device& device, const SiluMulArgs& args);
 void MoeRoute(Device& device, const MoeRouteArgs& args);
 void MoeExperts(Device& device, const MoeExpertsArgs& args);
 void GatherLogitRows(Device& device, const GatherLogitRowsArgs& args);
+void StoreTokens(Device& device, const StoreTokensArgs& args);
 void Sample(Device& device, const SampleArgs& args);
+void BeginDrafts(Device& device, const BeginDraftsArgs& args);
+void AdvanceDrafts(Device& device, const AdvanceDraftsArgs& args);
 
 // Scratch bytes of the ops that need any, at most, within `limits`.
 int64_t AttentionScratchBytes(const StepLimits& limits, int sm_count);

@@ -1,41 +1,23 @@
 // One id a logit row, without sorting the vocabulary.
 //
-// A cluster of 8 blocks keeps a row's logits in registers. Order is by (logit falling, id rising),
-// so each question of the contract is the same one: at which element does the running sum of
-// weights reach a target? top-k asks it with weight 1, top-p and the draw with the probability. A
-// histogram over the distance to the largest logit, in steps of 1/64, finds the bin; the few logits
-// in it are then compared each with each. Where they are many (equal logits, say), three more
-// histograms over the bits of the logit decide. Equal logits have equal weights, so the place
-// within a tie follows by division. top-p and the draw share one histogram.
-//
-// Probabilities are 33-bit fixed point: sums are exact, so a row's id depends on nothing but the
-// row. A histogram is two of 32-bit words, for the low 17 and the high bits, since shared memory
-// adds those in hardware. One row of 151,552 on an H100: 295 us with 64-bit words and one addition
-// per bin and warp (match_any), 145 us with 32-bit words but bins of the logit's exponent, where
-// most meet in a few.
-
-#include <cooperative_groups.h>
+// A cluster of 8 blocks keeps a row's logits in registers, four neighbours a thread at a time.
+// Penalties, edits and mask change them there (sample_shape.cuh). top-k and top-p each end in a
+// cut, a place in the order of (logit falling, id rising) that says which elements are kept
+// (sample_select.cuh); min-p is a comparison. Among the kept the exponential race is one more
+// largest value. Logprobs are of the logits as they came, which are read again: alternatives are
+// the largest, one after the other, below the one before.
 
 #include <array>
 
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_ops.h"
-#include "kernels/cuda/warp.cuh"
+#include "kernels/cuda/sample_select.cuh"
+#include "kernels/cuda/sample_shape.cuh"
 #include "kernels/philox.h"
 
 namespace glm::cuda {
 namespace {
-
-namespace cg = cooperative_groups;
-
-constexpr int kCluster = 8;
-constexpr int kThreads = 1024;
-constexpr int kBins = 2048;
-constexpr float kMassOne = 8589934592.0f;  // 2^33: the weight of probability exp(0)
-constexpr int kLowBits = 17;               // of a weight, that the low words of a histogram add
-
-using Mass = unsigned long long;
 
 struct SampleParams {
   const int32_t* counts;
@@ -45,398 +27,305 @@ struct SampleParams {
   const SampleRow* rows;
   int32_t* out_ids;
   int32_t* last_ids;
+  ShapeParams shape;
+  float* logprob_values;
+  int32_t* logprob_ids;
+  int32_t* logprob_ranks;
 };
 
-/// Larger floats have larger keys; both zeros have the same one; NaN counts as minus infinity.
-__device__ __forceinline__ uint32_t KeyOf(float value) {
-  if (isnan(value)) value = -INFINITY;
-  const uint32_t bits = __float_as_uint(value + 0.0f);
-  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
-}
-__device__ __forceinline__ float ValueOf(uint32_t key) {
-  return __uint_as_float((key & 0x80000000u) != 0 ? key & 0x7FFFFFFFu : ~key);
-}
+/// No exponential is below 2^-33 nor above 17: nothing that is this much below the largest wins.
+constexpr float kRaceMax = 27;
 
-constexpr int kCandidatesPerBlock = 256;
-constexpr int kCandidatesMax = kCluster * kCandidatesPerBlock;
+/// Which ids a thread has.
+struct Slice {
+  int begin;  // of the block
+  int end;
 
-struct SharedState {
-  union {
-    struct {
-      uint32_t low[kBins];
-      uint32_t high[kBins];
-    } histogram;
-    Mass weights[kCandidatesMax];  // of the candidates
-  };
-  uint32_t own_candidates[kCandidatesPerBlock];  // keys of this block that fall in the bin
-  uint32_t candidates[kCandidatesMax];           // of the cluster
-  Mass warp_sums[kWarp];
-  Mass exchange;  // what this block tells the others
-  Mass before;    // the sum over the bins above the chosen one, or over the keys above the cut
-  int bin;        // the chosen one
-  int own_count;
-  uint32_t cut_key;
+  __device__ Slice(int vocabulary, int block) {
+    const int size = (vocabulary + 4 * kCluster - 1) / (4 * kCluster) * 4;
+    begin = min(vocabulary, block * size);
+    end = min(vocabulary, begin + size);
+  }
+  __device__ int IdOf(int i) const {
+    return begin + i / 4 * (4 * kThreads) + static_cast<int>(threadIdx.x) * 4 + i % 4;
+  }
 };
 
-__device__ Mass WarpSumMass(Mass value) {
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) value += __shfl_xor_sync(kAllLanes, value, offset);
-  return value;
-}
-
-/// Sum over the cluster, in every thread.
-__device__ Mass ClusterSum(cg::cluster_group& cluster, SharedState& shared, Mass value) {
-  value = WarpSumMass(value);
-  if (threadIdx.x % kWarp == 0) shared.warp_sums[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  if (threadIdx.x < kWarp) {
-    const Mass sum = WarpSumMass(shared.warp_sums[threadIdx.x]);
-    if (threadIdx.x == 0) shared.exchange = sum;
-  }
-  cluster.sync();
-  Mass total = 0;
-#pragma unroll
-  for (int rank = 0; rank < kCluster; ++rank) {
-    total += *cluster.map_shared_rank(&shared.exchange, rank);
-  }
-  cluster.sync();
-  return total;
-}
-
-/// Largest over the cluster, in every thread.
-__device__ Mass ClusterMax(cg::cluster_group& cluster, SharedState& shared, Mass value) {
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) {
-    value = max(value, __shfl_xor_sync(kAllLanes, value, offset));
-  }
-  if (threadIdx.x % kWarp == 0) shared.warp_sums[threadIdx.x / kWarp] = value;
-  __syncthreads();
-  if (threadIdx.x < kWarp) {
-    Mass best = shared.warp_sums[threadIdx.x];
-#pragma unroll
-    for (int offset = 16; offset > 0; offset /= 2) {
-      best = max(best, __shfl_xor_sync(kAllLanes, best, offset));
-    }
-    if (threadIdx.x == 0) shared.exchange = best;
-  }
-  cluster.sync();
-  Mass best = 0;
-#pragma unroll
-  for (int rank = 0; rank < kCluster; ++rank) {
-    best = max(best, *cluster.map_shared_rank(&shared.exchange, rank));
-  }
-  cluster.sync();
-  return best;
-}
-
-__device__ __forceinline__ Mass MassOf(uint32_t key, float largest) {
-  return __float2ull_rn(__expf(ValueOf(key) - largest) * kMassOne);
-}
-
-constexpr int kBinsPerThread = kBins / kThreads;
-
-/// Thread t has bins 2047 - 2t and 2046 - 2t.
-__device__ __forceinline__ int BinOf(int b) {
-  return kBins - 1 - (static_cast<int>(threadIdx.x) * kBinsPerThread + b);
-}
-
-/// Bins of the first histogram: distance to the largest, in steps of 1/64, the last bin without
-/// end.
-__device__ __forceinline__ int DistanceBin(uint32_t key, float largest) {
-  return kBins - 1 - static_cast<int>(fminf((largest - ValueOf(key)) * 64.0f, kBins - 1.0f));
-}
-
-/// Which keys a histogram counts, and their bins: all by distance (shift < 0), or those in
-/// `distance_bin` that agree with `prefix` in the bits of `prefix_mask`, by bits shift.. .
-struct BinRule {
-  int shift = -1;
-  uint32_t mask = 0;
-  int distance_bin = 0;
-  uint32_t prefix = 0;
-  uint32_t prefix_mask = 0;
-};
-
-/// The histogram over the cluster. Weights are 1, or the masses.
+/// The row's logits of this thread; minus infinity past the end and for NaN.
 template <int kPerThread>
-__device__ void CountBins(cg::cluster_group& cluster, SharedState& shared,
-                          const uint32_t (&keys)[kPerThread], int valid, float largest,
-                          bool by_mass, const BinRule& rule, Mass (&bins)[kBinsPerThread]) {
-  auto& histogram = shared.histogram;
-  for (int b = threadIdx.x; b < kBins; b += kThreads) {
-    histogram.low[b] = 0;
-    histogram.high[b] = 0;
+__device__ void LoadLogits(const float* logits, const Slice& slice, float (&values)[kPerThread]) {
+  const bool vectors = reinterpret_cast<uintptr_t>(logits) % 16 == 0;
+#pragma unroll
+  for (int i = 0; i < kPerThread; i += 4) {
+    const int id = slice.IdOf(i);
+    float4 four = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
+    if (vectors && id + 3 < slice.end) {
+      four = *reinterpret_cast<const float4*>(logits + id);
+    } else {
+      if (id < slice.end) four.x = logits[id];
+      if (id + 1 < slice.end) four.y = logits[id + 1];
+      if (id + 2 < slice.end) four.z = logits[id + 2];
+      if (id + 3 < slice.end) four.w = logits[id + 3];
+    }
+    values[i] = four.x;
+    values[i + 1] = four.y;
+    values[i + 2] = four.z;
+    values[i + 3] = four.w;
   }
-  __syncthreads();
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
-    if (i >= valid) continue;
-    int bin = DistanceBin(keys[i], largest);
-    if (rule.shift >= 0) {
-      if (bin != rule.distance_bin || (keys[i] & rule.prefix_mask) != rule.prefix) continue;
-      bin = static_cast<int>((keys[i] >> rule.shift) & rule.mask);
-    }
-    const Mass weight = by_mass ? MassOf(keys[i], largest) : 1;
-    const auto low = static_cast<uint32_t>(weight & ((1u << kLowBits) - 1));
-    const auto high = static_cast<uint32_t>(weight >> kLowBits);
-    if (low != 0) atomicAdd(&histogram.low[bin], low);
-    if (high != 0) atomicAdd(&histogram.high[bin], high);
+    if (isnan(values[i])) values[i] = -INFINITY;
   }
-  cluster.sync();
-#pragma unroll
-  for (int b = 0; b < kBinsPerThread; ++b) {
-    bins[b] = 0;
-#pragma unroll
-    for (int rank = 0; rank < kCluster; ++rank) {
-      bins[b] += cluster.map_shared_rank(histogram.low, rank)[BinOf(b)];
-      bins[b] += static_cast<Mass>(cluster.map_shared_rank(histogram.high, rank)[BinOf(b)])
-                 << kLowBits;
-    }
-  }
-  cluster.sync();
 }
 
-/// Finds the bin in which the sum from the highest bin down reaches `target`: shared.bin, with the
-/// sum above it in shared.before, until the next call.
-__device__ void FindBin(SharedState& shared, const Mass (&bins)[kBinsPerThread], Mass target) {
+/// An element and its place: larger keys first, then lower ids.
+__device__ __forceinline__ Mass PlaceOf(uint32_t key, int id) {
+  return (static_cast<Mass>(key) << 32) | ~static_cast<uint32_t>(id);
+}
+__device__ __forceinline__ int IdAt(Mass place) {
+  return static_cast<int>(~static_cast<uint32_t>(place));
+}
+__device__ __forceinline__ uint32_t KeyAt(Mass place) { return static_cast<uint32_t>(place >> 32); }
+
+/// As kernels/philox.h PhiloxExponential: for four ids at once, `group` = id / 4.
+__device__ __forceinline__ void Exponentials(const SampleRow& row, uint32_t group,
+                                             float (&draws)[4]) {
+  const std::array<uint32_t, 4> bits =
+      Philox({row.position, static_cast<uint32_t>(PhiloxStream::kSample), group, row.choice},
+             {static_cast<uint32_t>(row.seed), static_cast<uint32_t>(row.seed >> 32)});
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    const float uniform = __fmul_rn(__fadd_rn(static_cast<float>(bits[j]), 0.5f), 2.3283064e-10f);
+    draws[j] = -log1pf(-fminf(uniform, 0.99999994f));
+  }
+}
+
+/// The last place that is kept of the candidates; 0 keeps all.
+template <int kPerThread>
+__device__ Mass LastKept(const SampleParams& p, const SampleRow& row, cg::cluster_group& cluster,
+                         SharedState& shared, const uint32_t (&keys)[kPerThread], float largest,
+                         const Slice& slice) {
+  const auto id_of = [&](int i) { return slice.IdOf(i); };
+  const auto place_of_cut = [&](const Cut& cut, Mass ties) {
+    const int id = LastTie(cluster, shared, keys, cut.key, ties, p.vocabulary, id_of);
+    return PlaceOf(cut.key, id);
+  };
+  Mass last = 0;
+  Mass bins[kBinsPerThread];
+  if (row.top_k > 0) {
+    Mass own = 0;
+#pragma unroll
+    for (int i = 0; i < kPerThread; ++i) own += keys[i] != kNoKey;
+    const auto target = static_cast<Mass>(row.top_k);
+    if (target < ClusterSum(cluster, shared, own)) {
+      CountBins(cluster, shared, keys, largest, false, BinRule(), bins);
+      const Cut cut = Select(cluster, shared, keys, largest, false, bins, target);
+      last = place_of_cut(cut, target - cut.before);
+    }
+  }
+  if (row.top_p >= 1.0f) return last;
   Mass own = 0;
 #pragma unroll
-  for (int b = 0; b < kBinsPerThread; ++b) own += bins[b];
-  const int lane = threadIdx.x % kWarp;
-  Mass inclusive = own;
-#pragma unroll
-  for (int offset = 1; offset < kWarp; offset *= 2) {
-    const Mass other = __shfl_up_sync(kAllLanes, inclusive, offset);
-    if (lane >= offset) inclusive += other;
+  for (int i = 0; i < kPerThread; ++i) {
+    if (keys[i] != kNoKey && PlaceOf(keys[i], id_of(i)) >= last) own += MassOf(keys[i], largest);
   }
-  if (lane == kWarp - 1) shared.warp_sums[threadIdx.x / kWarp] = inclusive;
-  __syncthreads();
-  Mass before = inclusive - own;
-  for (int w = 0; w < static_cast<int>(threadIdx.x) / kWarp; ++w) before += shared.warp_sums[w];
-#pragma unroll
-  for (int b = 0; b < kBinsPerThread; ++b) {
-    if (before < target && target <= before + bins[b]) {
-      shared.bin = BinOf(b);
-      shared.before = before;
-    }
-    before += bins[b];
-  }
-  __syncthreads();
+  const Mass kept = ClusterSum(cluster, shared, own);
+  const double wanted = ceil(static_cast<double>(row.top_p) * static_cast<double>(kept));
+  const Mass target = min(kept, max(Mass{1}, static_cast<Mass>(wanted)));
+  CountBins(cluster, shared, keys, largest, true, BinRule(), bins);
+  const Cut cut = Select(cluster, shared, keys, largest, true, bins, target);
+  const Mass weight = MassOf(cut.key, largest);
+  return max(last, place_of_cut(cut, (target - cut.before + weight - 1) / weight));
 }
 
-struct Cut {
-  uint32_t key;  // of the element at which the target is reached
-  Mass before;   // summed weight of the larger keys
-};
-
-/// Brings the keys of the cluster that fall in `distance_bin` together; how many, or -1 if there
-/// are too many.
+/// The id that a row draws of its logits / temperature, which `keys` stand for.
 template <int kPerThread>
-__device__ int CollectCandidates(cg::cluster_group& cluster, SharedState& shared,
-                                 const uint32_t (&keys)[kPerThread], int valid, float largest,
-                                 int distance_bin) {
-  if (threadIdx.x == 0) shared.own_count = 0;
-  __syncthreads();
+__device__ int Draw(const SampleParams& p, const SampleRow& row, cg::cluster_group& cluster,
+                    SharedState& shared, const uint32_t (&keys)[kPerThread], float largest,
+                    const Slice& slice) {
+  const Mass last = LastKept(p, row, cluster, shared, keys, largest, slice);
+  Mass best = 0;
+#pragma unroll
+  for (int i = 0; i < kPerThread; i += 4) {
+    bool runs[4];
+    bool any = false;
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const float value = ValueOf(keys[i + j]);
+      runs[j] = keys[i + j] != kNoKey && PlaceOf(keys[i + j], slice.IdOf(i + j)) >= last &&
+                (value == largest || largest - value < kRaceMax);
+      if (runs[j] && row.min_p > 0.0f) {
+        runs[j] = value == largest || expf(value - largest) >= row.min_p;
+      }
+      any = any || runs[j];
+    }
+    if (!any) continue;
+    float draws[4];
+    // Slices begin at multiples of 4.
+    Exponentials(row, static_cast<uint32_t>(slice.IdOf(i)) / 4, draws);
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      if (!runs[j]) continue;
+      const uint32_t score = KeyOf(ValueOf(keys[i + j]) - logf(draws[j]));
+      best = max(best, PlaceOf(score, slice.IdOf(i + j)));
+    }
+  }
+  return IdAt(ClusterMax(cluster, shared, best));
+}
+
+/// The lowest id that the row's mask allows; 0 where it allows none.
+__device__ int LowestAllowed(const SampleParams& p, const SampleRow& row,
+                             cg::cluster_group& cluster, SharedState& shared, const Slice& slice) {
+  Mass best = 0;
+  for (int id = slice.begin + static_cast<int>(threadIdx.x); id < slice.end; id += kThreads) {
+    if (!MaskAllows(p.shape, row, id)) continue;
+    best = PlaceOf(1, id);
+    break;
+  }
+  best = ClusterMax(cluster, shared, best);
+  return best == 0 ? 0 : IdAt(best);
+}
+
+/// Steps 2 to 5 of the contract.
+template <int kPerThread>
+__device__ int Choose(const SampleParams& p, const SampleRow& row, cg::cluster_group& cluster,
+                      SharedState& shared, uint32_t* words, const float* logits,
+                      const Slice& slice) {
+  const auto id_of = [&](int i) { return slice.IdOf(i); };
+  uint32_t keys[kPerThread];
+  {
+    float values[kPerThread];
+    LoadLogits(logits, slice, values);
+    ShapeLogits(p.shape, row, slice.begin, slice.end, words, id_of, values);
+#pragma unroll
+    for (int i = 0; i < kPerThread; ++i) {
+      keys[i] = KeyOf(row.temperature == 0.0f ? values[i] : values[i] / row.temperature);
+    }
+  }
+  Mass best = 0;
 #pragma unroll
   for (int i = 0; i < kPerThread; ++i) {
-    if (i >= valid || DistanceBin(keys[i], largest) != distance_bin) continue;
-    const int place = atomicAdd(&shared.own_count, 1);
-    if (place < kCandidatesPerBlock) shared.own_candidates[place] = keys[i];
+    if (keys[i] != kNoKey) best = max(best, PlaceOf(keys[i], id_of(i)));
   }
-  cluster.sync();
-  int total = 0;
-  bool fits = true;
-#pragma unroll
-  for (int rank = 0; rank < kCluster; ++rank) {
-    const int count = *cluster.map_shared_rank(&shared.own_count, rank);
-    fits = fits && count <= kCandidatesPerBlock;
-    if (fits && static_cast<int>(threadIdx.x) < count) {
-      shared.candidates[total + threadIdx.x] =
-          cluster.map_shared_rank(shared.own_candidates, rank)[threadIdx.x];
-    }
-    total += count;
-  }
-  cluster.sync();
-  return fits ? total : -1;
+  best = ClusterMax(cluster, shared, best);
+  if (best == 0) return LowestAllowed(p, row, cluster, shared, slice);
+  if (row.temperature == 0.0f) return IdAt(best);
+  return Draw(p, row, cluster, shared, keys, ValueOf(KeyAt(best)), slice);
 }
 
-/// The cut among `count` candidates; `before` is the weight above them.
-__device__ Cut CutCandidates(SharedState& shared, int count, float largest, bool by_mass,
-                             Mass before, Mass target) {
-  for (int i = threadIdx.x; i < count; i += kThreads) {
-    shared.weights[i] = by_mass ? MassOf(shared.candidates[i], largest) : 1;
-  }
-  __syncthreads();
-  for (int i = threadIdx.x; i < count; i += kThreads) {
-    const uint32_t key = shared.candidates[i];
-    Mass above = before;
-    Mass ties = 0;
-    for (int j = 0; j < count; ++j) {
-      const uint32_t other = shared.candidates[j];
-      if (other > key) above += shared.weights[j];
-      if (other == key) ties += shared.weights[j];
-    }
-    if (above < target && target <= above + ties) {  // all of a tie write the same
-      shared.cut_key = key;
-      shared.before = above;
-    }
-  }
-  __syncthreads();
-  const Cut cut = {shared.cut_key, shared.before};
-  __syncthreads();
-  return cut;
-}
-
-/// Where the running sum of weights reaches `target`, which is at least 1 and at most the total.
-/// `bins` is the histogram by distance, with the same weights.
+/// Writes the row's logprobs, of `id`.
 template <int kPerThread>
-__device__ Cut Select(cg::cluster_group& cluster, SharedState& shared,
-                      const uint32_t (&keys)[kPerThread], int valid, float largest, bool by_mass,
-                      const Mass (&distance_bins)[kBinsPerThread], Mass target) {
-  FindBin(shared, distance_bins, target);
-  BinRule rule;
-  rule.distance_bin = shared.bin;
-  Mass before = shared.before;
-  const int count = CollectCandidates(cluster, shared, keys, valid, largest, rule.distance_bin);
-  if (count >= 0) return CutCandidates(shared, count, largest, by_mass, before, target);
-#pragma unroll 1
-  for (int round = 0; round < 3; ++round) {
-    rule.shift = round == 0 ? 21 : round == 1 ? 10 : 0;
-    rule.mask = round == 2 ? 0x3FF : 0x7FF;
-    Mass bins[kBinsPerThread];
-    CountBins(cluster, shared, keys, valid, largest, by_mass, rule, bins);
-    FindBin(shared, bins, target - before);
-    rule.prefix |= static_cast<uint32_t>(shared.bin) << rule.shift;
-    rule.prefix_mask |= rule.mask << rule.shift;
-    before += shared.before;
+__device__ void WriteLogprobs(const SampleParams& p, int row_index, int wanted, int id,
+                              cg::cluster_group& cluster, SharedState& shared, const float* logits,
+                              const Slice& slice) {
+  float values[kPerThread];
+  LoadLogits(logits, slice, values);
+  float own_logit = logits[id];
+  if (isnan(own_logit)) own_logit = -INFINITY;
+  // Minus infinity is an alternative too, below all numbers: key 1 is no float's of ours.
+  const auto key_of = [](float value) { return max(KeyOf(value), 1u); };
+  Mass above = 0;
+  Mass best = 0;
+#pragma unroll
+  for (int i = 0; i < kPerThread; ++i) {
+    if (slice.IdOf(i) >= slice.end) continue;
+    above += values[i] > own_logit;
+    best = max(best, PlaceOf(key_of(values[i]), slice.IdOf(i)));
   }
-  return Cut{rule.prefix, before};
+  above = ClusterSum(cluster, shared, above);
+  best = ClusterMax(cluster, shared, best);
+  const auto value_at = [](Mass place) {
+    return KeyAt(place) == 1 ? -INFINITY : ValueOf(KeyAt(place));
+  };
+  const float largest = value_at(best);
+  float own_sum = 0;
+#pragma unroll
+  for (int i = 0; i < kPerThread; ++i) {
+    if (slice.IdOf(i) >= slice.end) continue;
+    own_sum += values[i] == largest ? 1.0f : expf(values[i] - largest);
+  }
+  const Mass total = ClusterSum(cluster, shared,
+                                static_cast<Mass>(static_cast<double>(own_sum) * 17592186044416.0));
+  const double log_total = log(static_cast<double>(total) / 17592186044416.0);  // 2^44
+  const auto logprob = [&](float logit) {
+    const double below = logit == largest ? 0.0 : static_cast<double>(logit) - largest;
+    return static_cast<float>(below - log_total);
+  };
+  const bool writes = cluster.block_rank() == 0 && threadIdx.x == 0;
+  float* out_values = p.logprob_values + static_cast<int64_t>(row_index) * (1 + kLogprobsMax);
+  int32_t* out_ids = p.logprob_ids + static_cast<int64_t>(row_index) * (1 + kLogprobsMax);
+  if (writes) {
+    out_values[0] = logprob(own_logit);
+    out_ids[0] = id;
+    p.logprob_ranks[row_index] = 1 + static_cast<int32_t>(above);
+  }
+  for (int n = 0; n < wanted; ++n) {
+    if (writes) {
+      out_values[1 + n] = best == 0 ? -INFINITY : logprob(value_at(best));
+      out_ids[1 + n] = best == 0 ? -1 : IdAt(best);
+    }
+    if (n + 1 == wanted) break;
+    const Mass bound = best;
+    Mass next = 0;
+#pragma unroll
+    for (int i = 0; i < kPerThread; ++i) {
+      if (slice.IdOf(i) >= slice.end) continue;
+      const Mass place = PlaceOf(key_of(values[i]), slice.IdOf(i));
+      if (place < bound) next = max(next, place);
+    }
+    best = ClusterMax(cluster, shared, next);
+  }
 }
 
 template <int kPerThread>
 __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
     SampleKernel(const SampleParams p) {
   __shared__ SharedState shared;
+  extern __shared__ uint32_t words[];
   cg::cluster_group cluster = cg::this_cluster();
   const int row_index = blockIdx.y;
   if (row_index >= p.counts[2]) return;
   const SampleRow row = p.rows[row_index];
   const float* logits = p.logits + row_index * p.logits_stride;
-  const int slice = (p.vocabulary + kCluster - 1) / kCluster;
-  const int first = static_cast<int>(cluster.block_rank()) * slice + threadIdx.x;
-  const int end = min(p.vocabulary, (static_cast<int>(cluster.block_rank()) + 1) * slice);
-  // Elements i < valid of this thread have ids first + i * kThreads.
-  const int valid = first < end ? (end - first + kThreads - 1) / kThreads : 0;
-  const bool greedy = row.temperature == 0.0f;
+  const Slice slice(p.vocabulary, static_cast<int>(cluster.block_rank()));
+  int id = row.target_id;
+  if (id < 0) id = Choose<kPerThread>(p, row, cluster, shared, words, logits, slice);
+  if (cluster.block_rank() == 0 && threadIdx.x == 0) {
+    p.out_ids[row_index] = id;
+    if (row.slot >= 0) p.last_ids[row.slot] = id;
+  }
+  if (row.logprobs >= 0 && p.logprob_values != nullptr) {
+    WriteLogprobs<kPerThread>(p, row_index, row.logprobs, id, cluster, shared, logits, slice);
+  }
+}
 
-  uint32_t keys[kPerThread];
-  Mass best = 0;  // (key, lowest id)
-#pragma unroll
-  for (int i = 0; i < kPerThread; ++i) {
-    keys[i] = 0;
-    if (i < valid) {
-      const int id = first + i * kThreads;
-      const float logit = logits[id];
-      keys[i] = KeyOf(greedy ? logit : logit / row.temperature);
-      const Mass candidate = (static_cast<Mass>(keys[i]) << 32) | ~static_cast<uint32_t>(id);
-      best = max(best, candidate);
-    }
+void CheckSample(const SampleArgs& args, int64_t rows) {
+  const int64_t vocabulary = args.vocabulary_used;
+  CheckShape(args.logits, DType::kF32, {rows, -1}, "sample.logits");
+  CheckShape(args.out_ids, DType::kI32, {rows}, "sample.out_ids");
+  CHECK(vocabulary >= 1 && vocabulary <= args.logits.shape[1]) << "vocabulary_used " << vocabulary;
+  if (!args.tokens.ids.empty()) {
+    CheckShape(args.tokens.ids, DType::kI32, {-1, -1}, "sample.tokens");
+    CHECK(args.tokens.ids.contiguous());
   }
-  best = ClusterMax(cluster, shared, best);
-  if (greedy) {
-    if (cluster.block_rank() == 0 && threadIdx.x == 0) {
-      const auto id = static_cast<int32_t>(~static_cast<uint32_t>(best));
-      p.out_ids[row_index] = id;
-      if (row.slot >= 0) p.last_ids[row.slot] = id;
-    }
-    return;
+  if (!args.masks.empty()) {
+    CheckShape(args.masks, DType::kI32, {-1, (vocabulary + 31) / 32}, "sample.masks");
+    CHECK(args.masks.contiguous());
   }
-  const float largest = ValueOf(static_cast<uint32_t>(best >> 32));
+  if (args.logprobs.values.empty()) return;
+  CheckShape(args.logprobs.values, DType::kF32, {rows, 1 + kLogprobsMax}, "sample.values");
+  CheckShape(args.logprobs.ids, DType::kI32, {rows, 1 + kLogprobsMax}, "sample.ids");
+  CheckShape(args.logprobs.ranks, DType::kI32, {rows}, "sample.ranks");
+}
 
-  Mass bins[kBinsPerThread];
-  Mass kept = 0;
-  if (row.top_k > 0 && row.top_k < p.vocabulary) {
-    // The mass that top-k keeps.
-    const Mass target = static_cast<Mass>(row.top_k);
-    CountBins(cluster, shared, keys, valid, largest, false, BinRule(), bins);
-    const Cut cut = Select(cluster, shared, keys, valid, largest, false, bins, target);
-#pragma unroll
-    for (int i = 0; i < kPerThread; ++i) {
-      if (i < valid && keys[i] > cut.key) kept += MassOf(keys[i], largest);
-    }
-    kept = ClusterSum(cluster, shared, kept) + (target - cut.before) * MassOf(cut.key, largest);
-  }
-  CountBins(cluster, shared, keys, valid, largest, true, BinRule(), bins);
-  if (kept == 0) {
-    // Every block has the whole histogram.
-#pragma unroll
-    for (int b = 0; b < kBinsPerThread; ++b) kept += bins[b];
-    kept = WarpSumMass(kept);
-    __syncthreads();
-    if (threadIdx.x % kWarp == 0) shared.warp_sums[threadIdx.x / kWarp] = kept;
-    __syncthreads();
-    kept = WarpSumMass(shared.warp_sums[threadIdx.x % kWarp]);
-    __syncthreads();
-  }
-
-  // The mass that top-p keeps of it.
-  if (row.top_p < 1.0f) {
-    const double wanted = ceil(static_cast<double>(row.top_p) * static_cast<double>(kept));
-    const Mass target = min(kept, max(Mass{1}, static_cast<Mass>(wanted)));
-    const Cut cut = Select(cluster, shared, keys, valid, largest, true, bins, target);
-    const Mass weight = MassOf(cut.key, largest);
-    kept = cut.before + (target - cut.before + weight - 1) / weight * weight;
-  }
-
-  const float uniform = PhiloxUniform(row.seed, PhiloxStream::kSample, row.position);
-  const Mass drawn = static_cast<Mass>(static_cast<double>(uniform) * static_cast<double>(kept));
-  const Mass target = min(kept, drawn + 1);
-  const Cut cut = Select(cluster, shared, keys, valid, largest, true, bins, target);
-  // The place among equal logits, from 0, and then its block, its register and its thread.
-  Mass place = (target - cut.before - 1) / MassOf(cut.key, largest);
-  int own_ties = 0;
-#pragma unroll
-  for (int i = 0; i < kPerThread; ++i) own_ties += i < valid && keys[i] == cut.key;
-  const Mass warp_ties = WarpSumMass(own_ties);
-  if (threadIdx.x % kWarp == 0) shared.warp_sums[threadIdx.x / kWarp] = warp_ties;
-  __syncthreads();
-  if (threadIdx.x < kWarp) {
-    const Mass sum = WarpSumMass(shared.warp_sums[threadIdx.x]);
-    if (threadIdx.x == 0) shared.exchange = sum;
-  }
-  cluster.sync();
-  Mass block_ties = 0;
-  bool here = false;
-  for (int rank = 0; rank < kCluster; ++rank) {
-    block_ties = *cluster.map_shared_rank(&shared.exchange, rank);
-    here = static_cast<int>(cluster.block_rank()) == rank;
-    if (place < block_ties) break;
-    place -= block_ties;
-    here = false;
-  }
-  cluster.sync();
-  if (!here) return;
-#pragma unroll
-  for (int i = 0; i < kPerThread; ++i) {
-    const bool tie = i < valid && keys[i] == cut.key;
-    const uint32_t votes = __ballot_sync(kAllLanes, tie);
-    const int warp = threadIdx.x / kWarp;
-    if (threadIdx.x % kWarp == 0) shared.warp_sums[warp] = __popc(votes);
-    __syncthreads();
-    Mass before = 0;
-    Mass total = 0;
-    for (int w = 0; w < kWarp; ++w) {
-      if (w < warp) before += shared.warp_sums[w];
-      total += shared.warp_sums[w];
-    }
-    before += __popc(votes & ((1u << (threadIdx.x % kWarp)) - 1));
-    if (tie && before == place) {
-      const int32_t id = first + i * kThreads;
-      p.out_ids[row_index] = id;
-      if (row.slot >= 0) p.last_ids[row.slot] = id;
-    }
-    place = place < total ? ~Mass{0} : place - total;
-    __syncthreads();
-  }
+template <int kPerThread>
+void Launch(cudaStream_t stream, int64_t rows, const SampleParams& params) {
+  // A word for each id of a block's slice.
+  constexpr int kBytes = kPerThread * kThreads * 4;
+  CUDA_CHECK(cudaFuncSetAttribute(SampleKernel<kPerThread>,
+                                  cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+  const dim3 grid(kCluster, static_cast<unsigned>(rows));
+  SampleKernel<kPerThread><<<grid, kThreads, kBytes, stream>>>(params);
 }
 
 }  // namespace
@@ -444,28 +333,37 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
 void Sample(Device& device, const SampleArgs& args) {
   const OpScope op(device, "sample");
   const int64_t rows = args.logits.shape[0];
-  CheckShape(args.logits, DType::kF32, {-1, -1}, "sample.logits");
-  CheckShape(args.out_ids, DType::kI32, {rows}, "sample.out_ids");
-  CHECK(args.vocabulary_used >= 1 && args.vocabulary_used <= args.logits.shape[1])
-      << "vocabulary_used " << args.vocabulary_used;
+  CheckSample(args, rows);
+  const BatchView& batch = args.batch;
   const SampleParams params = {
-      .counts = args.batch.counts.Data<int32_t>(),
+      .counts = batch.counts.Data<int32_t>(),
       .logits = args.logits.Data<float>(),
       .logits_stride = args.logits.stride[0],
       .vocabulary = static_cast<int>(args.vocabulary_used),
       .rows = args.rows,
       .out_ids = args.out_ids.Data<int32_t>(),
-      .last_ids = args.batch.last_ids.Data<int32_t>(),
+      .last_ids = batch.last_ids.Data<int32_t>(),
+      .shape = {.tokens = args.tokens.ids.Data<int32_t>(),
+                .block_size =
+                    args.tokens.ids.empty() ? 1 : static_cast<int>(args.tokens.ids.shape[1]),
+                .block_tables = batch.block_tables.Data<int32_t>(),
+                .block_tables_stride = batch.block_tables.stride[0],
+                .edits = args.edits,
+                .edit_contexts = args.edit_contexts,
+                .masks = args.masks.Data<int32_t>(),
+                .mask_words = static_cast<int>((args.vocabulary_used + 31) / 32)},
+      .logprob_values = args.logprobs.values.Data<float>(),
+      .logprob_ids = args.logprobs.ids.Data<int32_t>(),
+      .logprob_ranks = args.logprobs.ranks.Data<int32_t>(),
   };
-  const dim3 grid(kCluster, static_cast<unsigned>(rows));
   constexpr int64_t kPerCluster = kCluster * kThreads;
   CHECK_LE(args.vocabulary_used, 32 * kPerCluster) << "sample: vocabulary of at most 262144";
-  if (args.vocabulary_used <= 2 * kPerCluster) {
-    SampleKernel<2><<<grid, kThreads, 0, op.stream()>>>(params);
+  if (args.vocabulary_used <= 4 * kPerCluster) {
+    Launch<4>(op.stream(), rows, params);
   } else if (args.vocabulary_used <= 20 * kPerCluster) {
-    SampleKernel<20><<<grid, kThreads, 0, op.stream()>>>(params);
+    Launch<20>(op.stream(), rows, params);
   } else {
-    SampleKernel<32><<<grid, kThreads, 0, op.stream()>>>(params);
+    Launch<32>(op.stream(), rows, params);
   }
 }
 

@@ -43,6 +43,9 @@ TEST_F(ParityTest, MoeRoute) { RunAll(MoeRouteCases()); }
 TEST_F(ParityTest, MoeExperts) { RunAll(MoeExpertsCases()); }
 TEST_F(ParityTest, GatherLogitRows) { RunAll(GatherLogitRowsCases()); }
 TEST_F(ParityTest, Sample) { RunAll(SampleCases()); }
+TEST_F(ParityTest, SampleFeatures) { RunAll(SampleFeatureCases()); }
+TEST_F(ParityTest, StoreTokens) { RunAll(StoreTokensCases()); }
+TEST_F(ParityTest, Drafts) { RunAll(DraftCases()); }
 
 TEST_F(ParityTest, EmbedSlice) { RunAll(EmbedSliceCases()); }
 TEST_F(ParityTest, RmsNorm) { RunAll(RmsNormCases()); }
