@@ -301,9 +301,9 @@ TEST(TensorParallelTest, EveryRankTakesWhatWasPlanned) {
       EXPECT_EQ(memory.kv_bytes, 200 * 16 * (6 * 2 * (4 / ranks) * 128 * 2 + 4));
       weight_bytes += memory.weight_bytes;
     }
-    // Norms and the router are on every rank; they are small.
+    // Norms, routers and the draft layer's projection are on every rank; they are small.
     EXPECT_GE(weight_bytes, alone);
-    EXPECT_LT(static_cast<double>(weight_bytes), 1.02 * static_cast<double>(alone));
+    EXPECT_LT(static_cast<double>(weight_bytes), 1.06 * static_cast<double>(alone));
   }
 }
 
