@@ -51,11 +51,12 @@ class DraftLength {
   struct Size {  // what is known of batches of one size
     std::array<double, kDraftsMax + 1> seconds{};
     std::array<int32_t, kDraftsMax + 1> steps{};
-    int32_t best = -1;       // in use; -1: not yet chosen
-    int32_t probe = -1;      // being tried; -1: none
+    int32_t best = -1;  // in use; -1: not yet chosen
+    bool probing = false;
+    int32_t probe = 0;       // the length tried now, or last
     int32_t steps_left = 0;  // to the next probe, or of this one
+    int32_t unchanged = 0;   // probes since the last that changed something
     int32_t probe_every = kProbeEvery;
-    bool probe_upwards = false;
   };
   void BeginProbe(Size* size) const;
   void EndProbe(Size* size) const;
