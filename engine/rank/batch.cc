@@ -141,6 +141,12 @@ int64_t Batch::DeviceBytes(const BatchLimits& limits) {
          limits.step.logit_rows_max * limits.step.vocabulary * 4;
 }
 
+int64_t Batch::HostBytes(const BatchLimits& limits) {
+  const StepSizes largest = Largest(limits);
+  return limits.steps_in_flight_max * (LayoutOf(largest, (limits.vocabulary_used + 31) / 32).bytes +
+                                       ResultLayoutOf(largest).bytes);
+}
+
 int64_t Batch::Bucket(int64_t count, int64_t count_max) {
   CHECK(count >= 0 && count <= count_max) << count << " of " << count_max;
   int64_t power = 1;

@@ -56,6 +56,8 @@ class Batch {
 
   /// Device memory that the constructor takes.
   static int64_t DeviceBytes(const BatchLimits& limits);
+  /// Pinned host memory that it takes besides.
+  static int64_t HostBytes(const BatchLimits& limits);
   /// The smallest bucket that holds `count`, at most `count_max`.
   static int64_t Bucket(int64_t count, int64_t count_max);
 

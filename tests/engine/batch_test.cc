@@ -23,6 +23,7 @@ class HostDevice final : public Device {
     return memory_.back().data();
   }
   void* AllocateHost(int64_t bytes) override {
+    host_bytes += bytes;
     memory_.emplace_back(bytes, char{0x55});
     return memory_.back().data();
   }
@@ -45,6 +46,7 @@ class HostDevice final : public Device {
 
   int copies = 0;
   int64_t allocated_bytes = 0;
+  int64_t host_bytes = 0;
 
  private:
   const bool can_capture_;
@@ -314,6 +316,7 @@ TEST(BatchTest, TheLargestStepFitsAndTakesThePlannedMemory) {
   const BatchLimits limits = SmallLimits();
   Batch batch(device, limits);
   EXPECT_EQ(device.allocated_bytes, Batch::DeviceBytes(limits));
+  EXPECT_EQ(device.host_bytes, Batch::HostBytes(limits));
   StepPlan plan;
   plan.query_starts = {0};
   plan.blocks_max = 9;
