@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "absl/strings/str_format.h"
+#include "proto/base/block_hash.h"
 
 namespace glm::engine {
 namespace {
@@ -77,14 +78,10 @@ absl::Status EngineOptions::Validate() const {
   }
   status.Update(
       CheckRange("long_prefill_token_threshold", long_prefill_token_threshold, 0, 1 << 24));
-  if (!prefix_hash_key.empty() &&
-      (prefix_hash_key.size() != 32 ||
-       prefix_hash_key.find_first_not_of("0123456789abcdefABCDEF") != std::string::npos)) {
+  if (!ParseHashKey(prefix_hash_key).has_value()) {
     // Not quoted: it is a secret.
-    status.Update(absl::InvalidArgumentError(
-        absl::StrFormat("prefix_hash_key has %d characters or others than hex digits, must be 32 "
-                        "hex digits or empty",
-                        prefix_hash_key.size())));
+    status.Update(absl::InvalidArgumentError(absl::StrFormat(
+        "prefix_hash_key has %d characters, must be 32 hex digits", prefix_hash_key.size())));
   }
   if (batch_invariant && device == "cuda") {
     status.Update(absl::InvalidArgumentError(

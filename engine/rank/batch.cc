@@ -107,9 +107,9 @@ StepSizes Batch::Largest(const BatchLimits& limits) {
   sizes.sequences = limits.step.sequences_max;
   sizes.logit_rows = limits.step.logit_rows_max;
   sizes.blocks_max = limits.blocks_max;
-  sizes.edits = limits.edits_max;
-  sizes.edit_contexts = limits.edit_contexts_max;
-  sizes.masks = limits.masks_max;
+  sizes.edits = sizes.sequences * kSequenceEditsMax;
+  sizes.edit_contexts = sizes.sequences * kSequenceContextsMax;
+  sizes.masks = sizes.logit_rows;
   sizes.logprobs = true;
   sizes.draft_layer = limits.drafts_max > 0;
   sizes.draft_rows = sizes.draft_layer ? sizes.sequences : 0;
@@ -139,6 +139,12 @@ int64_t Batch::DeviceBytes(const BatchLimits& limits) {
   return LayoutOf(largest, (limits.vocabulary_used + 31) / 32).bytes +
          ResultLayoutOf(largest).bytes + limits.slots * 4 +
          limits.step.logit_rows_max * limits.step.vocabulary * 4;
+}
+
+int64_t Batch::HostBytes(const BatchLimits& limits) {
+  const StepSizes largest = Largest(limits);
+  return limits.steps_in_flight_max * (LayoutOf(largest, (limits.vocabulary_used + 31) / 32).bytes +
+                                       ResultLayoutOf(largest).bytes);
 }
 
 int64_t Batch::Bucket(int64_t count, int64_t count_max) {

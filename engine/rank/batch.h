@@ -44,9 +44,6 @@ struct BatchLimits {
   int64_t slots = 0;            // entries of last_ids
   int64_t vocabulary_used = 0;  // ids that a mask has a bit for
   int64_t drafts_max = 0;       // K; 0: the draft layer never runs. D is at most S
-  int64_t edits_max = kStepEditsMax;
-  int64_t edit_contexts_max = kStepEditContextsMax;
-  int64_t masks_max = kStepMasksMax;
   int32_t steps_in_flight_max = 1;
 };
 
@@ -59,6 +56,8 @@ class Batch {
 
   /// Device memory that the constructor takes.
   static int64_t DeviceBytes(const BatchLimits& limits);
+  /// Pinned host memory that it takes besides.
+  static int64_t HostBytes(const BatchLimits& limits);
   /// The smallest bucket that holds `count`, at most `count_max`.
   static int64_t Bucket(int64_t count, int64_t count_max);
 

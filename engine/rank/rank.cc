@@ -161,6 +161,8 @@ absl::Status Rank::PlanMemory(int64_t weight_bytes) {
       Glm::BufferBytes(rank_config_, options_.dtype, options_.batch.step, {.mtp = drafts()});
   memory_.scratch_bytes = device.ScratchBytes(options_.batch.step);
   memory_.batch_bytes = Batch::DeviceBytes(options_.batch);
+  // The host's memory is the CPU device's.
+  if (options_.device == "cpu") memory_.batch_bytes += Batch::HostBytes(options_.batch);
   if (drafts()) memory_.batch_bytes += Drafter::DeviceBytes(options_.batch, options_.dtype);
   const int64_t buffers = memory_.buffer_bytes + memory_.scratch_bytes + memory_.batch_bytes;
   const int64_t wanted = memory_.planned_bytes();

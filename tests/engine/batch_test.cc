@@ -23,6 +23,7 @@ class HostDevice final : public Device {
     return memory_.back().data();
   }
   void* AllocateHost(int64_t bytes) override {
+    host_bytes += bytes;
     memory_.emplace_back(bytes, char{0x55});
     return memory_.back().data();
   }
@@ -45,6 +46,7 @@ class HostDevice final : public Device {
 
   int copies = 0;
   int64_t allocated_bytes = 0;
+  int64_t host_bytes = 0;
 
  private:
   const bool can_capture_;
@@ -61,9 +63,6 @@ BatchLimits SmallLimits() {
   limits.slots = 10;
   limits.vocabulary_used = 70;  // three words of a mask
   limits.drafts_max = 3;
-  limits.edits_max = 20;
-  limits.edit_contexts_max = 30;
-  limits.masks_max = 5;
   limits.steps_in_flight_max = 2;
   return limits;
 }
@@ -317,6 +316,7 @@ TEST(BatchTest, TheLargestStepFitsAndTakesThePlannedMemory) {
   const BatchLimits limits = SmallLimits();
   Batch batch(device, limits);
   EXPECT_EQ(device.allocated_bytes, Batch::DeviceBytes(limits));
+  EXPECT_EQ(device.host_bytes, Batch::HostBytes(limits));
   StepPlan plan;
   plan.query_starts = {0};
   plan.blocks_max = 9;
@@ -332,9 +332,9 @@ TEST(BatchTest, TheLargestStepFitsAndTakesThePlannedMemory) {
     plan.sample_rows.push_back(SampleRow{});
   }
   plan.block_tables.assign(90, 3);
-  plan.edits.resize(20);
-  plan.edit_contexts.resize(30);
-  plan.masks.resize(5 * 3);
+  plan.edits.resize(10 * kSequenceEditsMax);
+  plan.edit_contexts.resize(10 * kSequenceContextsMax);
+  plan.masks.resize(10 * 3);
   plan.logprobs = true;
   plan.next_ids = plan.token_ids;
   plan.draft_rows.resize(10);
@@ -361,7 +361,7 @@ TEST(BatchDeathTest, RefusesAPlanThatDoesNotAgreeWithItself) {
   plan.next_ids.pop_back();
   EXPECT_DEATH(batch.Upload(plan, 0), "next_ids");
   plan = FullPlan();
-  plan.edits.resize(21);
+  plan.edits.resize(10 * kSequenceEditsMax + 1);
   EXPECT_DEATH(batch.Upload(plan, 0), "edits");
   plan = FullPlan();
   plan.masks.pop_back();

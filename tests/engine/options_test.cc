@@ -75,11 +75,9 @@ TEST(OptionsTest, RefusalsNameFieldValueAndLimit) {
        }},
       {"long_prefill_token_threshold is -1, must be in [0, 16777216]",
        [](EngineOptions* o) { o->long_prefill_token_threshold = -1; }},
-      {"prefix_hash_key has 31 characters or others than hex digits, must be 32 hex digits or "
-       "empty",
+      {"prefix_hash_key has 31 characters, must be 32 hex digits",
        [](EngineOptions* o) { o->prefix_hash_key = std::string(31, '0'); }},
-      {"prefix_hash_key has 32 characters or others than hex digits, must be 32 hex digits or "
-       "empty",
+      {"prefix_hash_key has 32 characters, must be 32 hex digits",
        [](EngineOptions* o) { o->prefix_hash_key = std::string(32, 'g'); }},
       {"batch_invariant is true and device is \"cuda\", whose kernels choose the order of their "
        "sums "
