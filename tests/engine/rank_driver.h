@@ -22,6 +22,7 @@ struct DriverOptions {
   int32_t chunk = 1000;  // tokens of a prompt in one step
   DType dtype = DType::kF32;
   int32_t sequences_max = 8;
+  const char* device = "cpu";
 };
 
 class RankDriver {
@@ -34,7 +35,7 @@ class RankDriver {
     EXPECT_TRUE(config.ok()) << config.status();
     engine::RankOptions rank;
     rank.folder = folder;
-    rank.device = "cpu";
+    rank.device = options.device;
     rank.dtype = rank.kv_dtype = options.dtype;
     rank.kv_blocks = int64_t{options.sequences_max} * kBlocksMax;
     rank.block_size = kBlockSize;

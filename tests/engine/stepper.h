@@ -70,13 +70,14 @@ struct StepperOptions {
   int threads = 2;
   bool mtp = false;
   bool float8_cache = false;
+  bool cuda = false;                     // REQUIRES that there is a GPU
   Communicator* communicator = nullptr;  // of the ranks that share the model; null: there is one
 };
 
 class Stepper {
  public:
   Stepper(const std::string& folder, DType dtype, const StepperOptions& options = {})
-      : device_(CreateCpuDevice(options.threads)) {
+      : device_(NewDevice(options)) {
     auto config = ModelConfig::Read(folder);
     EXPECT_TRUE(config.ok()) << config.status();
     config_ = *config;
@@ -201,6 +202,14 @@ class Stepper {
   const ModelConfig& config() const { return config_; }
 
  private:
+  static std::unique_ptr<Device> NewDevice(const StepperOptions& options) {
+    if (!options.cuda) return CreateCpuDevice(options.threads);
+    std::string error;
+    std::unique_ptr<Device> device = CreateCudaDevice(0, &error);
+    EXPECT_NE(device, nullptr) << error;
+    return device;
+  }
+
   Rows Logits(int32_t tokens) {
     Rows rows(tokens, std::vector<float>(config_.vocabulary));
     for (int32_t t = 0; t < tokens; ++t) {
