@@ -27,9 +27,10 @@ void Attention(Device& device, const AttentionArgs& args) {
   const int64_t head_size = args.cache.keys.shape[3];
   const int64_t query_heads = columns / head_size;
   CheckShape(args.queries, DType::kBF16, {-1, query_heads * head_size}, "attention.queries");
-  CheckShape(args.cache.keys, DType::kBF16, {-1, -1, -1, -1}, "attention.keys");
-  CheckShape(args.cache.values, DType::kBF16, {-1, kv_heads, block_size, head_size},
-             "attention.values");
+  const bool fp8 = args.cache.keys.dtype == DType::kF8E4M3;
+  const DType cache = fp8 ? DType::kF8E4M3 : DType::kBF16;
+  CheckShape(args.cache.keys, cache, {-1, -1, -1, -1}, "attention.keys");
+  CheckShape(args.cache.values, cache, {-1, kv_heads, block_size, head_size}, "attention.values");
   CHECK(args.cache.keys.contiguous() && args.cache.values.contiguous());
   CHECK(query_heads % kv_heads == 0) << query_heads << " query heads, " << kv_heads << " kv heads";
   CHECK(!args.out.empty() || !args.quantized.values.empty()) << "attention has no output";
@@ -58,13 +59,15 @@ void Attention(Device& device, const AttentionArgs& args) {
       .block_tables_stride = batch.block_tables.stride[0],
       .queries = args.queries.Data<BFloat16>(),
       .queries_stride = args.queries.stride[0],
-      .keys = args.cache.keys.Data<BFloat16>(),
-      .values = args.cache.values.Data<BFloat16>(),
+      .keys = args.cache.keys.data,
+      .values = args.cache.values.data,
+      .fp8 = fp8,
       .cache_blocks = args.cache.keys.shape[0],
       .block_size = static_cast<int>(block_size),
       .kv_heads = static_cast<int>(kv_heads),
       .heads_per_kv = static_cast<int>(query_heads / kv_heads),
-      .scale_log2 = args.scale * std::numbers::log2e_v<float>,
+      .scale_log2 = args.scale * std::numbers::log2e_v<float> * (fp8 ? args.cache.key_scale : 1.0f),
+      .value_scale = fp8 ? args.cache.value_scale : 1.0f,
       .out = out.Data<BFloat16>(),
       .out_stride = out.stride[0],
       .sequences = static_cast<int>(batch.kv_lengths.shape[0]),

@@ -14,7 +14,8 @@
 // shared memory (cp.async, no block barrier) and keeps its own running maximum; warps are merged
 // once an item. Tensor cores compute both products. Probabilities are split into two bf16 terms:
 // the second product is then as good as float, and costs nothing where reading the cache is the
-// limit.
+// limit. FP8 keys and values are made BF16, exactly, in shared memory; their scales multiply scores
+// and output.
 
 #include <algorithm>
 
@@ -37,14 +38,17 @@ constexpr int kSequencesMax = 4096;
 constexpr int kPartsMax = 1024;            // more than there are blocks
 constexpr int kCombineSequencesMax = 128;  // of a step whose parts a second kernel adds
 
-template <int kHeadSize>
+template <int kHeadSize, bool kFp8>
 struct Shape {
   static constexpr int kRowBytes = kHeadSize * 2;
   static constexpr int kVectors = kRowBytes / 16;  // 16-byte vectors of a row
   static constexpr int kSwizzle = kVectors < 8 ? kVectors - 1 : 7;
   static constexpr int kTileBytes = kChunk * kRowBytes;  // keys or values of a chunk
   static constexpr int kStages = kHeadSize > 128 ? 2 : 3;
-  static constexpr int kRingBytes = kStages * kWarps * 2 * kTileBytes;
+  // An FP8 chunk arrives in half the bytes and is made BF16 in a tile of the warp's own.
+  static constexpr int kLoadBytes = kFp8 ? kTileBytes / 2 : kTileBytes;
+  static constexpr int kWarpBytes = kStages * 2 * kLoadBytes + (kFp8 ? 2 * kTileBytes : 0);
+  static constexpr int kRingBytes = kWarps * kWarpBytes;
   static constexpr int kMergeBytes = kWarps * kRows * (kHeadSize + 2) * 4;
   static constexpr int kSharedBytes = kRingBytes > kMergeBytes ? kRingBytes : kMergeBytes;
 };
@@ -71,36 +75,70 @@ __device__ __forceinline__ int BlockOf(const AttentionParams& p, const int32_t* 
 
 /// Starts the copy of one chunk of keys and values; positions from `length` on become zeros. A
 /// chunk past the end is not copied. kWhole: a chunk lies in one cache block, `block`.
-template <int kHeadSize, bool kWhole>
+template <int kHeadSize, bool kWhole, bool kFp8>
 __device__ __forceinline__ void LoadChunk(const AttentionParams& p, uint32_t ring,
                                           const int32_t* table, int block, int kv_head, int first,
                                           int length, int lane) {
-  using S = Shape<kHeadSize>;
-  constexpr int kCopies = kChunk * S::kVectors / kWarp;
+  using S = Shape<kHeadSize, kFp8>;
+  constexpr int kRowBytes = kFp8 ? kHeadSize : S::kRowBytes;
+  constexpr int kVectors = kRowBytes / 16;
+  constexpr int kCopies = (kChunk * kVectors + kWarp - 1) / kWarp;
   if (block < 0) return;
   const int64_t first_cell =
       (static_cast<int64_t>(block) * p.kv_heads + kv_head) * p.block_size + first % p.block_size;
-  const BFloat16* keys = p.keys + first_cell * kHeadSize + lane * 8;
-  const BFloat16* values = p.values + first_cell * kHeadSize + lane * 8;
+  const char* all_keys = static_cast<const char*>(p.keys);
+  const char* all_values = static_cast<const char*>(p.values);
 #pragma unroll
   for (int i = 0; i < kCopies; ++i) {
-    const int row = (i * kWarp + lane) / S::kVectors;
-    const int vector = (i * kWarp + lane) % S::kVectors;
+    const int row = (i * kWarp + lane) / kVectors;
+    const int vector = (i * kWarp + lane) % kVectors;
+    if (row >= kChunk) break;
     const bool valid = first + row < length;
-    const uint32_t target = ring + row * S::kRowBytes + ((vector ^ (row & S::kSwizzle)) * 16);
-    const BFloat16* key = keys + i * kWarp * 8;
-    const BFloat16* value = values + i * kWarp * 8;
+    const int place = kFp8 ? vector : vector ^ (row & S::kSwizzle);
+    const uint32_t target = ring + row * kRowBytes + place * 16;
+    const int64_t offset = first_cell * kRowBytes + (i * kWarp + lane) * 16;
+    const char* key = all_keys + offset;
+    const char* value = all_values + offset;
     if constexpr (!kWhole) {
       const int position = valid ? first + row : first;
       const int64_t cell =
           (static_cast<int64_t>(table[position / p.block_size]) * p.kv_heads + kv_head) *
               p.block_size +
           position % p.block_size;
-      key = p.keys + cell * kHeadSize + vector * 8;
-      value = p.values + cell * kHeadSize + vector * 8;
+      key = all_keys + cell * kRowBytes + vector * 16;
+      value = all_values + cell * kRowBytes + vector * 16;
     }
     CopyAsync16(target, key, valid);
-    CopyAsync16(target + S::kTileBytes, value, valid);
+    CopyAsync16(target + S::kLoadBytes, value, valid);
+  }
+}
+
+/// Two FP8 values as two BF16 ones, which hold them exactly.
+__device__ __forceinline__ uint32_t Fp8PairToBf16(uint32_t pair) {
+  const __half2_raw halves = __nv_cvt_fp8x2_to_halfraw2(static_cast<uint16_t>(pair), __NV_E4M3);
+  const float2 values = __half22float2(__half2(halves));
+  return PackBf16(values.x, values.y);
+}
+
+/// Makes an FP8 chunk's keys and values BF16, in the layout that AddChunk reads.
+template <int kHeadSize>
+__device__ __forceinline__ void WidenChunk(const uint8_t* chunk, uint8_t* tile, int lane) {
+  using S = Shape<kHeadSize, true>;
+  constexpr int kVectors = kHeadSize / 16;
+#pragma unroll
+  for (int i = lane; i < 2 * kChunk * kVectors; i += kWarp) {
+    const int row = i / kVectors % kChunk;
+    const int vector = i % kVectors * 2;
+    const uint4 packed = *reinterpret_cast<const uint4*>(chunk + i * 16);
+    uint8_t* target = tile + i / (kChunk * kVectors) * S::kTileBytes + row * S::kRowBytes;
+    const auto widen = [](uint32_t low, uint32_t high) {
+      return uint4{Fp8PairToBf16(low), Fp8PairToBf16(low >> 16), Fp8PairToBf16(high),
+                   Fp8PairToBf16(high >> 16)};
+    };
+    *reinterpret_cast<uint4*>(target + ((vector ^ (row & S::kSwizzle)) * 16)) =
+        widen(packed.x, packed.y);
+    *reinterpret_cast<uint4*>(target + (((vector + 1) ^ (row & S::kSwizzle)) * 16)) =
+        widen(packed.z, packed.w);
   }
 }
 
@@ -109,7 +147,7 @@ template <int kHeadSize>
 __device__ __forceinline__ void AddChunk(const AttentionParams& p, Softmax<kHeadSize>& state,
                                          const uint32_t (&query)[kHeadSize / 16][4], uint32_t ring,
                                          int first, const int (&last_seen)[2], int lane) {
-  using S = Shape<kHeadSize>;
+  using S = Shape<kHeadSize, false>;
   const int matrix = lane / 8;
   const int matrix_row = lane % 8;
   float scores[2][4] = {};
@@ -260,7 +298,7 @@ __device__ void StoreRow(const AttentionParams& p, const ItemRows& item, int row
                          float value) {
   if (!item.Valid(row)) return;
   p.out[item.Token(p, row) * p.out_stride + item.Head(p, row) * kHeadSize + column] =
-      ToBFloat16(value);
+      ToBFloat16(value * p.value_scale);
 }
 
 /// Where the parts of an item are.
@@ -385,10 +423,10 @@ __global__ void __launch_bounds__(kCombineThreads)
   StoreRow<kHeadSize>(p, item, row, column, value / sum);
 }
 
-template <int kHeadSize, bool kWhole>
+template <int kHeadSize, bool kWhole, bool kFp8>
 __global__ void __launch_bounds__(kThreads, kHeadSize > 128 ? 1 : kBlocksPerSm)
     DecodeKernel(const AttentionParams p, int rows_max, float* parts, int32_t* tickets) {
-  using S = Shape<kHeadSize>;
+  using S = Shape<kHeadSize, kFp8>;
   extern __shared__ __align__(128) uint8_t shared[];
   __shared__ int last_to_arrive;
   int32_t* prefix = reinterpret_cast<int32_t*>(shared + S::kSharedBytes);
@@ -403,7 +441,8 @@ __global__ void __launch_bounds__(kThreads, kHeadSize > 128 ? 1 : kBlocksPerSm)
 
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
-  const uint32_t ring = SharedAddress(shared) + warp * S::kStages * 2 * S::kTileBytes;
+  const uint32_t ring = SharedAddress(shared) + warp * S::kWarpBytes;
+  uint8_t* ring_bytes = shared + warp * S::kWarpBytes;
   float* merge = reinterpret_cast<float*>(shared);
   int s = 0;
   for (int step = 1 << 30; step > 0; step /= 2) {  // the last s with prefix[s] <= at
@@ -449,9 +488,9 @@ __global__ void __launch_bounds__(kThreads, kHeadSize > 128 ? 1 : kBlocksPerSm)
 #pragma unroll
     for (int u = 0; u < S::kStages - 1; ++u) {
       if (u < units) {
-        LoadChunk<kHeadSize, kWhole>(p, ring + u * 2 * S::kTileBytes, table,
-                                     BlockOf(p, table, first_position(u), length), item.kv_head,
-                                     first_position(u), length, lane);
+        LoadChunk<kHeadSize, kWhole, kFp8>(p, ring + u * 2 * S::kLoadBytes, table,
+                                           BlockOf(p, table, first_position(u), length),
+                                           item.kv_head, first_position(u), length, lane);
       }
       CopyAsyncCommit();
     }
@@ -464,14 +503,20 @@ __global__ void __launch_bounds__(kThreads, kHeadSize > 128 ? 1 : kBlocksPerSm)
       const int ahead = u + S::kStages - 1;
       if (ahead < units) {
         const int slot = stage == 0 ? S::kStages - 1 : stage - 1;
-        LoadChunk<kHeadSize, kWhole>(p, ring + slot * 2 * S::kTileBytes, table, block, item.kv_head,
-                                     first_position(ahead), length, lane);
+        LoadChunk<kHeadSize, kWhole, kFp8>(p, ring + slot * 2 * S::kLoadBytes, table, block,
+                                           item.kv_head, first_position(ahead), length, lane);
       }
       CopyAsyncCommit();
       block = BlockOf(p, table, first_position(ahead + 1), length);
       if (first_position(u) < length) {
-        AddChunk<kHeadSize>(p, state, query, ring + stage * 2 * S::kTileBytes, first_position(u),
-                            last_seen, lane);
+        uint32_t tile = stage * 2 * S::kLoadBytes;
+        if constexpr (kFp8) {
+          WidenChunk<kHeadSize>(ring_bytes + tile, ring_bytes + S::kStages * 2 * S::kLoadBytes,
+                                lane);
+          tile = S::kStages * 2 * S::kLoadBytes;
+          __syncwarp();
+        }
+        AddChunk<kHeadSize>(p, state, query, ring + tile, first_position(u), last_seen, lane);
       }
       stage = stage + 1 == S::kStages ? 0 : stage + 1;
     }
@@ -547,9 +592,14 @@ __global__ void __launch_bounds__(kThreads, kHeadSize > 128 ? 1 : kBlocksPerSm)
 template <int kHeadSize>
 void Launch(cudaStream_t stream, int blocks, const AttentionParams& params, int rows_max,
             float* parts, int32_t* tickets) {
-  const int bytes = Shape<kHeadSize>::kSharedBytes + (params.sequences + 1) * 4;
-  const auto kernel = params.block_size % kChunk == 0 ? DecodeKernel<kHeadSize, true>
-                                                      : DecodeKernel<kHeadSize, false>;
+  const int shared_bytes =
+      params.fp8 ? Shape<kHeadSize, true>::kSharedBytes : Shape<kHeadSize, false>::kSharedBytes;
+  const int bytes = shared_bytes + (params.sequences + 1) * 4;
+  const bool whole = params.block_size % kChunk == 0;
+  const auto kernel = params.fp8 ? whole ? DecodeKernel<kHeadSize, true, true>
+                                         : DecodeKernel<kHeadSize, false, true>
+                      : whole ? DecodeKernel<kHeadSize, true, false>
+                                 : DecodeKernel<kHeadSize, false, false>;
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   const int64_t rows = static_cast<int64_t>(params.tokens) * params.heads_per_kv;
   const int64_t items = std::min<int64_t>(params.sequences + rows / kRows, rows) * params.kv_heads;

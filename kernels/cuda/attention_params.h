@@ -18,14 +18,16 @@ struct AttentionParams {
   int64_t block_tables_stride;
   const BFloat16* queries;  // [T, N * D]
   int64_t queries_stride;
-  const BFloat16* keys;    // [B, K, P, D]
-  const BFloat16* values;  // [B, K, P, D]
+  const void* keys;    // BF16 or F8E4M3 [B, K, P, D]
+  const void* values;  // as keys
+  bool fp8;            // keys and values are
   int64_t cache_blocks;
   int block_size;
   int kv_heads;
   int heads_per_kv;
-  float scale_log2;  // of q.k, times log2(e)
-  BFloat16* out;     // [T, N * D]
+  float scale_log2;   // of q.k, times log2(e) and the scale of FP8 keys
+  float value_scale;  // of FP8 values; else 1
+  BFloat16* out;      // [T, N * D]
   int64_t out_stride;
   int sequences;  // S, padded
   int tokens;     // T, padded
@@ -34,8 +36,8 @@ struct AttentionParams {
 /// Sequences whose step has more than this many (token, head of one kv head) rows are prefill's.
 inline constexpr int kDecodeRowsMax = 64;
 
-/// Sequences of more than `rows_min` rows. True when the shapes suit: head size 64 or 128, blocks
-/// of 8 to 128 positions.
+/// Sequences of more than `rows_min` rows. True when the shapes suit: a BF16 cache, head size 64 or
+/// 128, blocks of 8 to 128 positions.
 bool TakesPrefillAttention(const AttentionParams& params, int head_size);
 void RunPrefillAttention(cudaStream_t stream, int sm_count, const AttentionParams& params,
                          int head_size, int rows_min);

@@ -417,7 +417,7 @@ void Launch(cudaStream_t stream, int sm_count, const AttentionParams& p, int row
 }  // namespace
 
 bool TakesPrefillAttention(const AttentionParams& params, int head_size) {
-  return (head_size == 64 || head_size == 128) && params.block_size >= 8 &&
+  return !params.fp8 && (head_size == 64 || head_size == 128) && params.block_size >= 8 &&
          params.block_size <= kStep && kStep % params.block_size == 0 &&
          params.queries_stride % 8 == 0 && params.sequences <= kSequencesMax;
 }

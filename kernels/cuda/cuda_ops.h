@@ -3,8 +3,7 @@
 // Who calls: the op table of cuda_device.cc. Each op checks its arguments, then launches; none
 // reads device memory from the host or waits, so each can be captured in a graph.
 //
-// Not here yet, and refused: FP8 caches without latent attention, and block-scaled weights that
-// begin inside a block.
+// Not here yet, and refused: block-scaled weights that begin inside a block.
 #pragma once
 
 #include "kernels/ops.h"

@@ -1,6 +1,7 @@
 // mla_attention: which kernels compute it. The latent of GLM-4.7-Flash: absorb K_h by a GEMM a
-// head, attend over the latents on wgmma, and expand the sums by V_h, another GEMM a head. Other
-// sizes and FP8 caches: one kernel that does all, slowly.
+// head, attend over the latents on wgmma, and expand the sums by V_h, another GEMM a head; prompts
+// that begin in the step take the expanded form instead. Other sizes and FP8 caches: one kernel
+// that does all, slowly.
 
 #include <numbers>
 
@@ -18,15 +19,25 @@ namespace {
 struct MlaScratch {
   BFloat16* latents;  // [T, N, L]: absorbed queries, then sums
   void* parts;
-  BFloat16* rows;  // [T, N * v] where only the quantised output is wanted
+  BFloat16* rows;      // [T, N * v] where only the quantised output is wanted
+  BFloat16* cells;     // [T, L + rope] of the step's tokens
+  BFloat16* expanded;  // [T, N * (nope + v)]
 };
 
-MlaScratch LayOut(ScratchLayout& layout, int sm_count, int64_t tokens, int64_t latent_columns,
-                  int64_t out_columns) {
+struct MlaWidths {
+  int64_t latent;    // N * L
+  int64_t out;       // N * v
+  int64_t cell;      // L + rope
+  int64_t expanded;  // N * (nope + v)
+};
+
+MlaScratch LayOut(ScratchLayout& layout, int sm_count, int64_t tokens, const MlaWidths& widths) {
   MlaScratch scratch{};
-  scratch.latents = layout.Take<BFloat16>(tokens * latent_columns);
+  scratch.latents = layout.Take<BFloat16>(tokens * widths.latent);
   scratch.parts = layout.Take<char>(WideMlaScratchBytes(sm_count));
-  scratch.rows = layout.Take<BFloat16>(tokens * out_columns);
+  scratch.rows = layout.Take<BFloat16>(tokens * widths.out);
+  scratch.cells = layout.Take<BFloat16>(tokens * widths.cell);
+  scratch.expanded = layout.Take<BFloat16>(tokens * widths.expanded);
   return scratch;
 }
 
@@ -63,6 +74,20 @@ LtProblem Expansion(const MlaParams& p, const BFloat16* latents, const Tensor& o
                     .in = p.latent,
                     .weight = static_cast<int64_t>(p.plain + p.value) * p.latent,
                     .out = p.value}};
+}
+
+/// expanded[t] = kv_up cells[t], the latent part: the keys and values of every head.
+LtProblem KeysAndValues(const MlaParams& p, const MlaScratch& scratch) {
+  const int64_t columns = static_cast<int64_t>(p.heads) * (p.plain + p.value);
+  return {.rows = p.tokens,
+          .outputs = columns,
+          .depth = p.latent,
+          .in = scratch.cells,
+          .in_stride = p.latent + p.rope,
+          .weight = p.kv_up,
+          .weight_stride = p.latent,
+          .out = scratch.expanded,
+          .out_stride = columns};
 }
 
 MlaParams ParamsOf(const MlaAttentionArgs& args) {
@@ -113,8 +138,11 @@ void CheckArguments(const MlaAttentionArgs& args) {
 int64_t MlaScratchBytes(const StepLimits& limits, int sm_count) {
   if (limits.latent == 0) return 0;
   ScratchLayout layout(nullptr);
-  LayOut(layout, sm_count, limits.tokens_max, limits.query_heads * limits.latent,
-         limits.query_heads * limits.head_size);
+  LayOut(layout, sm_count, limits.tokens_max,
+         {.latent = limits.query_heads * limits.latent,
+          .out = limits.query_heads * limits.head_size,
+          .cell = limits.latent,
+          .expanded = 2 * limits.query_heads * limits.head_size});
   return layout.bytes();
 }
 
@@ -124,11 +152,15 @@ void MlaAttention(Device& device, const MlaAttentionArgs& args) {
   const MlaParams params = ParamsOf(args);
   const int sm_count = op.device().sm_count();
   const int64_t columns = static_cast<int64_t>(params.heads) * params.value;
-  const int64_t latent_columns = static_cast<int64_t>(params.heads) * params.latent;
+  const MlaWidths widths = {
+      .latent = static_cast<int64_t>(params.heads) * params.latent,
+      .out = columns,
+      .cell = params.latent + params.rope,
+      .expanded = static_cast<int64_t>(params.heads) * (params.plain + params.value)};
   ScratchLayout sizes(nullptr);
-  LayOut(sizes, sm_count, params.tokens, latent_columns, columns);
+  LayOut(sizes, sm_count, params.tokens, widths);
   ScratchLayout layout(op.device().Scratch(sizes.bytes()));
-  const MlaScratch scratch = LayOut(layout, sm_count, params.tokens, latent_columns, columns);
+  const MlaScratch scratch = LayOut(layout, sm_count, params.tokens, widths);
 
   Tensor out = args.out;
   if (out.empty()) out = Tensor(scratch.rows, DType::kBF16, {params.tokens, columns});
@@ -137,9 +169,16 @@ void MlaAttention(Device& device, const MlaAttentionArgs& args) {
   const LtProblem expand = Expansion(params, scratch.latents, out);
   if (TakesWideMla(params, args.cache.keys.dtype) && LtGemms::Takes(absorb) &&
       LtGemms::Takes(expand)) {
+    const bool fresh = HasMlaPrompts(params) && TakesMlaPrefill(params);
     op.device().gemms().Run(op.stream(), absorb);
-    RunWideMla(op.stream(), sm_count, params, scratch.latents, scratch.parts);
+    RunWideMla(op.stream(), sm_count, params, fresh, scratch.latents, scratch.parts);
     op.device().gemms().Run(op.stream(), expand);
+    if (fresh) {
+      GatherCells(op.stream(), params, scratch.cells);
+      op.device().gemms().Run(op.stream(), KeysAndValues(params, scratch));
+      RunMlaPrefill(op.stream(), sm_count, params, kMlaSplitRowsMax, scratch.cells,
+                    scratch.expanded, out.Data<BFloat16>(), out.stride[0]);
+    }
   } else {
     RunPlainMla(op.stream(), params, args.cache.keys.dtype, out.Data<BFloat16>(), out.stride[0]);
   }

@@ -38,9 +38,27 @@ struct MlaParams {
 bool TakesWideMla(const MlaParams& params, DType cache_dtype);
 int64_t WideMlaScratchBytes(int sm_count);
 /// latents, BF16 [T * N, 512], in and out: the absorbed queries become the rounded sums of p c.
-/// `parts`: WideMlaScratchBytes().
-void RunWideMla(cudaStream_t stream, int sm_count, const MlaParams& params, BFloat16* latents,
-                void* parts);
+/// `parts`: WideMlaScratchBytes(). `without_fresh`: leaves out prompts that begin in the step.
+void RunWideMla(cudaStream_t stream, int sm_count, const MlaParams& params, bool without_fresh,
+                BFloat16* latents, void* parts);
+/// Whether sequences of a step may have more rows than this, so that prompts are worth their own
+/// launch. With hardly more tokens than sequences they are not.
+inline constexpr int kMlaSplitRowsMax = 256;
+inline bool HasMlaPrompts(const MlaParams& params) {
+  return params.tokens > 4 * params.sequences &&
+         static_cast<int64_t>(params.tokens) * params.heads > kMlaSplitRowsMax;
+}
+
+/// The expanded form, for prompts that begin in the step, of more than `rows_min` rows: heads of
+/// 192 + 64 and values of 256, as GLM-4.7-Flash has them.
+bool TakesMlaPrefill(const MlaParams& params);
+/// cells, [T, L + rope] = those of the step's tokens, of a BF16 cache.
+void GatherCells(cudaStream_t stream, const MlaParams& params, BFloat16* cells);
+/// expanded, [T, N * (nope + v)]: kv_up times the latents of `cells`. out, [T, N * v]: of the
+/// tokens of those prompts.
+void RunMlaPrefill(cudaStream_t stream, int sm_count, const MlaParams& params, int rows_min,
+                   const BFloat16* cells, const BFloat16* expanded, BFloat16* out,
+                   int64_t out_stride);
 
 /// Any sizes, a block a (token, head), absorption and values included: out, BF16 [T, N * v].
 void RunPlainMla(cudaStream_t stream, const MlaParams& params, DType cache_dtype, BFloat16* out,

@@ -43,8 +43,6 @@ constexpr int kCellBytes = kBoxes * kCellBoxBytes;
 constexpr int kRingBytes = kQueryBytes + kStages * kCellBytes;
 constexpr int kPartFloats = kRows * (kLatent + 2);  // sums, then the rows' maxima, then their sums
 constexpr int kSequencesMax = 2048;
-// Sequences with more rows are dealt as whole tiles.
-constexpr int kSplitRowsMax = 256;
 
 struct SharedState {
   uint64_t query_full;
@@ -92,12 +90,20 @@ __device__ void Scan(int sequences, int32_t* prefix, Count count) {
   __syncthreads();
 }
 
+/// Sequences of more than `rows_max` rows are dealt as whole tiles, the others split.
+struct Share {
+  int rows_max;
+  bool without_fresh;
+};
+
 template <bool kSplit>
-__device__ void ScanTiles(const MlaParams& p, int sequences, int rows_max, int32_t* prefix) {
+__device__ void ScanTiles(const MlaParams& p, int sequences, const Share& share, int32_t* prefix) {
   Scan(sequences, prefix, [&](int s) {
     const SequenceWork work(p, s);
-    if constexpr (kSplit) return work.rows > rows_max ? 0 : work.tiles() * work.steps();
-    return work.rows > rows_max ? work.tiles() : 0;
+    const bool prompt = work.rows > share.rows_max;
+    if constexpr (kSplit) return prompt ? 0 : work.tiles() * work.steps();
+    const bool fresh = work.rows == work.length * p.heads;
+    return prompt && !(fresh && share.without_fresh) ? work.tiles() : 0;
   });
 }
 
@@ -461,7 +467,7 @@ template <bool kSplit>
 __global__ void __launch_bounds__(kThreads, 1)
     WideMlaKernel(const __grid_constant__ CUtensorMap absorbed,
                   const __grid_constant__ CUtensorMap queries,
-                  const __grid_constant__ CUtensorMap cells, const MlaParams p, int rows_max,
+                  const __grid_constant__ CUtensorMap cells, const MlaParams p, Share share,
                   BFloat16* latents, float* parts) {
   extern __shared__ __align__(1024) uint8_t shared[];
   __shared__ SharedState state;
@@ -483,7 +489,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   DependencyStart();
   const int sequences = p.counts[1];
-  ScanTiles<kSplit>(p, sequences, rows_max, prefix);
+  ScanTiles<kSplit>(p, sequences, share, prefix);
 
   if (threadIdx.x < kProducers) {
     RegistersGive<40>();
@@ -511,12 +517,12 @@ constexpr int kCombineRows = 4;       // of a block
 /// Adds the parts of the tile that is first split where run `blockIdx.x` ends; rows blockIdx.y * 4
 /// on.
 __global__ void __launch_bounds__(kCombineThreads)
-    CombineKernel(const MlaParams p, int rows_max, int blocks, BFloat16* latents,
+    CombineKernel(const MlaParams p, Share share, int blocks, BFloat16* latents,
                   const float* parts) {
   __shared__ int32_t prefix[kSequencesMax + 1];
   DependencyStart();
   const int sequences = p.counts[1];
-  ScanTiles<true>(p, sequences, rows_max, prefix);
+  ScanTiles<true>(p, sequences, share, prefix);
   const int total = prefix[sequences];
   const int run = RunOf(total, blocks);
   const int first_block = blockIdx.x;
@@ -571,8 +577,8 @@ int64_t WideMlaScratchBytes(int sm_count) {
   return static_cast<int64_t>(2) * sm_count * kPartFloats * static_cast<int64_t>(sizeof(float));
 }
 
-void RunWideMla(cudaStream_t stream, int sm_count, const MlaParams& p, BFloat16* latents,
-                void* scratch) {
+void RunWideMla(cudaStream_t stream, int sm_count, const MlaParams& p, bool without_fresh,
+                BFloat16* latents, void* scratch) {
   const int64_t rows = static_cast<int64_t>(p.tokens) * p.heads;
   const int64_t query_size = p.plain + p.rope;
   const CUtensorMap absorbed = MakeTensorMap(latents, DType::kBF16, rows, kLatent, kLatent, kRows);
@@ -583,17 +589,16 @@ void RunWideMla(cudaStream_t stream, int sm_count, const MlaParams& p, BFloat16*
                     kLatent + kRope, std::min(kStep, p.block_size));
   float* parts = static_cast<float*>(scratch);
   const int bytes = kRingBytes + 1024 + (p.sequences + 1) * 4;
-  // With hardly more tokens than sequences no prompt is worth a second launch.
-  const bool prompts = p.tokens > 4 * p.sequences && rows > kSplitRowsMax;
-  const int rows_max = prompts ? kSplitRowsMax : std::numeric_limits<int>::max();
+  const bool prompts = HasMlaPrompts(p);
+  const Share share = {prompts ? kMlaSplitRowsMax : std::numeric_limits<int>::max(), without_fresh};
   const auto launch = [&](auto kernel) {
     CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
     LaunchAfter(kernel, dim3(static_cast<unsigned>(sm_count)), kThreads, bytes, stream, absorbed,
-                queries, cells, p, rows_max, latents, parts);
+                queries, cells, p, share, latents, parts);
   };
   launch(WideMlaKernel<true>);
   LaunchAfter(CombineKernel, dim3(static_cast<unsigned>(sm_count), kRows / kCombineRows),
-              kCombineThreads, 0, stream, p, rows_max, sm_count, latents,
+              kCombineThreads, 0, stream, p, share, sm_count, latents,
               static_cast<const float*>(parts));
   if (prompts) launch(WideMlaKernel<false>);
 }

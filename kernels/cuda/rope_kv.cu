@@ -39,6 +39,10 @@ struct RopeParams {
   int head_size;
   BFloat16* keys;
   BFloat16* values;
+  uint8_t* fp8_keys;  // in place of keys and values, or null
+  uint8_t* fp8_values;
+  float key_scale;
+  float value_scale;
   int block_size;
 };
 
@@ -46,7 +50,9 @@ struct RopeParams {
 struct Head {
   const BFloat16* source;
   BFloat16* target;
-  const BFloat16* norm;  // null: none
+  uint8_t* fp8_target = nullptr;  // in place of target, or null
+  float scale = 1;                // of fp8_target
+  const BFloat16* norm;           // null: none
   int position;
   bool copied;  // a head of v
 
@@ -61,9 +67,23 @@ struct Head {
     const int kv_head = (head - p.query_heads) % p.kv_heads;
     const int64_t block =
         p.block_tables[p.token_sequences[token] * p.block_tables_stride + position / p.block_size];
-    target =
-        (copied ? p.values : p.keys) +
+    const int64_t cell =
         ((block * p.kv_heads + kv_head) * p.block_size + position % p.block_size) * p.head_size;
+    if (p.fp8_keys != nullptr) {
+      fp8_target = (copied ? p.fp8_values : p.fp8_keys) + cell;
+      scale = copied ? p.value_scale : p.key_scale;
+    } else {
+      target = (copied ? p.values : p.keys) + cell;
+    }
+  }
+
+  /// Stores a value that act can hold.
+  __device__ void Store(int i, BFloat16 value) const {
+    if (fp8_target != nullptr) {
+      fp8_target[i] = static_cast<uint8_t>(PackFp8(ToFloat(value) / scale, 0.0f) & 0xFF);
+    } else {
+      target[i] = value;
+    }
   }
 };
 
@@ -118,7 +138,16 @@ __global__ void __launch_bounds__(kHeadsPerBlock* kWarp) NormRopeVectorKernel(co
       packed.words[i] = PackBf16(values[2 * i], values[2 * i + 1]);
     }
   }
-  reinterpret_cast<Vector*>(head.target)[lane] = packed.vector;
+  if (head.fp8_target == nullptr) {
+    reinterpret_cast<Vector*>(head.target)[lane] = packed.vector;
+    return;
+  }
+#pragma unroll
+  for (int i = 0; i < kValues; i += 2) {
+    const uint32_t word = packed.words[i / 2];
+    *reinterpret_cast<uint16_t*>(head.fp8_target + lane * kValues + i) = PackFp8(
+        __uint_as_float(word << 16) / head.scale, __uint_as_float(word & 0xFFFF0000u) / head.scale);
+  }
 }
 
 __global__ void __launch_bounds__(kHeadsPerBlock* kWarp) NormRopeStoreKernel(const RopeParams p) {
@@ -133,9 +162,8 @@ __global__ void __launch_bounds__(kHeadsPerBlock* kWarp) NormRopeStoreKernel(con
 
   const Head work(p, token, head);
   const BFloat16* source = work.source;
-  BFloat16* target = work.target;
   if (work.copied) {
-    for (int i = lane; i < p.head_size; i += kWarp) target[i] = source[i];
+    for (int i = lane; i < p.head_size; i += kWarp) work.Store(i, source[i]);
     return;
   }
 
@@ -165,7 +193,7 @@ __global__ void __launch_bounds__(kHeadsPerBlock* kWarp) NormRopeStoreKernel(con
     } else if (i < p.rope_size) {
       value = value * cosines[i - half] + values[i - half] * sines[i - half];
     }
-    target[i] = ToBFloat16(value);
+    work.Store(i, ToBFloat16(value));
   }
 }
 
@@ -179,9 +207,10 @@ void NormRopeStore(Device& device, const NormRopeStoreArgs& args) {
   const int64_t block_size = args.cache.keys.shape[2];
   const int64_t rope_size = args.rope.shape[1];
   CheckShape(args.qkv, DType::kBF16, {tokens, heads * head_size}, "norm_rope_store.qkv");
-  CheckShape(args.cache.keys, DType::kBF16, {-1, args.kv_heads, -1, -1}, "cache.keys");
-  CheckShape(args.cache.values, DType::kBF16, {-1, args.kv_heads, block_size, head_size},
-             "cache.values");
+  const bool fp8 = args.cache.keys.dtype == DType::kF8E4M3;
+  const DType cache = fp8 ? DType::kF8E4M3 : DType::kBF16;
+  CheckShape(args.cache.keys, cache, {-1, args.kv_heads, -1, -1}, "cache.keys");
+  CheckShape(args.cache.values, cache, {-1, args.kv_heads, block_size, head_size}, "cache.values");
   CheckShape(args.rope, DType::kF32, {-1, -1}, "norm_rope_store.rope");
   if (!args.q_norm.empty()) CheckShape(args.q_norm, DType::kBF16, {head_size}, "q_norm");
   if (!args.k_norm.empty()) CheckShape(args.k_norm, DType::kBF16, {head_size}, "k_norm");
@@ -205,8 +234,12 @@ void NormRopeStore(Device& device, const NormRopeStoreArgs& args) {
       .query_heads = static_cast<int>(args.query_heads),
       .kv_heads = static_cast<int>(args.kv_heads),
       .head_size = static_cast<int>(head_size),
-      .keys = args.cache.keys.Data<BFloat16>(),
-      .values = args.cache.values.Data<BFloat16>(),
+      .keys = fp8 ? nullptr : args.cache.keys.Data<BFloat16>(),
+      .values = fp8 ? nullptr : args.cache.values.Data<BFloat16>(),
+      .fp8_keys = fp8 ? static_cast<uint8_t*>(args.cache.keys.data) : nullptr,
+      .fp8_values = fp8 ? static_cast<uint8_t*>(args.cache.values.data) : nullptr,
+      .key_scale = args.cache.key_scale,
+      .value_scale = args.cache.value_scale,
       .block_size = static_cast<int>(block_size),
   };
   const dim3 grid(static_cast<unsigned>(tokens),

@@ -336,4 +336,19 @@ std::vector<OpCase> MlaAttentionCases() {
   return cases;
 }
 
+std::vector<OpCase> MlaAttentionLargeCases() {
+  constexpr MlaShape kHeads{10, 192, 64, 256, 512};
+  const std::vector<Step> steps = {
+      {"prompts", Spec({{0, 150}, {0, 65}, {0, 129}}, 16)},
+      {"prompts and decode", Spec({{700, 1}, {0, 130}, {90, 70}, {33, 1}}, 64)},
+      {"long decode", Spec({{1500, 1}, {1, 1}, {640, 3}, {31, 2}}, 32)},
+      {"many", Spec(std::vector<BatchSpec::Part>(70, {100, 1}), 16)},
+  };
+  std::vector<OpCase> cases;
+  for (const Step& step : steps) {
+    cases.push_back(MlaAttentionCase(DType::kBF16, step, kHeads, false, false, false));
+  }
+  return cases;
+}
+
 }  // namespace glm::test

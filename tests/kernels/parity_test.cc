@@ -36,6 +36,8 @@ TEST_F(ParityTest, AddRmsNorm) { RunAll(AddRmsNormCases()); }
 TEST_F(ParityTest, Linear) { RunAll(LinearCases()); }
 TEST_F(ParityTest, NormRopeStore) { RunAll(NormRopeStoreCases()); }
 TEST_F(ParityTest, Attention) { RunAll(AttentionCases()); }
+TEST_F(ParityTest, NormRopeStoreFloat8) { RunAll(NormRopeStoreFloat8Cases()); }
+TEST_F(ParityTest, AttentionFloat8) { RunAll(AttentionFloat8Cases()); }
 TEST_F(ParityTest, MlaRopeStore) { RunAll(MlaRopeStoreCases()); }
 TEST_F(ParityTest, MlaAttention) { RunAll(MlaAttentionCases()); }
 TEST_F(ParityTest, SiluMul) { RunAll(SiluMulCases()); }
@@ -52,6 +54,7 @@ TEST_F(ParityTest, RmsNorm) { RunAll(RmsNormCases()); }
 
 TEST_F(ParityTest, LargeLinear) { RunAll(LinearLargeCases()); }
 TEST_F(ParityTest, LargeAttention) { RunAll(AttentionLargeCases()); }
+TEST_F(ParityTest, LargeMlaAttention) { RunAll(MlaAttentionLargeCases()); }
 TEST_F(ParityTest, LargeMoeExperts) { RunAll(MoeExpertsLargeCases()); }
 
 TEST_F(ParityTest, ReplayReadsWhatDeviceMemoryThenHolds) {
