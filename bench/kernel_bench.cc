@@ -462,9 +462,12 @@ void MlaBench(Bench& bench, const StepShape& step) {
   const double seen = static_cast<double>(step.sequences) * static_cast<double>(step.tokens) *
                       (static_cast<double>(step.cached) + (step.tokens + 1) / 2.0);
   constexpr double kUpElements = kHeads * (kPlain + kValue) * kLatent;
+  // Of one query and position: what the cheaper form takes, which for prompts is the expanded one.
+  const double pair =
+      step.cached == 0 ? kPlain + kRope + kValue : static_cast<double>(2 * kLatent + kRope);
   bench.Report(name, 2 * (kUpElements + static_cast<double>(step.sequences) * kv * 576),
-               2 * (seen * kHeads * (2 * kLatent + kRope) + step.tokens_all() * kUpElements), false,
-               [&](int i) {
+               2 * (seen * kHeads * pair + static_cast<double>(step.tokens_all()) * kUpElements),
+               false, [&](int i) {
                  bench.device().ops().mla_attention(
                      bench.device(),
                      {.batch = batch,

@@ -71,6 +71,7 @@ struct StepperOptions {
   bool mtp = false;
   bool float8_cache = false;
   bool cuda = false;                     // REQUIRES that there is a GPU
+  bool quantize = false;                 // linears to FP8 while loading
   Communicator* communicator = nullptr;  // of the ranks that share the model; null: there is one
 };
 
@@ -87,7 +88,10 @@ class Stepper {
         rank_config,
         {.tokens_max = kTokensMax, .sequences_max = kSequencesMax, .logit_rows_max = kTokensMax});
     device_->PlanScratch(limits_);
-    auto model = Glm::Load(*device_, config_, folder, dtype, limits_,
+    engine::WeightSource source(folder);
+    source.quantize = options.quantize;
+    source.threads = options.threads;
+    auto model = Glm::Load(*device_, config_, source, dtype, limits_,
                            {.mtp = options.mtp, .communicator = options.communicator});
     EXPECT_TRUE(model.ok()) << model.status();
     model_ = *std::move(model);
