@@ -35,8 +35,10 @@
 //              - Inside moe_experts h is quantised from unrounded floats, one scale a token and 128
 //                columns of M, whichever scales the weights have.
 //              - Products are summed in float. Channel and token scales multiply the whole sum,
-//                block and column scales the sum of their 128 columns; then the bias is added, and
-//                the result rounded once.
+//                block and column scales the sum of the columns that they have in common, 128 but
+//                where a slice cuts a block; then the bias is added, and the result rounded once.
+//              - An FP8 tensor that feeds no FP8 linear (kv_b_proj, the draft layer's head) becomes
+//                value * scale, rounded to act, while loading.
 //              - An FP8 cache stores act values x / scale; attention reads value * scale as float.
 //              tests/golden/make_fp8.py says the same in float64, and is what tests hold us to.
 //   Optional   A Tensor or Activation that may be left out has an initialiser.
@@ -84,10 +86,11 @@ struct Activation {
 struct Weight {
   Tensor values;    // F32, BF16 or F8E4M3 [N, K]; experts: [E, N, K]
   Tensor scales{};  // empty, or F32 [N] ([E, N]): one an output channel;
-                    // or F32 [blocks of rows, blocks of columns] ([E, ...]): one a 128 x 128 block
-  // A rank's slice of a block-scaled weight may begin inside a block: these many rows and columns
-  // of the first block are not in the slice. Activation groups of 128 columns begin there too.
-  int64_t scale_row_offset = 0;
+                    // or F32 [blocks of rows, blocks of columns] ([E, ...]): one a 128 x 128
+                    // block; or F32 [N, blocks of columns] ([E, ...]): one a row and 128 columns,
+                    // where packing or a rank's slice cuts blocks of rows
+  // A rank's slice of a block-scaled weight may begin inside a block: so many columns of the first
+  // block are not in the slice, 0..127. Activation groups of 128 columns begin with the slice.
   int64_t scale_column_offset = 0;
 };
 
@@ -301,6 +304,10 @@ struct AdvanceDraftsArgs {
 };
 
 struct OpTable {
+  /// Whether linear and moe_experts take weights whose blocks of scales are cut: a scale a row and
+  /// 128 columns, and a scale_column_offset.
+  bool takes_cut_blocks = false;
+
   /// out[t] = table[id of t - vocabulary_begin], or zeros when that is no row of the table. The id
   /// is token_ids[t], or last_ids[~token_ids[t]] when that is negative.
   void (*embed)(Device&, const EmbedArgs&);

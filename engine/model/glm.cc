@@ -233,6 +233,7 @@ absl::StatusOr<std::unique_ptr<Glm>> Glm::Load(Device& device, const ModelConfig
   const PlanTerms terms{.stored = checkpoint.has_value() ? &checkpoint->tensors() : nullptr,
                         .scaling = config.quantization.weights,
                         .quantize = source.quantize,
+                        .cut_blocks = device.ops().takes_cut_blocks,
                         .slice = slice};
   const absl::StatusOr<bool> with_mtp = WantMtp(config, terms.stored, options);
   if (!with_mtp.ok()) {

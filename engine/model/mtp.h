@@ -33,8 +33,9 @@ bool HasMtp(const ModelConfig& config, const StoredTensors& stored);
 
 /// Puts the draft layer's weights into the plan. An embedding or head that is the model's is not
 /// loaded and stays empty: UseModelWeights fills it in. Reads the copies to compare them; without a
-/// checkpoint they count as the layer's own. A head in FP8 is a rounded copy of the model's, which
-/// is used in its place: what a draft loses by it is less than what rounding its input would cost.
+/// checkpoint they count as the layer's own, but for a head in FP8. Such a head is compared too: if
+/// it is the model's, rounded, the model's is used, which is no worse; else it is loaded, and
+/// dequantised.
 void PlanMtp(const ModelConfig& config, DType dtype, WeightPlan* plan, MtpWeights* weights);
 void UseModelWeights(const Tensor& embedding, const Weight& head, MtpWeights* weights);
 

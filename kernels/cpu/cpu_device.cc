@@ -14,6 +14,7 @@ namespace {
 constexpr int64_t kAlignment = 256;
 
 constexpr OpTable kCpuOps = {
+    .takes_cut_blocks = true,
     .embed = Embed,
     .add_rms_norm = AddRmsNorm,
     .linear = Linear,
