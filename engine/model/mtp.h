@@ -49,10 +49,13 @@ class Mtp {
   static int64_t BufferBytes(const ModelConfig& config, DType dtype, const StepLimits& limits);
 
   const LayerWeights& layer() const { return weights_.layer; }
+  /// The output of the last Forward after the layer's norm, act [tokens, H].
+  Tensor hidden(int64_t tokens) const { return embedded_.Rows(0, tokens); }
 
   /// batch: the step's, with the token *after* each position as its token id. hidden: act [T, H],
-  /// after the model's final norm. Stores K and V into `cache`, the draft layer's own; writes the
-  /// logits of batch.logit_tokens to `logits`, F32 [R, V].
+  /// after the model's final norm, or this layer's own where drafts go on from drafts. Stores K and
+  /// V into `cache`, the draft layer's own; writes the logits of batch.logit_tokens to `logits`,
+  /// F32 [R, V].
   void Forward(const BatchView& batch, const Tensor& hidden, const KvLayer& cache,
                const Tensor& logits, const Trace& trace) const;
 
