@@ -109,6 +109,7 @@ class LiveExchange final : public Exchange, private Receiver {
   std::vector<int32_t> prompt_ids_;
   std::vector<int32_t> answer_ids_;  // kept for replay: the next worker goes on after them
   std::string echo_;                 // goes before the first delta's content
+  bool echo_shows_special_ = false;
   std::vector<std::vector<int32_t>> bad_words_;
   std::vector<TokenScore> prompt_scores_;  // so far; they go with the first delta
   std::optional<AnswerText> text_;
@@ -159,6 +160,7 @@ absl::Status LiveExchange::MakePrompt() {
   }
   prompt_ids_ = encoded->ids;
   echo_ = encoded->echo;
+  echo_shows_special_ = encoded->echo_shows_special;
   const AnswerStart start = encoded->start;
   request_.encoded = nullptr;
   request_.prompt = std::string();
@@ -184,6 +186,7 @@ absl::Status LiveExchange::EncodePrompt(EncodedPrompt* encoded) {
     if (!ids.ok()) return ids.status();
     encoded->ids = *std::move(ids);
     if (request_.echo) encoded->echo = std::move(*text);
+    encoded->echo_shows_special = true;
   } else {
     encoded->ids = std::move(std::get<std::vector<int32_t>>(request_.prompt));
     if (request_.echo) encoded->echo = rooms_.text->Decode(encoded->ids);
@@ -398,6 +401,7 @@ void LiveExchange::TakeTokens(const wire::Output& output, AnswerDelta* delta) {
   if (answer_ids_.empty()) {
     rooms_.metrics->ObserveFirstToken(SecondsBetween(began_, now));
     delta->content = std::move(echo_);
+    for (TokenScore& score : prompt_scores_) score.is_text |= echo_shows_special_;
     delta->prompt_logprobs = std::move(prompt_scores_);
   } else {
     rooms_.metrics->ObserveNextTokens(SecondsBetween(last_token_, now), count);

@@ -39,7 +39,8 @@ struct EncodedPrompt {
   bool is_made = false;
   std::vector<int32_t> ids;
   AnswerStart start = AnswerStart::kPlain;
-  std::string echo;  // the prompt's text, if asked for
+  std::string echo;                 // the prompt's text, if asked for
+  bool echo_shows_special = false;  // as the client wrote it, special tokens too
 };
 
 /// Something added to the logit of one token.

@@ -93,7 +93,7 @@ class OpenAiAnswer final : public HttpAnswer {
     }
     if (!delta.end.has_value()) return;
     part.choice.end = *delta.end;
-    part.choice.logprobs = Logprobs(&part, part.scores);
+    if (!stream_) part.choice.logprobs = Logprobs(&part, part.scores);
     usage_.completion_tokens += delta.usage.completion_tokens;
     if (index % answers_per_prompt_ == 0) {  // the answers to one prompt share it
       usage_.prompt_tokens += delta.usage.prompt_tokens;
