@@ -1,4 +1,4 @@
-// Logprobs as OpenAI's API writes them, and the prompt's as vLLM does.
+// Logprobs as OpenAI's API writes them; and the prompt's, which it does not have.
 //
 // Who calls: OpenAiFront, on its loop. Pure functions. A logprob of minus infinity is written as
 // -9999, since JSON has none.
