@@ -34,12 +34,9 @@ class ScriptedEngine : public engine::Engine {
     cancelled_.push_back(id);
     changed_.SignalAll();
   }
-  engine::EngineStats Stats() const override { return stats; }
+  engine::EngineStats Stats() const override { return {}; }
   const engine::EngineShape& shape() const override { return shape_; }
   void Stop() override {}
-
-  /// What Stats says; set before anybody asks.
-  engine::EngineStats stats;
 
   /// Blocks until `count` requests were submitted; the last of them.
   engine::Request AwaitSubmitted(size_t count) {

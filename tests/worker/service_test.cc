@@ -309,8 +309,14 @@ TEST_F(ServiceTest, ASubmitThatDoesNotFitIsRefusedByName) {
   EXPECT_TRUE(service_->AwaitIdle(std::chrono::milliseconds(0)));
 }
 
+class CountingEngine : public ScriptedEngine {
+ public:
+  engine::EngineStats Stats() const override { return stats; }
+  engine::EngineStats stats;
+};
+
 TEST(WorkerMetricsTest, TellsCacheAndDrafts) {
-  ScriptedEngine engine;
+  CountingEngine engine;
   engine.stats.preemptions = 2;
   engine.stats.prompt_tokens_queried = 100;
   engine.stats.prompt_tokens_cached = 64;
