@@ -23,6 +23,7 @@ class Heard final : public Receiver {
   void OnOutput(const wire::Output& output) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (const uint32_t id : output.token_ids()) token_ids.push_back(static_cast<int32_t>(id));
+    ++outputs;
     if (output.finish() != wire::FINISH_NONE) last = output;
     changed_.notify_all();
   }
@@ -50,6 +51,7 @@ class Heard final : public Receiver {
 
   // Read under Await, or when nothing can change any more.
   std::vector<int32_t> token_ids;
+  int32_t outputs = 0;
   std::optional<wire::Output> last;
   std::optional<absl::Status> lost;
   std::optional<absl::Status> end;
@@ -152,6 +154,22 @@ TEST_F(SessionTest, LoadCountsWhatWasSentBeforeTheWorkerSaysIt) {
   EXPECT_EQ(session_->Load().tokens_waiting, 0);
   worker_->Step();
   ASSERT_TRUE(first.Await([&] { return first.last.has_value(); }));
+}
+
+TEST_F(SessionTest, LogprobsOfAPromptThatIsNotComputedYetSettleNoLoad) {
+  OpenReady({.automatic = false});
+  Heard heard;
+  wire::Submit submit = MakeSubmit({1, 2, 3, 4}, 1);
+  submit.mutable_sampling()->set_prompt_logprobs(0);
+  ASSERT_TRUE(Submit(0, submit, &heard).ok());
+  ASSERT_TRUE(worker_->AwaitLive(1));
+  worker_->Step();
+  ASSERT_TRUE(heard.Await([&] { return heard.outputs == 1; }));
+  EXPECT_TRUE(heard.token_ids.empty());
+  EXPECT_EQ(session_->Load().tokens_waiting, 4);
+  worker_->Step();
+  ASSERT_TRUE(heard.Await([&] { return heard.last.has_value(); }));
+  EXPECT_EQ(session_->Load().tokens_waiting, 0);
 }
 
 TEST_F(SessionTest, LoadOfOthersIsHeard) {
