@@ -29,7 +29,10 @@ Sequence MakeSequence(const Ids& tokens, int32_t prompt_tokens) {
 TEST(PlanWriterTest, ARowSaysEverythingAboutItsDraw) {
   Sequence sequence = MakeSequence({1, 2, 3, 4}, 4);
   sequence.generated_before = 1;
-  sequence.sampling = {.temperature = 0.5f, .top_p = 0.9f, .min_p = 0.1f, .top_k = 7};
+  sequence.sampling.temperature = 0.5f;
+  sequence.sampling.top_p = 0.9f;
+  sequence.sampling.min_p = 0.1f;
+  sequence.sampling.top_k = 7;
   sequence.sampling.repetition_penalty = 1.5f;
   sequence.sampling.frequency_penalty = 0.25f;
   sequence.sampling.presence_penalty = -0.5f;
