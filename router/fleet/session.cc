@@ -254,7 +254,7 @@ void Session::Deliver(int32_t loop_index, const std::vector<wire::Output>& outpu
     if (output.finish() != wire::FINISH_NONE) {
       Forget(found->second);
       table.erase(found);
-    } else if (!found->second.answered) {
+    } else if (!found->second.answered && output.token_ids_size() > 0) {
       found->second.answered = true;
       own_tokens_waiting_.fetch_sub(found->second.prompt_tokens, std::memory_order_relaxed);
     }

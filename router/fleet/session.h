@@ -113,7 +113,7 @@ class Session final : private grpc::ClientBidiReactor<wire::RouterFrame, wire::W
   struct Live {
     Receiver* receiver = nullptr;
     int64_t prompt_tokens = 0;
-    bool answered = false;  // a first output came, so its prompt is computed
+    bool answered = false;  // a first token came, so its prompt is computed
   };
   /// The live requests of one loop, by id. The id modulo the number of loops is the loop.
   using LiveTable = std::unordered_map<uint64_t, Live>;

@@ -136,6 +136,8 @@ class ExchangeClient {
   std::string content;
   std::string reasoning;
   std::vector<int32_t> token_ids;
+  std::vector<TokenScore> logprobs;
+  std::vector<TokenScore> prompt_logprobs;
   std::optional<AnswerEnd> end;
   Usage usage;
   std::optional<absl::Status> error;
@@ -147,6 +149,9 @@ class ExchangeClient {
     content += delta.content;
     reasoning += delta.reasoning;
     token_ids.insert(token_ids.end(), delta.token_ids.begin(), delta.token_ids.end());
+    logprobs.insert(logprobs.end(), delta.logprobs.begin(), delta.logprobs.end());
+    prompt_logprobs.insert(prompt_logprobs.end(), delta.prompt_logprobs.begin(),
+                           delta.prompt_logprobs.end());
     if (delta.end.has_value()) {
       end = delta.end;
       usage = delta.usage;

@@ -45,6 +45,18 @@ std::vector<int32_t> FakeAnswer(const FakeWorkerOptions& options, std::vector<in
   return prompt_ids;
 }
 
+wire::TokenLogprobs FakeLogprobs(int32_t id, int32_t alternatives) {
+  wire::TokenLogprobs logprobs;
+  logprobs.set_id(static_cast<uint32_t>(id));
+  logprobs.set_logprob(-0.25f - static_cast<float>(id % 4));
+  logprobs.set_rank(static_cast<uint32_t>(id % 4 + 1));
+  for (int32_t i = 0; i < alternatives; ++i) {
+    logprobs.add_top_ids(static_cast<uint32_t>(id - id % 4 + i));
+    logprobs.add_top_logprobs(-0.25f - static_cast<float>(i));
+  }
+  return logprobs;
+}
+
 class FakeWorker::Service final : public wire::Worker::CallbackService {
  public:
   explicit Service(FakeWorkerOptions options) : options_(std::move(options)) {
@@ -150,7 +162,8 @@ class FakeWorker::Service final : public wire::Worker::CallbackService {
  private:
   struct Live {
     std::vector<int32_t> ids;  // prompt and answer so far
-    int32_t answered = 0;
+    uint32_t answered = 0;
+    int scored = 0;  // tokens of the prompt
     wire::Submit submit;
   };
 
@@ -314,8 +327,26 @@ class FakeWorker::Service final : public wire::Worker::CallbackService {
     Send(peer, std::move(frame));
   }
 
+  /// The prompt's logprobs come in two parts, as chunks of the prompt do; the second comes with the
+  /// first token. Whether all are sent.
+  bool AddPromptLogprobs(Live* live, wire::Output* output) {
+    const wire::Submit& submit = live->submit;
+    if (!submit.sampling().has_prompt_logprobs()) return true;
+    const int count = submit.prompt_ids_size();
+    const int end = live->scored == 0 ? count / 2 : count;
+    for (int i = std::max(live->scored, 1); i < end; ++i) {
+      *output->add_prompt_logprobs() =
+          FakeLogprobs(static_cast<int32_t>(submit.prompt_ids(i)),
+                       static_cast<int32_t>(submit.sampling().prompt_logprobs()));
+    }
+    live->scored = end;
+    return end == count;
+  }
+
   /// Whether the request ended.
   bool Advance(uint64_t id, Live* live, wire::Output* output) {
+    output->set_request_id(id);
+    if (!AddPromptLogprobs(live, output)) return false;
     for (int32_t i = 1; i < options_.tokens_per_step; ++i) {
       if (AddToken(id, live, output)) return true;
     }
@@ -329,14 +360,18 @@ class FakeWorker::Service final : public wire::Worker::CallbackService {
     ++seen_.tokens;
     output->set_request_id(id);
     output->add_token_ids(static_cast<uint32_t>(token));
+    const wire::Sampling& sampling = live->submit.sampling();
+    if (sampling.has_logprobs() && options_.scores) {
+      *output->add_logprobs() = FakeLogprobs(token, static_cast<int32_t>(sampling.logprobs()));
+    }
     const wire::Stop& stop = live->submit.stop();
     const bool stops = std::count(stop.stop_ids().begin(), stop.stop_ids().end(),
                                   static_cast<uint32_t>(token)) > 0 &&
-                       live->answered >= static_cast<int32_t>(stop.min_tokens());
+                       live->answered + live->submit.generated_before() >= stop.min_tokens();
     if (stops) {
       output->set_finish(wire::FINISH_STOP);
       output->set_stop_id(token);
-    } else if (live->answered >= static_cast<int32_t>(stop.max_tokens())) {
+    } else if (live->answered >= stop.max_tokens()) {
       output->set_finish(wire::FINISH_LENGTH);
     } else {
       return false;

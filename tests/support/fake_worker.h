@@ -35,6 +35,7 @@ struct FakeWorkerOptions {
   int32_t tokens_per_step = 1;  // of each request, as drafts give
   int32_t cached_tokens = 0;    // said of every prompt
   bool welcomes = true;         // whether Hello is answered
+  bool scores = true;           // whether logprobs that are asked for are sent
 };
 
 class FakeWorker {
@@ -92,5 +93,8 @@ class FakeWorker {
 /// What a worker of these options answers to `prompt_ids`, `count` tokens of it.
 std::vector<int32_t> FakeAnswer(const FakeWorkerOptions& options, std::vector<int32_t> prompt_ids,
                                 int32_t count);
+
+/// What a worker says of a token: the ids from the multiple of 4 on are ever less likely.
+glmserve::worker::v1::TokenLogprobs FakeLogprobs(int32_t id, int32_t alternatives);
 
 }  // namespace glm

@@ -34,10 +34,13 @@ class ScriptedEngine : public engine::Engine {
     cancelled_.push_back(id);
     changed_.SignalAll();
   }
-  void AskCacheSnapshot() override {}
-  engine::EngineStats Stats() const override { return {}; }
+  void AskCacheSnapshot() override { ++snapshots_asked; }
+  engine::EngineStats Stats() const override { return stats; }
   const engine::EngineShape& shape() const override { return shape_; }
   void Stop() override {}
+
+  /// What Stats says; set before anybody asks.
+  engine::EngineStats stats;
 
   /// Blocks until `count` requests were submitted; the last of them.
   engine::Request AwaitSubmitted(size_t count) {

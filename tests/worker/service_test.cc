@@ -297,5 +297,47 @@ TEST_F(ServiceTest, LatenciesAreObserved) {
   EXPECT_EQ(counts["glmserve_worker_request_seconds"], 1u);
 }
 
+TEST_F(ServiceTest, ASubmitThatDoesNotFitIsRefusedByName) {
+  Peer router(channel_);
+  router.Open();
+  router.Submit(5, {0x8000'0000u});
+  const pb::Step step = router.Read().step();
+  ASSERT_EQ(step.outputs_size(), 1);
+  EXPECT_EQ(step.outputs(0).finish(), pb::FINISH_REFUSED);
+  EXPECT_EQ(step.outputs(0).error(), "prompt_ids[0]=2147483648 must be at most 2147483647");
+  EXPECT_EQ(step.outputs(0).error_code(), static_cast<int>(absl::StatusCode::kInvalidArgument));
+  EXPECT_TRUE(service_->AwaitIdle(std::chrono::milliseconds(0)));
+}
+
+TEST(WorkerMetricsTest, TellsCacheAndDrafts) {
+  ScriptedEngine engine;
+  engine.stats.preemptions = 2;
+  engine.stats.prompt_tokens_queried = 100;
+  engine.stats.prompt_tokens_cached = 64;
+  engine.stats.cache_blocks_evicted = 3;
+  engine.stats.draft_rounds = 50;
+  engine.stats.draft_tokens = 90;
+  engine.stats.draft_accepted = {40, 20, 0, 0, 0};
+  engine.stats.drafts_now = 2;
+  WorkerMetrics metrics;
+  metrics.Attach(&engine);
+  std::map<std::string, double> values;
+  for (const prometheus::MetricFamily& family : metrics.Collect()) {
+    for (const prometheus::ClientMetric& metric : family.metric) {
+      const std::string label = metric.label.empty() ? "" : metric.label[0].value;
+      values[family.name + label] = metric.counter.value + metric.gauge.value;
+    }
+  }
+  EXPECT_EQ(values["glmserve_worker_preemptions_total"], 2);
+  EXPECT_EQ(values["glmserve_worker_prefix_cache_queried_tokens_total"], 100);
+  EXPECT_EQ(values["glmserve_worker_prefix_cache_hit_tokens_total"], 64);
+  EXPECT_EQ(values["glmserve_worker_prefix_cache_evicted_blocks_total"], 3);
+  EXPECT_EQ(values["glmserve_worker_draft_rounds_total"], 50);
+  EXPECT_EQ(values["glmserve_worker_draft_tokens_total"], 90);
+  EXPECT_EQ(values["glmserve_worker_draft_accepted_tokens_total1"], 40);
+  EXPECT_EQ(values["glmserve_worker_draft_accepted_tokens_total2"], 20);
+  EXPECT_EQ(values["glmserve_worker_drafts"], 2);
+}
+
 }  // namespace
 }  // namespace glm::worker
