@@ -10,6 +10,7 @@
 #include "engine/model/config.h"
 #include "engine/model/glm.h"
 #include "engine/rank/rank_group.h"
+#include "proto/base/block_hash.h"
 #include "proto/base/log.h"
 
 namespace glm::engine {
@@ -71,6 +72,8 @@ absl::StatusOr<EngineShape> PlanShape(const EngineOptions& options, const ModelC
   shape.kv_blocks_total = *blocks;
   shape.sequences_max = options.max_num_seqs;
   shape.eos_ids = config.eos_ids;
+  shape.prefix_caching = options.enable_prefix_caching;
+  shape.drafts_max = options.num_speculative_tokens;
   return shape;
 }
 
@@ -134,8 +137,9 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineOptions& opti
   if (!divides.ok()) return divides;
   const absl::StatusOr<EngineShape> shape = PlanShape(options, *config, *dtype);
   if (!shape.ok()) return shape.status();
-  const int32_t steps_in_flight =
-      options.steps_in_flight > 0 ? options.steps_in_flight : (options.device == "cuda" ? 2 : 1);
+  // What was drafted in a step is known only with its result.
+  int32_t steps_in_flight = shape->drafts_max > 0 ? 1 : options.steps_in_flight;
+  if (steps_in_flight == 0) steps_in_flight = options.device == "cuda" ? 2 : 1;
 
   absl::StatusOr<std::unique_ptr<RankGroup>> ranks =
       RankGroup::Start(PlanRank(options, *config, *shape, *dtype, steps_in_flight), *config,
@@ -149,7 +153,14 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineOptions& opti
   limits.length_max = shape->length_max;
   limits.sequences_max = shape->sequences_max;
   limits.batched_tokens_max = options.max_num_batched_tokens;
+  limits.logit_rows_max = shape->sequences_max * (1 + shape->drafts_max);
+  limits.vocabulary = shape->vocabulary;
   limits.plans_in_flight_max = steps_in_flight;
+  limits.drafts_max = shape->drafts_max;
+  limits.adaptive_drafts = options.adaptive_drafts;
+  limits.prefix_caching = shape->prefix_caching;
+  limits.prefix_hash_key = *ParseHashKey(options.prefix_hash_key);  // Validate has checked it
+  limits.long_prefill_token_threshold = options.long_prefill_token_threshold;
   return std::make_unique<EngineLoop>(*shape, limits, options.max_waiting_requests,
                                       *std::move(ranks), std::move(sink));
 }

@@ -1,6 +1,7 @@
 #include "engine/options.h"
 
 #include "absl/strings/str_format.h"
+#include "proto/base/block_hash.h"
 
 namespace glm::engine {
 namespace {
@@ -60,9 +61,21 @@ absl::Status EngineOptions::Validate() const {
       CheckRange("kv_cache_bytes", kv_cache_bytes, kv_blocks > 0 ? 0 : 1, int64_t{1} << 50));
   status.Update(CheckRange("max_model_len", max_model_len, 0, 1 << 24));
   status.Update(CheckRange("max_num_seqs", max_num_seqs, 1, 4096));
-  // Every running sequence must find room for its next token in each step.
+  status.Update(CheckRange("num_speculative_tokens", num_speculative_tokens, 0, 5));
+  // Every running sequence must find room for its next token and drafts in each step.
+  status.Update(CheckRange("max_num_batched_tokens", max_num_batched_tokens,
+                           int64_t{max_num_seqs} * (1 + num_speculative_tokens), 1 << 18));
   status.Update(
-      CheckRange("max_num_batched_tokens", max_num_batched_tokens, max_num_seqs, 1 << 18));
+      CheckRange("long_prefill_token_threshold", long_prefill_token_threshold, 0, 1 << 18));
+  if (!ParseHashKey(prefix_hash_key).has_value()) {
+    status.Update(absl::InvalidArgumentError(absl::StrFormat(
+        "prefix_hash_key has %d characters, must be 32 hex digits", prefix_hash_key.size())));
+  }
+  if (num_speculative_tokens > 0 && steps_in_flight > 1) {
+    status.Update(absl::InvalidArgumentError(
+        absl::StrFormat("steps_in_flight is %d, must be 0 or 1 with num_speculative_tokens %d",
+                        steps_in_flight, num_speculative_tokens)));
+  }
   status.Update(CheckRange("steps_in_flight", steps_in_flight, 0, 2));
   status.Update(CheckRange("max_waiting_requests", max_waiting_requests, 1, 1 << 20));
   return status;

@@ -52,7 +52,8 @@ struct EngineOptions {
   /// Tokens computed in one step, decodes and prompt chunks together.
   int32_t max_num_batched_tokens = 1024;
   /// Steps handed to a device before the result of the oldest is back: 1, or 2 to plan a step while
-  /// the one before runs. 0: 2 on a GPU; 1 on the CPU, where the host's part is too short to hide.
+  /// the one before runs. 0: 2 on a GPU; 1 on the CPU, where the host's part is too short to hide,
+  /// and with drafts, which are known only with a step's result.
   int32_t steps_in_flight = 0;
   /// Share blocks of equal prefixes.
   bool enable_prefix_caching = true;
