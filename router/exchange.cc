@@ -11,6 +11,7 @@
 #include "router/fleet/fleet.h"
 #include "router/fleet/session.h"
 #include "router/loop.h"
+#include "router/route/placement.h"
 #include "router/route/policy.h"
 #include "router/submit.h"
 #include "router/text/answer_text.h"
@@ -23,6 +24,12 @@ using Clock = std::chrono::steady_clock;
 
 double SecondsBetween(Clock::time_point begin, Clock::time_point end) {
   return std::chrono::duration<double>(end - begin).count();
+}
+
+/// The prefix index's time.
+int64_t NowMs() {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now().time_since_epoch())
+      .count();
 }
 
 uint64_t RandomNumber() {
@@ -68,6 +75,7 @@ class LiveExchange final : public Exchange, private Receiver {
   void WaitForWorker();
   void StopWaiting();
   std::vector<Candidate> Candidates(const FleetSnapshot& snapshot, int32_t* length_max) const;
+  void NameBlocks(const FleetSnapshot& snapshot);
   absl::Status WhyNone(int32_t length_max) const;
   absl::Status SettleLengths(const WorkerShape& shape);
   wire::Submit MakeSubmit(const WorkerShape& shape);
@@ -116,6 +124,9 @@ class LiveExchange final : public Exchange, private Receiver {
   int32_t max_tokens_ = 0;  // 0: not settled, no worker has been chosen yet
   uint64_t seed_ = 0;
   int32_t cached_tokens_ = 0;
+
+  std::vector<BlockKey> chain_;  // names of the blocks of prompt and answer so far
+  int32_t chain_block_size_ = 0;
 
   // The attempt under way, if any.
   std::shared_ptr<Session> session_;
@@ -194,8 +205,24 @@ absl::Status LiveExchange::EncodePrompt(EncodedPrompt* encoded) {
   return absl::OkStatus();
 }
 
+void LiveExchange::NameBlocks(const FleetSnapshot& snapshot) {
+  // Workers of one model have blocks of one size; where not, those of another size are unknown.
+  const auto first =
+      std::find_if(snapshot.workers.begin(), snapshot.workers.end(), [](const FleetWorker& worker) {
+        return worker.session != nullptr && worker.session->cache_slot() >= 0;
+      });
+  chain_.clear();
+  if (first == snapshot.workers.end()) return;
+  chain_block_size_ = first->session->shape().block_size;
+  std::vector<int32_t> ids = prompt_ids_;
+  ids.insert(ids.end(), answer_ids_.begin(), answer_ids_.end());
+  chain_ = rooms_.placement->Chain(request_.cache_salt, ids, chain_block_size_);
+}
+
 std::vector<Candidate> LiveExchange::Candidates(const FleetSnapshot& snapshot,
                                                 int32_t* length_max) const {
+  std::vector<int32_t> depths;
+  if (!chain_.empty()) depths = rooms_.placement->index().Depths(chain_, NowMs());
   // Of the first attempt it is known only that one token must fit; later ones go on with what was
   // settled then.
   const int64_t length = static_cast<int64_t>(prompt_ids_.size()) + std::max(max_tokens_, 1);
@@ -214,6 +241,11 @@ std::vector<Candidate> LiveExchange::Candidates(const FleetSnapshot& snapshot,
     candidate.tokens_waiting = load.tokens_waiting;
     candidate.kv_blocks_free = load.kv_blocks_total - load.kv_blocks_used;
     candidate.block_size = session->shape().block_size;
+    candidate.name_hash = rooms_.placement->HashOf(session->address());
+    if (!depths.empty() && session->cache_slot() >= 0 &&
+        candidate.block_size == chain_block_size_) {
+      candidate.cached_tokens = int64_t{depths[session->cache_slot()]} * candidate.block_size;
+    }
   }
   return candidates;
 }
@@ -221,10 +253,15 @@ std::vector<Candidate> LiveExchange::Candidates(const FleetSnapshot& snapshot,
 void LiveExchange::Dispatch() {
   const std::shared_ptr<const FleetSnapshot> snapshot = rooms_.fleet->Snapshot();
   int32_t length_max = 0;
+  NameBlocks(*snapshot);
   const std::vector<Candidate> candidates = Candidates(*snapshot, &length_max);
+  Placement& placement = *rooms_.placement;
   const RouteRequest route{
+      .policy = placement.policy(),
       .prompt_tokens = static_cast<int64_t>(prompt_ids_.size() + answer_ids_.size()),
-      .spread = RandomNumber()};
+      .spread = RandomNumber(),
+      .turn = placement.policy() == Policy::kRoundRobin ? placement.NextTurn() : 0,
+      .session_hash = request_.session.empty() ? 0 : placement.HashOf(request_.session)};
   const int32_t chosen = ChooseWorker(route, candidates);
   if (chosen < 0 && length_max == 0) return WaitForWorker();
   if (chosen < 0) return Fail(WhyNone(length_max));
@@ -242,6 +279,10 @@ void LiveExchange::Dispatch() {
     return TryAnother(id.status(), RetryReason::kLost);
   }
   request_id_ = *id;
+  if (session_->cache_slot() >= 0) {
+    placement.index().Expect(session_->cache_slot(), chain_, NowMs(),
+                             NowMs() + placement.expect_ms());
+  }
   wait_until_.reset();
   rooms_.metrics->AddRunning(1);
   if (!submitted_) rooms_.metrics->CountPromptTokens(static_cast<int64_t>(prompt_ids_.size()));

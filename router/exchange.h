@@ -22,6 +22,7 @@
 namespace glm::router {
 
 class Fleet;
+class Placement;
 class Loop;
 class TextModel;
 
@@ -75,6 +76,7 @@ struct ExchangeRequest {
   std::vector<int32_t> allowed_token_ids;  // if there are any: no other is in the answer
   int32_t logprobs = -1;         // alternatives a token, to kLogprobsMax; 0: its own; -1: none
   int32_t prompt_logprobs = -1;  // the same of the prompt's tokens
+  std::string session;           // with --policy session: its requests go to one worker
   int32_t priority = 0;          // [-1000, 1000]; the lower is served first
   std::string cache_salt;        // at most 256 bytes; prefixes are shared among equal ones only
   std::shared_ptr<EncodedPrompt> encoded;  // shared by the answers to one prompt, or null
@@ -144,6 +146,7 @@ absl::Status ValidateExchangeRequest(const ExchangeRequest& request, const std::
 struct ExchangeRooms {
   Loop* loop = nullptr;
   Fleet* fleet = nullptr;
+  Placement* placement = nullptr;
   const TextModel* text = nullptr;
   RouterMetrics* metrics = nullptr;
   std::string model_name;  // the one that is served

@@ -65,6 +65,7 @@ pb::Welcome Service::MakeWelcome() const {
   welcome.set_block_size(shape.block_size);
   welcome.set_kv_blocks_total(shape.kv_blocks_total);
   welcome.set_sequences_max(shape.sequences_max);
+  welcome.set_prefix_caching(shape.prefix_caching);
   welcome.mutable_eos_ids()->Add(shape.eos_ids.begin(), shape.eos_ids.end());
   return welcome;
 }
@@ -147,6 +148,24 @@ void Service::Cancel(uint64_t session_number, uint64_t request_id) {
   engine_->Cancel(engine_id);
 }
 
+void Service::AskCacheSnapshot(uint64_t session_number) {
+  {
+    MutexLock lock(&mutex_);
+    const auto session = sessions_.find(session_number);
+    if (session == sessions_.end()) return;
+    session->second->wants_snapshot_ = true;
+  }
+  engine_->AskCacheSnapshot();
+}
+
+void Service::SendSnapshot(const engine::CacheSnapshot& snapshot) {
+  for (const auto& [number, session] : sessions_) {
+    if (!session->wants_snapshot_) continue;
+    session->wants_snapshot_ = false;
+    for (pb::WorkerFrame& frame : ToWire(snapshot)) session->Send(std::move(frame));
+  }
+}
+
 void Service::Observe(const engine::RequestEvent& event, LiveRequest& live) {
   const Clock::time_point now = Clock::now();
   const auto seconds = [now](Clock::time_point since) {
@@ -174,6 +193,7 @@ void Service::Deliver(engine::StepEvents&& events) {
     step->set_step(events.step);
     step->set_draining(draining_);
     ToWire(events.load, step->mutable_load());
+    if (!events.cache_changes.empty()) ToWire(events, step->mutable_cache());
   }
   for (const engine::RequestEvent& event : events.requests) {
     const auto live = live_.find(event.id);
@@ -185,6 +205,7 @@ void Service::Deliver(engine::StepEvents&& events) {
     if (event.finish != engine::FinishReason::kNone) Forget(event.id);
   }
   for (auto& [number, frame] : frames) sessions_[number]->Send(std::move(frame));
+  if (events.cache_snapshot != nullptr) SendSnapshot(*events.cache_snapshot);
 }
 
 void Service::StartDraining() {

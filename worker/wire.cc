@@ -1,5 +1,6 @@
 #include "worker/wire.h"
 
+#include <algorithm>
 #include <limits>
 #include <string>
 #include <utility>
@@ -130,6 +131,34 @@ absl::StatusOr<engine::Request> FromWire(const pb::Submit& submit, engine::Reque
   }
   if (!fields.status().ok()) return fields.status();
   return request;
+}
+
+void ToWire(const engine::StepEvents& events, pb::CacheChanges* wire) {
+  wire->set_sequence(events.cache_sequence);
+  wire->set_digest(events.cache_digest);
+  for (const engine::CacheChange& change : events.cache_changes) {
+    wire->add_stored(change.stored);
+    wire->add_blocks(change.block.high);
+    wire->add_blocks(change.block.low);
+  }
+}
+
+std::vector<pb::WorkerFrame> ToWire(const engine::CacheSnapshot& snapshot) {
+  std::vector<pb::WorkerFrame> frames;
+  size_t next = 0;
+  do {
+    pb::CacheSnapshot* frame = frames.emplace_back().mutable_cache_snapshot();
+    frame->set_sequence(snapshot.sequence);
+    frame->set_digest(snapshot.digest);
+    frame->set_first(next == 0);
+    const size_t end = std::min(next + kSnapshotFrameBlocks, snapshot.blocks.size());
+    for (; next < end; ++next) {
+      frame->add_blocks(snapshot.blocks[next].block.high);
+      frame->add_blocks(snapshot.blocks[next].block.low);
+    }
+    frame->set_last(next == snapshot.blocks.size());
+  } while (next < snapshot.blocks.size());
+  return frames;
 }
 
 void ToWire(const engine::EngineLoad& load, pb::Load* wire) {

@@ -230,6 +230,9 @@ std::unique_ptr<HttpAnswer> OpenAiFront::Generate(Endpoint endpoint, const HttpC
     SendStatus(call.reply, read.status());
     return nullptr;
   }
+  for (ExchangeRequest& request : read->requests) {
+    request.session = std::string(call.request.Header("x-session-id"));
+  }
   Lane& lane = lanes_[call.loop->index()];
   AnswerHead head;
   head.is_chat = is_chat;

@@ -17,6 +17,7 @@
 #include "router/fleet/fleet.h"
 #include "router/front/http.h"
 #include "router/front/openai_answer.h"
+#include "router/route/placement.h"
 #include "tests/router/golden_text.h"
 #include "tests/router/http_client.h"
 #include "tests/support/fake_worker.h"
@@ -81,7 +82,7 @@ class OpenAiTest : public testing::Test {
     FleetOptions options;
     options.workers = {absl::StrCat("127.0.0.1:", port)};
     fleet_ = std::make_unique<Fleet>(options, WorkerDemand{"tiny", 3000}, &loops_,
-                                     [this](const FleetSnapshot& snapshot) {
+                                     &placement_.index(), [this](const FleetSnapshot& snapshot) {
                                        if (snapshot.ready > 0 && !was_ready_) {
                                          was_ready_ = true;
                                          ready_.set_value();
@@ -89,6 +90,7 @@ class OpenAiTest : public testing::Test {
                                      });
     ExchangeRooms rooms;
     rooms.fleet = fleet_.get();
+    rooms.placement = &placement_;
     rooms.text = model_.get();
     rooms.metrics = &metrics_;
     rooms.model_name = "tiny";
@@ -134,6 +136,7 @@ class OpenAiTest : public testing::Test {
   std::promise<void> ready_;
   bool was_ready_ = false;  // loop 0's
   std::unique_ptr<FakeWorker> worker_;
+  Placement placement_{Policy::kPrefix, *ParseHashKey(""), 1000, 1000};
   std::unique_ptr<Fleet> fleet_;
   std::unique_ptr<OpenAiFront> front_;
   std::unique_ptr<HttpServer> server_;

@@ -8,6 +8,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "tests/support/fake_worker.h"
@@ -82,7 +83,8 @@ class SessionTest : public ::testing::Test {
   void Open(FakeWorkerOptions worker_options) {
     worker_options_ = worker_options;
     worker_ = FakeWorker::Start(std::move(worker_options));
-    session_ = Session::Open(worker_->address(), options_, {"tiny", 500}, &loops_, heard_.Events());
+    session_ = Session::Open(worker_->address(), options_, {"tiny", 500}, &loops_, &index_,
+                             heard_.Events());
   }
   void OpenReady(FakeWorkerOptions worker_options) {
     Open(std::move(worker_options));
@@ -105,6 +107,7 @@ class SessionTest : public ::testing::Test {
   FakeWorkerOptions worker_options_;
   std::unique_ptr<FakeWorker> worker_;
   Heard heard_;
+  PrefixIndex index_{1000};
   LoopPool loops_{3};
   std::shared_ptr<Session> session_;
 };
@@ -292,11 +295,39 @@ TEST(SessionDialTest, NobodyThereEndsUnavailable) {
     port = worker->port();
   }
   LoopPool loops(1);
+  PrefixIndex index(10);
   Heard heard;
   const auto session = Session::Open("127.0.0.1:" + std::to_string(port), FleetOptions(),
-                                     {"tiny", 1}, &loops, heard.Events());
+                                     {"tiny", 1}, &loops, &index, heard.Events());
   ASSERT_TRUE(heard.Await([&] { return heard.end.has_value(); }));
   EXPECT_EQ(heard.end->code(), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(SessionTest, TheIndexFollowsTheWorkersCache) {
+  FakeWorkerOptions options;
+  options.prefix_caching = true;
+  OpenReady(options);
+  EXPECT_EQ(session_->cache_slot(), 0);
+  const auto await_blocks = [&](int64_t blocks) {
+    for (int32_t i = 0; i < 3000 && index_.blocks() != blocks; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    return index_.blocks();
+  };
+  ASSERT_TRUE(worker_->Await([](const auto& seen) { return seen.snapshots == 1; }));
+  std::vector<int32_t> prompt(40, 5);  // two full blocks of 16
+  Heard request;
+  ASSERT_TRUE(Submit(0, MakeSubmit(prompt, 1), &request).ok());
+  EXPECT_EQ(await_blocks(2), 2);
+  // A gap is seen, and mended by a snapshot.
+  worker_->StoreInSecret({77, 78});
+  prompt.assign(20, 6);
+  Heard other;
+  ASSERT_TRUE(Submit(0, MakeSubmit(prompt, 1), &other).ok());
+  ASSERT_TRUE(worker_->Await([](const auto& seen) { return seen.snapshots == 2; }));
+  EXPECT_EQ(await_blocks(4), 4);
+  worker_->BreakSessions(absl::UnavailableError("gone"));
+  EXPECT_EQ(await_blocks(0), 0);
 }
 
 }  // namespace

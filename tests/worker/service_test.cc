@@ -1,6 +1,7 @@
 // The worker's service over a real gRPC channel, with a scripted engine behind it.
 #include "worker/service.h"
 
+#include <gmock/gmock.h>
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
@@ -8,6 +9,7 @@
 #include <string>
 
 #include "tests/worker/scripted_engine.h"
+#include "worker/wire.h"
 
 namespace glm::worker {
 namespace {
@@ -38,6 +40,11 @@ class Peer {
   void Cancel(uint64_t request_id) {
     pb::RouterFrame frame;
     frame.mutable_cancel()->set_request_id(request_id);
+    stream_->Write(frame);
+  }
+  void AskCacheSnapshot() {
+    pb::RouterFrame frame;
+    frame.mutable_ask_cache_snapshot();
     stream_->Write(frame);
   }
   /// The next frame; fails the test at the stream's end.
@@ -343,6 +350,53 @@ TEST(WorkerMetricsTest, TellsCacheAndDrafts) {
   EXPECT_EQ(values["glmserve_worker_draft_accepted_tokens_total1"], 40);
   EXPECT_EQ(values["glmserve_worker_draft_accepted_tokens_total2"], 20);
   EXPECT_EQ(values["glmserve_worker_drafts"], 2);
+}
+
+TEST_F(ServiceTest, CacheChangesGoToAllAndASnapshotToWhoAsked) {
+  Peer first(channel_);
+  Peer second(channel_);
+  EXPECT_TRUE(first.Open().prefix_caching());
+  second.Open();
+  engine::StepEvents events;
+  events.cache_sequence = 8;
+  events.cache_changes = {{.stored = true, .block = {1, 2}, .parent = {}},
+                          {.stored = false, .block = {3, 4}, .parent = {}}};
+  events.cache_digest = 99;
+  service_->Deliver(std::move(events));
+  for (Peer* peer : {&first, &second}) {
+    const pb::CacheChanges changes = peer->Read().step().cache();
+    EXPECT_EQ(changes.sequence(), 8u);
+    EXPECT_EQ(changes.digest(), 99u);
+    EXPECT_THAT(changes.stored(), testing::ElementsAre(true, false));
+    EXPECT_THAT(changes.blocks(), testing::ElementsAre(1, 2, 3, 4));
+  }
+
+  first.AskCacheSnapshot();
+  engine_.AwaitSnapshotAsked(1);
+  auto snapshot = std::make_shared<engine::CacheSnapshot>();
+  snapshot->sequence = 9;
+  snapshot->digest = 7;
+  const size_t blocks = kSnapshotFrameBlocks + 5;
+  for (uint64_t i = 0; i < blocks; ++i) {
+    snapshot->blocks.push_back({.stored = true, .block = {i, i + 1}, .parent = {}});
+  }
+  engine::StepEvents with_snapshot;
+  with_snapshot.cache_snapshot = snapshot;
+  service_->Deliver(std::move(with_snapshot));
+  service_->Deliver({});
+  EXPECT_FALSE(first.Read().step().has_cache());
+  const pb::WorkerFrame head = first.Read();
+  EXPECT_TRUE(head.cache_snapshot().first());
+  EXPECT_FALSE(head.cache_snapshot().last());
+  const pb::WorkerFrame tail = first.Read();
+  EXPECT_FALSE(tail.cache_snapshot().first());
+  EXPECT_TRUE(tail.cache_snapshot().last());
+  EXPECT_EQ(tail.cache_snapshot().sequence(), 9u);
+  EXPECT_EQ(tail.cache_snapshot().digest(), 7u);
+  EXPECT_EQ(head.cache_snapshot().blocks_size() + tail.cache_snapshot().blocks_size(),
+            static_cast<int>(2 * blocks));
+  EXPECT_TRUE(second.Read().has_step());
+  EXPECT_TRUE(second.Read().has_step()) << "no snapshot for who did not ask";
 }
 
 }  // namespace
