@@ -44,6 +44,9 @@ class ScriptedEngine : public engine::Engine {
   const engine::EngineShape& shape() const override { return shape_; }
   void Stop() override {}
 
+  /// What Stats says; set before anybody asks.
+  engine::EngineStats stats;
+
   /// Blocks until `count` requests were submitted; the last of them.
   engine::Request AwaitSubmitted(size_t count) {
     MutexLock lock(&mutex_);
