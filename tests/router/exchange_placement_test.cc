@@ -24,10 +24,11 @@ class ExchangePlacementTest : public ::testing::Test {
       ASSERT_TRUE(worker->Await([](const auto& seen) { return seen.snapshots == 1; }));
     }
   }
-  /// Asks for one token after a prompt of 80 tokens of `prefix`, and one of its own.
+  /// Asks for one token after a prompt of 800 tokens of `prefix`, more than a request costs, and one
+  /// of its own.
   void Ask(int32_t prefix, const std::string& session = "") {
     ExchangeRequest request;
-    std::vector<int32_t> ids(80, 300 + prefix);
+    std::vector<int32_t> ids(800, 300 + prefix);
     ids.push_back(1000 + asked_++);
     request.prompt = ids;
     request.max_tokens = 1;
