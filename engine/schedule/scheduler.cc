@@ -250,8 +250,6 @@ void Scheduler::WritePlan(StepPlan* plan) {
   made.step = ++steps_;
   made.decodes = decodes_;
   made.decodes_only = true;
-  made.drafts_judged = drafts_before_;
-  made.drafts = drafts_before_ = drafts_;
   made.rows.reserve(running_.size());
   writer_.Begin(steps_, drafts_, plan);
   for (const bool decodes : {true, false}) {
@@ -269,10 +267,12 @@ void Scheduler::WritePlan(StepPlan* plan) {
       sequence->drafts.clear();
       ++sequence->plans_in_flight;
       made.decodes_only = made.decodes_only && decodes;
+      made.drafts_judged = std::max(made.drafts_judged, row.drafts);
       made.rows.push_back(row);
     }
   }
   writer_.Finish(made.rows);
+  made.drafts = plan->drafts;
   CHECK_LE(made.rows.size(), static_cast<size_t>(limits_.sequences_max));
   CHECK_LE(plan->token_ids.size(), static_cast<size_t>(limits_.batched_tokens_max));
   CHECK_LE(plan->logit_tokens.size(), static_cast<size_t>(limits_.logit_rows_max));

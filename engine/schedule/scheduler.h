@@ -116,8 +116,8 @@ class Scheduler {
     std::vector<PlannedRow> rows;
     int32_t decodes = 0;
     bool decodes_only = false;
-    int32_t drafts_judged = 0;  // made by the step before, at most so many of a sequence
-    int32_t drafts = 0;         // made by this one
+    int32_t drafts_judged = 0;  // at most, of a sequence
+    int32_t drafts = 0;         // made, of a sequence
   };
   /// A block that a sequence exchanged for an equal one while plans in flight still read it.
   struct Retired {
@@ -192,7 +192,6 @@ class Scheduler {
 
   uint64_t steps_ = 0;
   uint64_t arrivals_ = 0;
-  int32_t drafts_before_ = 0;     // K of the newest plan
   int32_t vacating_ = 0;          // sequences
   int64_t tokens_queued_ = 0;     // known tokens of all waiting sequences
   int64_t blocks_returning_ = 0;  // vacating sequences' and retired ones
