@@ -10,6 +10,7 @@
 #include "engine/model/config.h"
 #include "engine/model/glm.h"
 #include "engine/rank/rank_group.h"
+#include "proto/base/block_hash.h"
 #include "proto/base/log.h"
 
 namespace glm::engine {
@@ -46,8 +47,29 @@ absl::StatusOr<int64_t> CountBlocks(const EngineOptions& options, int64_t bytes_
   return std::min(blocks, EngineOptions::kKvBlocksMax);
 }
 
+/// Each sequence's next token and those behind its drafts; some more where these are few, so that
+/// logprobs of a prompt do not take a step a token.
+int32_t LogitRowsMax(const EngineOptions& options) {
+  constexpr int32_t kLogitRowsMin = 64;
+  return std::max(options.max_num_seqs * (1 + options.num_speculative_tokens),
+                  std::min(options.max_num_batched_tokens, kLogitRowsMin));
+}
+
+int32_t StepsInFlight(const EngineOptions& options) {
+  if (options.steps_in_flight > 0) return options.steps_in_flight;
+  // What a step drafts is judged by the next one, which cannot be planned before.
+  if (options.num_speculative_tokens > 0) return 1;
+  return options.device == "cuda" ? 2 : 1;
+}
+
 absl::StatusOr<EngineShape> PlanShape(const EngineOptions& options, const ModelConfig& config,
                                       DType dtype) {
+  if (options.num_speculative_tokens > 0 && config.mtp_layers == 0) {
+    return absl::InvalidArgumentError(
+        absl::StrFormat("num_speculative_tokens is %d: the checkpoint has no draft layer "
+                        "(num_nextn_predict_layers is 0); must be 0",
+                        options.num_speculative_tokens));
+  }
   if (options.max_model_len > config.positions_max) {
     return absl::InvalidArgumentError(
         absl::StrFormat("max_model_len is %d, must be at most %d, the model's positions",
@@ -55,7 +77,8 @@ absl::StatusOr<EngineShape> PlanShape(const EngineOptions& options, const ModelC
   }
   const absl::StatusOr<int64_t> blocks =
       CountBlocks(options, KvCache::BytesPerBlock(config.OfRank(options.tensor_parallel_size),
-                                                  CacheType(options, dtype), options.block_size));
+                                                  CacheType(options, dtype), options.block_size,
+                                                  options.num_speculative_tokens > 0));
   if (!blocks.ok()) return blocks.status();
   EngineShape shape;
   shape.model_name = options.served_model_name;
@@ -71,6 +94,8 @@ absl::StatusOr<EngineShape> PlanShape(const EngineOptions& options, const ModelC
   shape.kv_blocks_total = *blocks;
   shape.sequences_max = options.max_num_seqs;
   shape.eos_ids = config.eos_ids;
+  shape.prefix_caching = options.enable_prefix_caching;
+  shape.drafts_max = options.num_speculative_tokens;
   return shape;
 }
 
@@ -95,10 +120,12 @@ RankOptions PlanRank(const EngineOptions& options, const ModelConfig& config,
   StepLimits limits;
   limits.tokens_max = options.max_num_batched_tokens;
   limits.sequences_max = options.max_num_seqs;
-  limits.logit_rows_max = options.max_num_seqs;
+  limits.logit_rows_max = LogitRowsMax(options);
   rank.batch.step = Glm::CompleteLimits(config.OfRank(ranks), limits);
   rank.batch.blocks_max = BlocksFor(shape.length_max, shape.block_size);
   rank.batch.slots = options.max_num_seqs;
+  rank.batch.vocabulary_used = config.vocabulary_used;
+  rank.batch.drafts_max = shape.drafts_max;
   rank.batch.steps_in_flight_max = steps_in_flight;
   return rank;
 }
@@ -117,8 +144,8 @@ void LogPlan(const EngineShape& shape, const RankGroup& ranks, DType dtype,
         memory.free_bytes / mib);
   }
   LOG(INFO) << absl::StrFormat(
-      "%s: up to %d tokens a request, %d requests at once, %d steps in flight", shape.model_name,
-      shape.length_max, shape.sequences_max, steps_in_flight);
+      "%s: up to %d tokens a request, %d requests at once, %d steps in flight, %d drafts a step",
+      shape.model_name, shape.length_max, shape.sequences_max, steps_in_flight, shape.drafts_max);
 }
 
 }  // namespace
@@ -134,8 +161,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineOptions& opti
   if (!divides.ok()) return divides;
   const absl::StatusOr<EngineShape> shape = PlanShape(options, *config, *dtype);
   if (!shape.ok()) return shape.status();
-  const int32_t steps_in_flight =
-      options.steps_in_flight > 0 ? options.steps_in_flight : (options.device == "cuda" ? 2 : 1);
+  const int32_t steps_in_flight = StepsInFlight(options);
 
   absl::StatusOr<std::unique_ptr<RankGroup>> ranks =
       RankGroup::Start(PlanRank(options, *config, *shape, *dtype, steps_in_flight), *config,
@@ -149,7 +175,14 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineOptions& opti
   limits.length_max = shape->length_max;
   limits.sequences_max = shape->sequences_max;
   limits.batched_tokens_max = options.max_num_batched_tokens;
+  limits.logit_rows_max = LogitRowsMax(options);
+  limits.vocabulary = shape->vocabulary;
   limits.plans_in_flight_max = steps_in_flight;
+  limits.drafts_max = shape->drafts_max;
+  limits.adaptive_drafts = options.adaptive_drafts;
+  limits.prefix_caching = shape->prefix_caching;
+  limits.prefix_hash_key = *ParseHashKey(options.prefix_hash_key);  // Validate has checked it
+  limits.long_prefill_token_threshold = options.long_prefill_token_threshold;
   return std::make_unique<EngineLoop>(*shape, limits, options.max_waiting_requests,
                                       *std::move(ranks), std::move(sink));
 }

@@ -17,7 +17,8 @@ namespace glm::engine {
 
 class Engine {
  public:
-  /// Called on the engine thread after each step that had something to say, events in step order.
+  /// Called on the engine thread after each step that had something to say (events of requests, or
+  /// of the prefix cache), in step order.
   /// Must not block, and must not call Stop.
   using Sink = std::function<void(StepEvents&&)>;
 
@@ -37,6 +38,11 @@ class Engine {
   /// runs, or, with two steps in flight, when the step that is already handed over is done.
   /// Unknown ids are ignored: the request may just have ended.
   virtual void Cancel(RequestId id) = 0;
+
+  /// Asks for all that the prefix cache holds: it comes in the cache_snapshot of the next
+  /// StepEvents, which the sink then gets without delay, in order with the cache's changes. Asked
+  /// several times before that, it comes once. Empty where prefix caching is off; never after Stop.
+  virtual void AskCacheSnapshot() = 0;
 
   virtual EngineStats Stats() const = 0;
   virtual const EngineShape& shape() const = 0;

@@ -1,74 +1,12 @@
 #include "engine/engine_loop.h"
 
-#include <cmath>
 #include <utility>
 
 #include "absl/strings/str_format.h"
+#include "engine/validate_request.h"
 #include "proto/base/log.h"
 
 namespace glm::engine {
-namespace {
-
-absl::Status CheckIds(const char* field, const std::vector<int32_t>& ids, int32_t vocabulary) {
-  for (size_t i = 0; i < ids.size(); ++i) {
-    if (ids[i] >= 0 && ids[i] < vocabulary) continue;
-    return absl::InvalidArgumentError(absl::StrFormat(
-        "%s[%d] is %d, must be in [0, %d], the vocabulary", field, i, ids[i], vocabulary - 1));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status ValidateSampling(const SamplingParams& sampling) {
-  // Written so that NaN fails.
-  if (!(sampling.temperature >= 0.0f && sampling.temperature <= 100.0f)) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("temperature is %g, must be in [0, 100]", sampling.temperature));
-  }
-  if (!(sampling.top_p > 0.0f && sampling.top_p <= 1.0f)) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("top_p is %g, must be above 0 and at most 1", sampling.top_p));
-  }
-  if (sampling.top_k < 0) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("top_k is %d, must be at least 0", sampling.top_k));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status ValidateStop(const StopRule& stop, int32_t vocabulary) {
-  if (stop.max_tokens < 1) {
-    return absl::InvalidArgumentError(
-        absl::StrFormat("max_tokens is %d, must be at least 1", stop.max_tokens));
-  }
-  if (stop.min_tokens < 0 || stop.min_tokens > stop.max_tokens) {
-    return absl::InvalidArgumentError(absl::StrFormat(
-        "min_tokens is %d, must be in [0, %d], max_tokens", stop.min_tokens, stop.max_tokens));
-  }
-  if (stop.stop_ids.size() > static_cast<size_t>(kStopIdsMax)) {
-    return absl::InvalidArgumentError(absl::StrFormat(
-        "stop_ids has %d entries, must have at most %d", stop.stop_ids.size(), kStopIdsMax));
-  }
-  return CheckIds("stop_ids", stop.stop_ids, vocabulary);
-}
-
-}  // namespace
-
-absl::Status ValidateRequest(const Request& request, const EngineShape& shape) {
-  if (request.prompt_ids.empty()) {
-    return absl::InvalidArgumentError("prompt_ids is empty, must have at least 1 token");
-  }
-  absl::Status status = ValidateStop(request.stop, shape.vocabulary);
-  status.Update(ValidateSampling(request.sampling));
-  const int64_t prompt = static_cast<int64_t>(request.prompt_ids.size());
-  if (prompt + request.stop.max_tokens > shape.length_max) {
-    status.Update(absl::InvalidArgumentError(absl::StrFormat(
-        "prompt_ids has %d tokens and max_tokens is %d, %d together, must be at most %d", prompt,
-        request.stop.max_tokens, prompt + request.stop.max_tokens, shape.length_max)));
-  }
-  if (status.ok()) status = CheckIds("prompt_ids", request.prompt_ids, shape.vocabulary);
-  return status;
-}
-
 EngineLoop::EngineLoop(EngineShape shape, const SchedulerLimits& limits, int32_t waiting_max,
                        std::unique_ptr<StepRunner> runner, Sink sink)
     : shape_(std::move(shape)),
@@ -81,6 +19,9 @@ EngineLoop::EngineLoop(EngineShape shape, const SchedulerLimits& limits, int32_t
   CHECK_EQ(shape_.block_size, limits.block_size);
   CHECK_EQ(shape_.kv_blocks_total, limits.kv_blocks);
   CHECK_EQ(shape_.sequences_max, limits.sequences_max);
+  CHECK_EQ(shape_.vocabulary, limits.vocabulary);
+  CHECK_EQ(shape_.prefix_caching, limits.prefix_caching);
+  CHECK_EQ(shape_.drafts_max, limits.drafts_max);
   stats_.load = scheduler_.Load();
   thread_ = std::thread([this] { Run(); });
 }
@@ -118,6 +59,12 @@ void EngineLoop::Cancel(RequestId id) {
   inbox_changed_.Signal();
 }
 
+void EngineLoop::AskCacheSnapshot() {
+  MutexLock lock(&inbox_mutex_);
+  inbox_.snapshot = true;
+  inbox_changed_.Signal();
+}
+
 EngineStats EngineLoop::Stats() const {
   MutexLock lock(&inbox_mutex_);
   EngineStats stats = stats_;
@@ -145,29 +92,32 @@ void EngineLoop::Run() {
     for (Request& request : inbox.submits) scheduler_.Admit(std::move(request));
     for (const RequestId id : inbox.cancels) scheduler_.Cancel(id, &events);
     if (inbox.stop) {
-      Deliver(std::move(events));
+      Deliver(std::move(events), inbox.snapshot);
       break;
     }
     PlanAhead();
     // The device has its work; only now is there time to talk.
-    Deliver(std::move(events));
+    Deliver(std::move(events), inbox.snapshot);
     if (scheduler_.plans_in_flight() > 0) ApplyOldest();
   }
   while (scheduler_.plans_in_flight() > 0) ApplyOldest();
   StepEvents events;
   events.step = plans_applied_;
   for (const RequestId id : scheduler_.LiveIds()) scheduler_.Cancel(id, &events);
-  Deliver(std::move(events));
+  Deliver(std::move(events), false);
 }
 
 EngineLoop::Inbox EngineLoop::TakeInbox() {
   const bool idle = scheduler_.plans_in_flight() == 0 && !scheduler_.has_live();
   MutexLock lock(&inbox_mutex_);
-  while (idle && inbox_.submits.empty() && !inbox_.stop) inbox_changed_.Wait(&inbox_mutex_);
+  while (idle && inbox_.submits.empty() && !inbox_.stop && !inbox_.snapshot) {
+    inbox_changed_.Wait(&inbox_mutex_);
+  }
   Inbox taken;
   taken.submits.swap(inbox_.submits);
   taken.cancels.swap(inbox_.cancels);
   taken.stop = inbox_.stop;
+  taken.snapshot = std::exchange(inbox_.snapshot, false);
   return taken;
 }
 
@@ -188,19 +138,20 @@ void EngineLoop::ApplyOldest() {
   scheduler_.Apply(plans_[plans_applied_ % plans_.size()], result, &events);
   ++plans_applied_;
   step_seconds_ += result.seconds;
-  Deliver(std::move(events));
+  Deliver(std::move(events), false);
 }
 
-void EngineLoop::Deliver(StepEvents events) {
+void EngineLoop::Deliver(StepEvents events, bool snapshot) {
   events.load = scheduler_.Load();
+  scheduler_.TakeCacheChanges(&events);
+  if (snapshot) events.cache_snapshot = scheduler_.SnapshotCache();
   {
     MutexLock lock(&inbox_mutex_);
     requests_waiting_ = events.load.requests_waiting + static_cast<int32_t>(inbox_.submits.size());
     stats_.load = events.load;
     stats_.steps = plans_applied_;
     stats_.step_seconds = step_seconds_;
-    stats_.prompt_tokens = scheduler_.prompt_tokens_planned();
-    stats_.preemptions = scheduler_.preemptions();
+    scheduler_.FillStats(&stats_);
     for (const RequestEvent& event : events.requests) {
       stats_.generated_tokens += event.token_ids.size();
       if (event.finish == FinishReason::kNone) continue;
@@ -214,7 +165,8 @@ void EngineLoop::Deliver(StepEvents events) {
       live_.erase(live);
     }
   }
-  if (!events.requests.empty()) sink_(std::move(events));
+  if (events.requests.empty() && events.cache_changes.empty() && !snapshot) return;
+  sink_(std::move(events));
 }
 
 }  // namespace glm::engine

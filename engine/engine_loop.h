@@ -22,12 +22,9 @@
 
 namespace glm::engine {
 
-/// INVALID_ARGUMENT naming field, value and limit for what the engine of this shape cannot serve.
-absl::Status ValidateRequest(const Request& request, const EngineShape& shape);
-
 class EngineLoop final : public Engine {
  public:
-  /// Starts the engine thread. `shape` and `limits` agree (length_max, blocks, sequences).
+  /// Starts the engine thread. `shape` and `limits` agree in all that both have.
   EngineLoop(EngineShape shape, const SchedulerLimits& limits, int32_t waiting_max,
              std::unique_ptr<StepRunner> runner, Sink sink);
   EngineLoop(const EngineLoop&) = delete;
@@ -36,6 +33,7 @@ class EngineLoop final : public Engine {
 
   absl::Status Submit(Request request) override;
   void Cancel(RequestId id) override;
+  void AskCacheSnapshot() override;
   EngineStats Stats() const override;
   const EngineShape& shape() const override { return shape_; }
   void Stop() override;
@@ -45,6 +43,7 @@ class EngineLoop final : public Engine {
     std::vector<Request> submits;    // at most waiting_max
     std::vector<RequestId> cancels;  // of live requests, each once
     bool stop = false;
+    bool snapshot = false;  // of the prefix cache is wanted
   };
 
   void Run();
@@ -52,8 +51,9 @@ class EngineLoop final : public Engine {
   Inbox TakeInbox();
   void PlanAhead();
   void ApplyOldest();
-  /// Counts and publishes what happened, then calls the sink if there is something to say.
-  void Deliver(StepEvents events);
+  /// Counts and publishes what happened, then calls the sink if there is something to say; with
+  /// all that the prefix cache holds if `snapshot`.
+  void Deliver(StepEvents events, bool snapshot);
 
   const EngineShape shape_;
   const int32_t waiting_max_;

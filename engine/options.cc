@@ -1,6 +1,9 @@
 #include "engine/options.h"
 
+#include <algorithm>
+
 #include "absl/strings/str_format.h"
+#include "proto/base/block_hash.h"
 
 namespace glm::engine {
 namespace {
@@ -60,10 +63,31 @@ absl::Status EngineOptions::Validate() const {
       CheckRange("kv_cache_bytes", kv_cache_bytes, kv_blocks > 0 ? 0 : 1, int64_t{1} << 50));
   status.Update(CheckRange("max_model_len", max_model_len, 0, 1 << 24));
   status.Update(CheckRange("max_num_seqs", max_num_seqs, 1, 4096));
-  // Every running sequence must find room for its next token in each step.
-  status.Update(
-      CheckRange("max_num_batched_tokens", max_num_batched_tokens, max_num_seqs, 1 << 18));
+  // Every running sequence must find room for its next token and its drafts in each step.
+  const int64_t drafts = std::clamp(num_speculative_tokens, 0, kDraftsMax);
+  status.Update(CheckRange("max_num_batched_tokens", max_num_batched_tokens,
+                           max_num_seqs * (1 + drafts), 1 << 18));
   status.Update(CheckRange("steps_in_flight", steps_in_flight, 0, 2));
+  status.Update(CheckRange("num_speculative_tokens", num_speculative_tokens, 0, kDraftsMax));
+  if (num_speculative_tokens > 0 && steps_in_flight == 2) {
+    status.Update(absl::InvalidArgumentError(
+        absl::StrFormat("steps_in_flight is 2 and num_speculative_tokens is %d: what a step drafts "
+                        "is judged by the "
+                        "next one; steps_in_flight must be 0 or 1",
+                        num_speculative_tokens)));
+  }
+  status.Update(
+      CheckRange("long_prefill_token_threshold", long_prefill_token_threshold, 0, 1 << 24));
+  if (!ParseHashKey(prefix_hash_key).has_value()) {
+    // Not quoted: it is a secret.
+    status.Update(absl::InvalidArgumentError(absl::StrFormat(
+        "prefix_hash_key has %d characters, must be 32 hex digits", prefix_hash_key.size())));
+  }
+  if (batch_invariant && device == "cuda") {
+    status.Update(absl::InvalidArgumentError(
+        "batch_invariant is true and device is \"cuda\", whose kernels choose the order of their "
+        "sums by the size of a step; must be false, or device \"cpu\""));
+  }
   status.Update(CheckRange("max_waiting_requests", max_waiting_requests, 1, 1 << 20));
   return status;
 }

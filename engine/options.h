@@ -11,6 +11,8 @@ namespace glm::engine {
 struct EngineOptions {
   /// Block numbers and the positions they stand for fit in 31 bits at the largest block size.
   static constexpr int64_t kKvBlocksMax = (int64_t{1} << 31) / 128 - 1;
+  /// Drafts a sequence and step.
+  static constexpr int32_t kDraftsMax = 5;
 
   /// Folder of the checkpoint: config.json, *.safetensors (by index), generation_config.json.
   std::string model;
@@ -49,10 +51,12 @@ struct EngineOptions {
   int32_t max_model_len = 0;
   /// Requests running at once.
   int32_t max_num_seqs = 64;
-  /// Tokens computed in one step, decodes and prompt chunks together.
+  /// Tokens computed in one step, decodes and prompt chunks together; at least max_num_seqs * (1 +
+  /// num_speculative_tokens).
   int32_t max_num_batched_tokens = 1024;
   /// Steps handed to a device before the result of the oldest is back: 1, or 2 to plan a step while
-  /// the one before runs. 0: 2 on a GPU; 1 on the CPU, where the host's part is too short to hide.
+  /// the one before runs. 0: 2 on a GPU; 1 on the CPU, where the host's part is too short to hide,
+  /// and with drafts, which are known only with a step's result.
   int32_t steps_in_flight = 0;
   /// Share blocks of equal prefixes.
   bool enable_prefix_caching = true;
@@ -67,7 +71,7 @@ struct EngineOptions {
   /// Fewer drafts, down to none, where measured step times say that they do not pay.
   bool adaptive_drafts = true;
   /// A request's tokens do not depend on what else is in the batch, on chunking, preemption or
-  /// prefix hits. The CPU backend always keeps this.
+  /// prefix hits. The CPU backend always keeps this; device "cuda" does not yet, and refuses it.
   bool batch_invariant = false;
   /// Requests waiting for their first step; more are refused with RESOURCE_EXHAUSTED.
   int32_t max_waiting_requests = 4096;

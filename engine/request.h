@@ -6,8 +6,12 @@
 
 #include <array>
 #include <cstdint>
+#include <memory>
+#include <span>
 #include <string>
 #include <vector>
+
+#include "proto/base/block_hash.h"
 
 namespace glm::engine {
 
@@ -58,8 +62,23 @@ inline constexpr int32_t kStopIdsMax = 128;
 struct StopRule {
   std::vector<int32_t> stop_ids;  // any of these ends the request; the id itself is delivered
   int32_t max_tokens = 16;        // at least 1
-  int32_t min_tokens = 0;         // no stop id is drawn before this many
+  int32_t min_tokens = 0;         // so many tokens come before any stop id may be drawn
 };
+
+/// Which ids may come next, where that depends on the answer so far: structured output. Called on
+/// the engine thread, once for each row of a step that draws a token of the request; it must be
+/// quick, and a function of its arguments alone.
+class TokenMask {
+ public:
+  virtual ~TokenMask() = default;
+  /// Clears the bits of `words` (bit id % 32 of word id / 32; all those allowed so far are set) of
+  /// ids that must not follow `generated`, the answer's tokens so far. These may end in drafts that
+  /// the mask itself forbids: what is drawn after such a draft is dropped, so any mask will do. At
+  /// least one id should stay allowed.
+  virtual void Restrict(std::span<const int32_t> generated, std::span<uint32_t> words) const = 0;
+};
+
+inline constexpr int32_t kCacheSaltMax = 256;
 
 struct Request {
   RequestId id = 0;
@@ -71,8 +90,10 @@ struct Request {
   SamplingParams sampling;
   StopRule stop;
   int32_t priority = 0;  // [-1000, 1000]; the lower is served first, then by arrival
-  /// Prefixes are shared only among requests of one salt.
+  /// Prefixes are shared only among requests of one salt; at most kCacheSaltMax bytes.
   std::string cache_salt;
+  /// Null: none. A request that has one is planned only when all its tokens are known.
+  std::shared_ptr<const TokenMask> token_mask;
 };
 
 /// The logprobs of one token.
@@ -90,7 +111,8 @@ struct TokenLogprobs {
 /// What one step did for one request.
 struct RequestEvent {
   RequestId id = 0;
-  std::vector<int32_t> token_ids;       // new tokens, in order; may be empty when the request ends
+  std::vector<int32_t> token_ids;       // new tokens, in order; may be empty when the request ends,
+                                        // or the event brings prompt_logprobs
   std::vector<TokenLogprobs> logprobs;  // of token_ids, if asked for
   std::vector<TokenLogprobs> prompt_logprobs;  // of the prompt's next tokens, from the second on
   FinishReason finish = FinishReason::kNone;
@@ -108,13 +130,6 @@ struct EngineLoad {
   int64_t kv_blocks_total = 0;
 };
 
-/// 128-bit chained hash of a full block and all before it: proto/base/block_hash.h.
-struct BlockKey {
-  uint64_t high = 0;
-  uint64_t low = 0;
-  bool operator==(const BlockKey&) const = default;
-};
-
 /// A change of what the prefix cache holds, in order.
 struct CacheChange {
   bool stored = true;  // false: removed
@@ -122,15 +137,25 @@ struct CacheChange {
   BlockKey parent;  // of a stored one; zero: it is a first block
 };
 
+/// All that the prefix cache holds, and where in the stream of its changes that was.
+struct CacheSnapshot {
+  uint64_t sequence = 0;            // of the last change it contains; 0: there was none
+  uint64_t digest = 0;              // of `blocks`
+  std::vector<CacheChange> blocks;  // all `stored`; a parent comes before its children
+};
+
 /// What a step produced, given to the sink on the engine thread.
 struct StepEvents {
   uint64_t step = 0;
   std::vector<RequestEvent> requests;
   EngineLoad load;
-  /// Changes of the prefix cache; the first has number cache_sequence, from 1.
+  /// Changes of the prefix cache; the first has number cache_sequence, from 1. When there are
+  /// none, cache_sequence is the number that the next one will have.
   uint64_t cache_sequence = 0;
   std::vector<CacheChange> cache_changes;
-  uint64_t cache_digest = 0;  // of all changes so far: proto/base/block_hash.h Digest
+  uint64_t cache_digest = 0;  // of what it holds after these: proto/base/block_hash.h Digest
+  /// If Engine::AskCacheSnapshot was called: the state after cache_changes. Else null.
+  std::shared_ptr<const CacheSnapshot> cache_snapshot;
 };
 
 /// Counters since start, and gauges; read at any time.

@@ -35,8 +35,10 @@
 //              - Inside moe_experts h is quantised from unrounded floats, one scale a token and 128
 //                columns of M, whichever scales the weights have.
 //              - Products are summed in float. Channel and token scales multiply the whole sum,
-//                block and column scales the sum of their 128 columns; then the bias is added, and
-//                the result rounded once.
+//                block and column scales the sum of the columns that they have in common, 128 but
+//                where a slice cuts a block; then the bias is added, and the result rounded once.
+//              - An FP8 tensor that feeds no FP8 linear (kv_b_proj, the draft layer's head) becomes
+//                value * scale, rounded to act, while loading.
 //              - An FP8 cache stores act values x / scale; attention reads value * scale as float.
 //              tests/golden/make_fp8.py says the same in float64, and is what tests hold us to.
 //   Optional   A Tensor or Activation that may be left out has an initialiser.
@@ -84,10 +86,11 @@ struct Activation {
 struct Weight {
   Tensor values;    // F32, BF16 or F8E4M3 [N, K]; experts: [E, N, K]
   Tensor scales{};  // empty, or F32 [N] ([E, N]): one an output channel;
-                    // or F32 [blocks of rows, blocks of columns] ([E, ...]): one a 128 x 128 block
-  // A rank's slice of a block-scaled weight may begin inside a block: these many rows and columns
-  // of the first block are not in the slice. Activation groups of 128 columns begin there too.
-  int64_t scale_row_offset = 0;
+                    // or F32 [blocks of rows, blocks of columns] ([E, ...]): one a 128 x 128
+                    // block; or F32 [N, blocks of columns] ([E, ...]): one a row and 128 columns,
+                    // where packing or a rank's slice cuts blocks of rows
+  // A rank's slice of a block-scaled weight may begin inside a block: so many columns of the first
+  // block are not in the slice, 0..127. Activation groups of 128 columns begin with the slice.
   int64_t scale_column_offset = 0;
 };
 
@@ -257,7 +260,8 @@ struct LogitEdit {
 };
 static_assert(sizeof(LogitEdit) == 20);
 
-/// The logprobs of a step's rows, of those that want some; the rest is unspecified.
+/// The logprobs of a step's rows, of those that want some; the rest is unspecified. A vocabulary of
+/// fewer ids than alternatives are wanted ends with ids -1.
 struct Logprobs {
   Tensor values{};  // F32 [R, 1 + kLogprobsMax]: of the id, then of the likeliest, falling
   Tensor ids{};     // I32 [R, 1 + kLogprobsMax]: the id, then the likeliest (ties: lower ids first)
@@ -301,6 +305,10 @@ struct AdvanceDraftsArgs {
 };
 
 struct OpTable {
+  /// Whether linear and moe_experts take weights whose blocks of scales are cut: a scale a row and
+  /// 128 columns, and a scale_column_offset.
+  bool takes_cut_blocks = false;
+
   /// out[t] = table[id of t - vocabulary_begin], or zeros when that is no row of the table. The id
   /// is token_ids[t], or last_ids[~token_ids[t]] when that is negative.
   void (*embed)(Device&, const EmbedArgs&);
@@ -362,7 +370,7 @@ struct OpTable {
 
   /// The ids of the step's tokens (resolved as in embed) to the places of the TokenCache that
   /// block_tables names for their positions.
-  void (*store_tokens)(Device&, const StoreTokensArgs&) = nullptr;
+  void (*store_tokens)(Device&, const StoreTokensArgs&);
 
   /// One id a row, in this order, all in float:
   ///   1. logprobs: log softmax of the logits as they came, over vocabulary_used ids.
@@ -377,22 +385,23 @@ struct OpTable {
   ///      position, choice, id)), which has the softmax's distribution (ties: lowest id).
   /// So a draw depends on the row alone, and two rows of one position whose logits are alike mostly
   /// draw the same id: a draft is right when the model draws it too, and drafting changes no token.
-  /// A NaN logit counts as minus infinity; when all are, the lowest id allowed by the mask is the
-  /// result. The id also goes to last_ids[slot].
+  /// A NaN logit counts as minus infinity, which is never drawn; when all are minus infinity after
+  /// step 4, the lowest id allowed by the mask is the result. The id also goes to last_ids[slot].
   void (*sample)(Device&, const SampleArgs&);
 
-  /// What the draft layer is to do after a step. For each draft row d, with a = how many of the
+  /// What the draft layer goes on from after a step. For each draft row d, with a = how many of the
   /// sequence's drafts in this step were drawn by the rows before them, one after the other, t =
   /// logit_tokens[first_logit_row + a] and p = positions[t]: out.logit_tokens[d] = t, positions[d]
-  /// = p + 1, kv_lengths[d] = p + 2, token_sequences[d] = d, query_starts = 0, 1, .. D_valid,
-  /// counts = D_valid three times, block_tables[d] = those of the sequence; token_ids[d] = ~d, to
-  /// be found in last_ids. out_rows[d] = the step's row, for position p + 2, with slot d, without
-  /// penalties, edits, mask, target and logprobs.
-  void (*begin_drafts)(Device&, const BeginDraftsArgs&) = nullptr;
+  /// = p, kv_lengths[d] = p + 1, token_sequences[d] = d, query_starts = 0, 1, .. D_valid and that
+  /// for padding, counts = D_valid three times, block_tables[d] = those of the sequence;
+  /// token_ids[d] = ~d, to be found in last_ids. out_rows[d] = the row of t, for position p + 2,
+  /// with sequence and slot d, without penalties, edits, mask, target and logprobs. The ids of
+  /// drafts are in the batch's token_ids, never behind a slot.
+  void (*begin_drafts)(Device&, const BeginDraftsArgs&);
 
-  /// On to the next draft: positions and kv_lengths grow by 1, logit_tokens[d] = d, positions of
-  /// rows grow by 1.
-  void (*advance_drafts)(Device&, const AdvanceDraftsArgs&) = nullptr;
+  /// On to the next draft, of whose token the draft just drawn is the input: positions and
+  /// kv_lengths grow by 1, logit_tokens[d] = d, positions of rows grow by 1.
+  void (*advance_drafts)(Device&, const AdvanceDraftsArgs&);
 };
 
 }  // namespace glm

@@ -42,14 +42,16 @@ constexpr float PhiloxUniform(uint64_t seed, PhiloxStream stream, uint32_t posit
   return (static_cast<float>(bits[0] >> 9) + 0.5f) * (1.0f / 8388608.0f);
 }
 
-/// An exponential of mean 1 for id `id`: one of as many independent draws as there are ids. The
-/// last 2^-32 of probability is where its resolution ends.
+/// An exponential of mean 1 for id `id`, in [2^-33, 17]: one of as many independent draws as there
+/// are ids. Small ones, which win a race, are the finest: steps of 2^-32.
 inline float PhiloxExponential(uint64_t seed, PhiloxStream stream, uint32_t position,
                                uint32_t choice, uint32_t id) {
   const std::array<uint32_t, 4> bits =
       Philox({position, static_cast<uint32_t>(stream), id / 4, choice},
              {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
-  return -std::log1p(-(static_cast<float>(bits[id % 4]) + 0.5f) * 2.3283064e-10f);
+  const float uniform = (static_cast<float>(bits[id % 4]) + 0.5f) * 2.3283064e-10f;
+  // The largest bits round up to 1, whose logarithm is infinite.
+  return -std::log1p(-(uniform < 0.99999994f ? uniform : 0.99999994f));
 }
 
 }  // namespace glm

@@ -46,6 +46,12 @@ void Narrow(const float* source, DType type, std::byte* target, int64_t count) {
   }
 }
 
+absl::Status NotAScale(const Slot& slot, int64_t row) {
+  return NotFinite(slot, row, "a scale: finite and not negative");
+}
+
+bool IsScale(float scale) { return std::isfinite(scale) && scale >= 0; }
+
 // A row in FP8 and its scale. False when a value is not finite.
 bool Quantize(float* row, int64_t count, std::byte* codes, float* scale) {
   float largest = 0;
@@ -99,9 +105,76 @@ Spread SpreadOf(const Slot& slot, DType type) {
 
 }  // namespace
 
-absl::Status FillFromFile(const Piece& piece, const StoredTensor& stored, DType type,
-                          FilledPiece* filled) {
+void WidenRow(const StoredTensor& stored, int64_t row, float* target) {
+  const int64_t columns = ColumnsOf(stored.shape);
+  Widen(stored.dtype, stored.data + row * columns * ByteSize(stored.dtype), target, columns);
+}
+
+float Dequantizer::Scale(int64_t row, int64_t column) const {
+  const int64_t at =
+      form_.blocks ? row / kScaleBlock * ColumnsOf(scales_.shape) + column / kScaleBlock : row;
+  float scale = 0;
+  Widen(scales_.dtype, scales_.data + at * ByteSize(scales_.dtype), &scale, 1);
+  return scale;
+}
+
+void Dequantizer::Row(int64_t row, int64_t begin, int64_t count, float* target) const {
+  const std::byte* codes = stored_.data + row * ColumnsOf(stored_.shape) + begin;
+  float scale = 0;
+  for (int64_t i = 0; i < count; ++i) {
+    if (i == 0 || (form_.blocks && (begin + i) % kScaleBlock == 0)) scale = Scale(row, begin + i);
+    target[i] = ToFloat(Float8{static_cast<uint8_t>(codes[i])}) * scale;
+  }
+}
+
+namespace {
+
+// Rows in FP8 that become floats.
+absl::Status FillWide(const Piece& piece, const StoredTensor& stored, const StoredTensor& scales,
+                      DType type, FilledPiece* filled) {
   const Slot& slot = *piece.slot;
+  const int64_t count = slot.columns.count;
+  const Dequantizer dequantizer(stored, scales, slot.scales);
+  std::vector<float> row(count);
+  filled->scales.clear();
+  filled->values.resize(static_cast<size_t>(piece.rows * count * ByteSize(type)));
+  for (int64_t r = 0; r < piece.rows; ++r) {
+    const int64_t row_number = slot.rows.begin + piece.row + r;
+    dequantizer.Row(row_number, slot.columns.begin, count, row.data());
+    if (!std::all_of(row.begin(), row.end(), [](float value) { return std::isfinite(value); })) {
+      return NotFinite(slot, row_number, "finite when it is multiplied by its scale");
+    }
+    Narrow(row.data(), type, filled->values.data() + r * count * ByteSize(type), count);
+  }
+  return absl::OkStatus();
+}
+
+// Scales, each row of them as often as it is used.
+absl::Status FillRepeated(const Piece& piece, const StoredTensor& stored, FilledPiece* filled) {
+  const Slot& slot = *piece.slot;
+  const int64_t count = slot.columns.count;
+  const int64_t source_size = ByteSize(stored.dtype);
+  filled->scales.clear();
+  filled->values.resize(static_cast<size_t>(piece.rows * count) * sizeof(float));
+  std::vector<float> row(count);
+  for (int64_t r = 0; r < piece.rows; ++r) {
+    const int64_t stored_row = (slot.rows.begin + piece.row + r) / slot.repeat;
+    const int64_t at = stored_row * ColumnsOf(stored.shape) + slot.columns.begin;
+    Widen(stored.dtype, stored.data + at * source_size, row.data(), count);
+    if (!std::all_of(row.begin(), row.end(), IsScale)) return NotAScale(slot, stored_row);
+    Narrow(row.data(), DType::kF32,
+           filled->values.data() + r * count * static_cast<int64_t>(sizeof(float)), count);
+  }
+  return absl::OkStatus();
+}
+
+}  // namespace
+
+absl::Status FillFromFile(const Piece& piece, const StoredTensor& stored,
+                          const StoredTensor* scales, DType type, FilledPiece* filled) {
+  const Slot& slot = *piece.slot;
+  if (slot.kind == SlotKind::kDequantized) return FillWide(piece, stored, *scales, type, filled);
+  if (slot.repeat > 1) return FillRepeated(piece, stored, filled);
   const int64_t count = slot.columns.count;
   const int64_t source_size = ByteSize(stored.dtype);
   const int64_t row_bytes = count * ByteSize(type);
@@ -132,9 +205,7 @@ absl::Status FillFromFile(const Piece& piece, const StoredTensor& stored, DType 
       continue;
     }
     if (slot.kind == SlotKind::kScales) {
-      const bool valid = std::all_of(
-          row.begin(), row.end(), [](float scale) { return std::isfinite(scale) && scale >= 0; });
-      if (!valid) return NotFinite(slot, row_number, "a scale: finite and not negative");
+      if (!std::all_of(row.begin(), row.end(), IsScale)) return NotAScale(slot, row_number);
     }
     Narrow(row.data(), type, target + r * row_bytes, count);
   }
@@ -152,7 +223,8 @@ absl::Status FillAtRandom(const Piece& piece, uint64_t seed, DType type, FilledP
   filled->scales.resize(slot.kind == SlotKind::kQuantized ? piece.rows : 0);
   std::vector<float> row(count);
   for (int64_t r = 0; r < piece.rows; ++r) {
-    const int64_t first = (slot.rows.begin + piece.row + r) * columns + slot.columns.begin;
+    const int64_t stored_row = (slot.rows.begin + piece.row + r) / slot.repeat;
+    const int64_t first = stored_row * columns + slot.columns.begin;
     for (int64_t i = 0; i < count; ++i) {
       // 24 bits of the hash, as a number from -1 to 1.
       const auto bits =

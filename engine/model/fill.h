@@ -26,10 +26,30 @@ struct FilledPiece {
   std::vector<float> scales;      // one a row, of kQuantized slots
 };
 
-/// A piece as the checkpoint has it, converted or quantised to `type`. INVALID_ARGUMENT names the
-/// tensor and the first row with a value that is refused.
-absl::Status FillFromFile(const Piece& piece, const StoredTensor& stored, DType type,
-                          FilledPiece* filled);
+/// A piece as the checkpoint has it, converted, quantised or dequantised to `type`; `scales` are
+/// those of a kDequantized slot. INVALID_ARGUMENT names the tensor and the first row with a value
+/// that is refused.
+absl::Status FillFromFile(const Piece& piece, const StoredTensor& stored,
+                          const StoredTensor* scales, DType type, FilledPiece* filled);
+
+/// A row of an F32 or BF16 tensor [rows, columns] as floats.
+void WidenRow(const StoredTensor& stored, int64_t row, float* target);
+
+/// Values of a row of an FP8 tensor, times their scales: columns [begin, begin + count).
+class Dequantizer {
+ public:
+  /// `stored` is [rows, columns] in F8E4M3; `scales` F32 or BF16, of the form that `form` says.
+  Dequantizer(const StoredTensor& stored, const StoredTensor& scales, const StoredScales& form)
+      : stored_(stored), scales_(scales), form_(form) {}
+  void Row(int64_t row, int64_t begin, int64_t count, float* target) const;
+  /// The scale of the value at (row, column).
+  float Scale(int64_t row, int64_t column) const;
+
+ private:
+  const StoredTensor& stored_;
+  const StoredTensor& scales_;
+  const StoredScales& form_;
+};
 
 /// Random values for a piece, drawn from `seed`.
 absl::Status FillAtRandom(const Piece& piece, uint64_t seed, DType type, FilledPiece* filled);

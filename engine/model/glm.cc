@@ -103,14 +103,18 @@ class PagedGlm final : public Glm {
   Tensor hidden(int64_t tokens) const override { return hidden_.Rows(0, tokens); }
   bool has_mtp() const override { return mtp_.has_value(); }
 
-  void ForwardMtp(const BatchView& batch, const KvCache& cache, const Tensor& logits) override {
+  void ForwardMtp(const BatchView& batch, const Tensor& hidden, const KvCache& cache,
+                  const Tensor& logits) override {
     CHECK(mtp_.has_value()) << "the draft layer was not loaded";
     CHECK(!cache.mtp.keys.empty()) << "a cache without the draft layer's";
     const int64_t tokens = batch.token_ids.shape[0];
     CHECK_LE(tokens, limits_.tokens_max) << "tokens of a step";
     CHECK_LE(logits.shape[0], limits_.logit_rows_max) << "logit rows of a step";
-    mtp_->Forward(batch, hidden(tokens), cache.mtp, logits, trace_);
+    CHECK_EQ(hidden.shape[0], tokens) << "hidden states";
+    mtp_->Forward(batch, hidden, cache.mtp, logits, trace_);
   }
+
+  Tensor mtp_hidden(int64_t tokens) const override { return mtp_->hidden(tokens); }
 
   void SetTrace(Trace trace) override { trace_ = std::move(trace); }
   int64_t weight_bytes() const override { return weight_bytes_; }
@@ -155,8 +159,8 @@ int64_t KvCache::BytesPerBlock(const ModelConfig& config, DType dtype, int32_t b
                                bool mtp) {
   const int64_t layers = config.layers + (mtp ? 1 : 0);
   const int64_t tensors = config.latent_attention() ? 1 : 2;
-  return layers * tensors * config.cache_heads() * block_size * config.cell_size() *
-         ByteSize(dtype);
+  const int64_t cells = layers * tensors * config.cache_heads() * block_size * config.cell_size();
+  return cells * ByteSize(dtype) + block_size * ByteSize(DType::kI32);
 }
 
 KvCache KvCache::Allocate(Device& device, const ModelConfig& config, DType dtype, int64_t blocks,
@@ -166,6 +170,7 @@ KvCache KvCache::Allocate(Device& device, const ModelConfig& config, DType dtype
     cache.layers.push_back(NewKvLayer(device, config, dtype, blocks, block_size));
   }
   if (mtp) cache.mtp = NewKvLayer(device, config, dtype, blocks, block_size);
+  cache.tokens.ids = device.NewTensor(DType::kI32, {blocks, block_size});
   return cache;
 }
 
@@ -233,6 +238,7 @@ absl::StatusOr<std::unique_ptr<Glm>> Glm::Load(Device& device, const ModelConfig
   const PlanTerms terms{.stored = checkpoint.has_value() ? &checkpoint->tensors() : nullptr,
                         .scaling = config.quantization.weights,
                         .quantize = source.quantize,
+                        .cut_blocks = device.ops().takes_cut_blocks,
                         .slice = slice};
   const absl::StatusOr<bool> with_mtp = WantMtp(config, terms.stored, options);
   if (!with_mtp.ok()) {

@@ -29,7 +29,7 @@ struct KvCache {
   KvLayer mtp;        // of the draft layer; empty without it
   TokenCache tokens;  // whose K and V the blocks hold
 
-  /// Device bytes of one block over all layers; `mtp`: with the draft layer.
+  /// Device bytes of one block over all layers, and of its tokens; `mtp`: with the draft layer.
   static int64_t BytesPerBlock(const ModelConfig& config, DType dtype, int32_t block_size,
                                bool mtp = false);
   static KvCache Allocate(Device& device, const ModelConfig& config, DType dtype, int64_t blocks,
@@ -100,10 +100,16 @@ class Glm {
 
   /// True when the draft layer was asked for and the checkpoint has one.
   virtual bool has_mtp() const = 0;
-  /// Runs the draft layer on the hidden states of the last Forward. `batch` is that step's, with
-  /// the token *after* each position as its token id. Stores K and V into cache.mtp; writes the
-  /// draft logits of batch.logit_tokens to `logits`, F32 [R, V]. REQUIRES has_mtp().
-  virtual void ForwardMtp(const BatchView& batch, const KvCache& cache, const Tensor& logits) = 0;
+  /// Runs the draft layer on the `hidden` states of the batch's tokens, act [T, H]: those of the
+  /// last Forward, or, for a draft after a draft, mtp_hidden of the ForwardMtp before. The batch
+  /// has the token *after* each position as its token id. Stores K and V into cache.mtp; writes
+  /// the draft logits of batch.logit_tokens to `logits`, F32 [R, V]; R = 0: none. REQUIRES
+  /// has_mtp(), and that `hidden` is not what mtp_hidden returns itself.
+  virtual void ForwardMtp(const BatchView& batch, const Tensor& hidden, const KvCache& cache,
+                          const Tensor& logits) = 0;
+  /// The draft layer's output of the last ForwardMtp after its norm, act [tokens, H]. Valid until
+  /// the next ForwardMtp.
+  virtual Tensor mtp_hidden(int64_t tokens) const = 0;
 
   /// The hook for every named intermediate; null turns it off.
   virtual void SetTrace(Trace trace) = 0;

@@ -8,40 +8,13 @@
 namespace glm::engine {
 namespace {
 
-constexpr int64_t kBlock = 128;  // rows, and columns, that share a block scale
+constexpr int64_t kBlock = kScaleBlock;
 
 int64_t BlocksOf(int64_t extent) { return (extent + kBlock - 1) / kBlock; }
 
 Tensor Layout(DType dtype, int64_t experts, int64_t rows, int64_t columns) {
   if (experts == 0) return Tensor(nullptr, dtype, {rows, columns});
   return Tensor(nullptr, dtype, {experts, rows / experts, columns});
-}
-
-/// The scales of one part: what they are called and how they lie in the checkpoint.
-struct StoredScales {
-  std::string name;
-  std::vector<int64_t> shape;
-  WeightScaling scaling = WeightScaling::kNone;
-};
-
-StoredScales FindScales(const PlanTerms& terms, const LinearPart& part, int64_t columns) {
-  StoredScales scales;
-  if (terms.scaling == WeightScaling::kNone) return scales;
-  const std::string inverse = part.name + ".weight_scale_inv";
-  scales.name = part.name + ".weight_scale";
-  if (terms.stored != nullptr) {
-    if (terms.stored->count(inverse) != 0) scales.name = inverse;
-    if (terms.stored->count(scales.name) == 0) return {};
-  }
-  scales.scaling = scales.name == inverse ? WeightScaling::kBlock : terms.scaling;
-  if (scales.scaling == WeightScaling::kBlock) {
-    scales.shape = {BlocksOf(part.rows), BlocksOf(columns)};
-    return scales;
-  }
-  scales.shape = {part.rows, 1};
-  const bool flat = terms.stored != nullptr && terms.stored->at(scales.name).shape.size() == 1;
-  if (flat) scales.shape = {part.rows};
-  return scales;
 }
 
 /// Plans one packed weight, part by part.
@@ -54,6 +27,9 @@ class LinearPlanner {
     columns_taken_ = split == LinearSplit::kInputs ? slice.Of(columns) : Range{0, columns};
     for (const LinearPart& part : parts) {
       scales_.push_back(FindScales(plan->terms(), part, columns));
+      scaling_.push_back(scales_.back().name.empty() ? WeightScaling::kNone
+                         : scales_.back().blocks     ? WeightScaling::kBlock
+                                                     : WeightScaling::kChannel);
       rows_ += RowsOf(part).count;
     }
   }
@@ -68,7 +44,14 @@ class LinearPlanner {
                        "; accepted: all linears that are computed as one quantised alike")));
       return scaling;
     }
-    if (scaling == WeightScaling::kBlock && !BlocksAreWhole()) return scaling;
+    if (scaling == WeightScaling::kBlock) {
+      weight->scale_column_offset = columns_taken_.begin % kBlock;
+      rows_cut_ = RowBlocksAreCut();
+      if ((rows_cut_ || weight->scale_column_offset > 0) && !plan_.terms().cut_blocks) {
+        RefuseCutBlocks();
+        return scaling;
+      }
+    }
     const bool float8 = scaling != WeightScaling::kNone;
     values_ = plan_.Add(&weight->values, Layout(float8 ? DType::kF8E4M3 : dtype, experts_, rows_,
                                                 columns_taken_.count));
@@ -84,8 +67,7 @@ class LinearPlanner {
   }
   /// How part `i` is scaled on the device.
   WeightScaling PartScaling(size_t i) const {
-    const WeightScaling stored = scales_[i].scaling;
-    if (stored != WeightScaling::kNone) return stored;
+    if (scaling_[i] != WeightScaling::kNone) return scaling_[i];
     return plan_.terms().quantize ? WeightScaling::kChannel : WeightScaling::kNone;
   }
   static const char* Describe(WeightScaling scaling) {
@@ -93,35 +75,38 @@ class LinearPlanner {
     return scaling == WeightScaling::kChannel ? "quantised by channel" : "quantised by block";
   }
 
-  // Scales of a packed weight are those of its parts one after the other, so a part must fill
-  // whole blocks, except for the last of a matrix.
-  bool BlocksAreWhole() {
+  // Scales of a packed weight are those of its parts one after the other. Unless each part fills
+  // whole blocks, but for the last of a matrix, every row gets its own.
+  bool RowBlocksAreCut() const {
     const size_t per_matrix = experts_ == 0 ? parts_.size() : parts_.size() / experts_;
-    const auto whole = [](const Range& range, int64_t extent, bool may_end_inside) {
-      const int64_t end = range.begin + range.count;
-      return range.begin % kBlock == 0 && (end % kBlock == 0 || (may_end_inside && end == extent));
-    };
     for (size_t i = 0; i < parts_.size(); ++i) {
+      const Range rows = RowsOf(parts_[i]);
       const bool last = (i + 1) % per_matrix == 0;
-      if (whole(RowsOf(parts_[i]), parts_[i].rows, last) && whole(columns_taken_, columns_, true)) {
-        continue;
-      }
-      plan_.Refuse(absl::InvalidArgumentError(absl::StrCat(
-          "tensor ", parts_[i].name, ".weight ", ShapeText({parts_[i].rows, columns_}),
-          " is quantised in blocks of 128 x 128, which packing on ", plan_.terms().slice.size,
-          " ranks would cut; accepted: parts of whole "
-          "blocks, or scales by channel")));
-      return false;
+      if (rows.begin % kBlock != 0 || (rows.count % kBlock != 0 && !last)) return true;
     }
-    return true;
+    return false;
   }
+  void RefuseCutBlocks() {
+    plan_.Refuse(absl::InvalidArgumentError(absl::StrCat(
+        "tensor ", parts_[0].name, ".weight ", ShapeText({parts_[0].rows, columns_}),
+        " is quantised in blocks of 128 x 128, which packing on ", plan_.terms().slice.size,
+        " ranks would cut; accepted on this device: parts of whole blocks, or scales by channel")));
+  }
+  // Blocks of columns that the rank's columns touch.
+  Range ColumnBlocks() const {
+    const int64_t begin = columns_taken_.begin / kBlock;
+    return {begin, BlocksOf(columns_taken_.begin + columns_taken_.count) - begin};
+  }
+
+  // Rows of scales of a part with so many rows, scaled by block.
+  int64_t ScaleRows(int64_t rows) const { return rows_cut_ ? rows : BlocksOf(rows); }
 
   void AddScales(WeightScaling scaling, Weight* weight) {
     if (scaling == WeightScaling::kBlock) {
       int64_t blocks = 0;
-      for (const LinearPart& part : parts_) blocks += BlocksOf(RowsOf(part).count);
-      scale_values_ = plan_.Add(
-          &weight->scales, Layout(DType::kF32, experts_, blocks, BlocksOf(columns_taken_.count)));
+      for (const LinearPart& part : parts_) blocks += ScaleRows(RowsOf(part).count);
+      scale_values_ =
+          plan_.Add(&weight->scales, Layout(DType::kF32, experts_, blocks, ColumnBlocks().count));
       return;
     }
     const Tensor layout = experts_ == 0
@@ -140,8 +125,7 @@ class LinearPlanner {
                 .weight = values_,
                 .weight_row = row_,
                 .fan_in = columns_};
-    const bool quantize =
-        scaling != WeightScaling::kNone && scales_[i].scaling == WeightScaling::kNone;
+    const bool quantize = scaling != WeightScaling::kNone && scaling_[i] == WeightScaling::kNone;
     if (quantize) {
       values.kind = SlotKind::kQuantized;
       values.scale_weight = scale_values_;
@@ -149,7 +133,7 @@ class LinearPlanner {
     plan_.Fill(std::move(values));
     if (scaling != WeightScaling::kNone && !quantize) FillScales(scales_[i], rows, scaling);
     row_ += rows.count;
-    scale_row_ += scaling == WeightScaling::kBlock ? BlocksOf(rows.count) : rows.count;
+    scale_row_ += scaling == WeightScaling::kBlock ? ScaleRows(rows.count) : rows.count;
   }
 
   void FillScales(const StoredScales& stored, const Range& rows, WeightScaling scaling) {
@@ -162,8 +146,12 @@ class LinearPlanner {
               .kind = SlotKind::kScales,
               .fan_in = columns_};
     if (scaling == WeightScaling::kBlock) {
-      slot.rows = {rows.begin / kBlock, BlocksOf(rows.count)};
-      slot.columns = {columns_taken_.begin / kBlock, BlocksOf(columns_taken_.count)};
+      slot.columns = ColumnBlocks();
+      if (rows_cut_) {
+        slot.repeat = kBlock;
+      } else {
+        slot.rows = {rows.begin / kBlock, BlocksOf(rows.count)};
+      }
     }
     plan_.Fill(std::move(slot));
   }
@@ -174,15 +162,51 @@ class LinearPlanner {
   const int64_t experts_;
   WeightPlan& plan_;
   Range columns_taken_;
-  std::vector<StoredScales> scales_;  // of each part
-  int64_t rows_ = 0;                  // of all parts, on this rank
-  int32_t values_ = 0;                // number of the values in the plan
-  int32_t scale_values_ = 0;          // and of the scales
-  int64_t row_ = 0;                   // of the next part, in the values
-  int64_t scale_row_ = 0;             // and in the scales
+  std::vector<StoredScales> scales_;    // of each part
+  std::vector<WeightScaling> scaling_;  // and what they make of it
+  bool rows_cut_ = false;               // block scales: every row has its own
+  int64_t rows_ = 0;                    // of all parts, on this rank
+  int32_t values_ = 0;                  // number of the values in the plan
+  int32_t scale_values_ = 0;            // and of the scales
+  int64_t row_ = 0;                     // of the next part, in the values
+  int64_t scale_row_ = 0;               // and in the scales
 };
 
 }  // namespace
+
+StoredScales FindScales(const PlanTerms& terms, const LinearPart& part, int64_t columns) {
+  if (terms.scaling == WeightScaling::kNone) return {};
+  StoredScales scales;
+  const std::string inverse = part.name + ".weight_scale_inv";
+  scales.name = part.name + ".weight_scale";
+  if (terms.stored != nullptr) {
+    if (terms.stored->count(inverse) != 0) scales.name = inverse;
+    if (terms.stored->count(scales.name) == 0) return {};
+  }
+  scales.blocks = scales.name == inverse || terms.scaling == WeightScaling::kBlock;
+  if (scales.blocks) {
+    scales.shape = {BlocksOf(part.rows), BlocksOf(columns)};
+    return scales;
+  }
+  scales.shape = {part.rows, 1};
+  const bool flat = terms.stored != nullptr && terms.stored->at(scales.name).shape.size() == 1;
+  if (flat) scales.shape = {part.rows};
+  return scales;
+}
+
+void FillWide(const LinearPart& part, int64_t columns, const Range& rows, int32_t weight,
+              WeightPlan* plan) {
+  Slot slot{.name = part.name + ".weight",
+            .shape = {part.rows, columns},
+            .rows = rows,
+            .columns = {0, columns},
+            .weight = weight,
+            .fan_in = columns};
+  // Without a checkpoint there is nothing to dequantise.
+  if (plan->terms().stored != nullptr) slot.scales = FindScales(plan->terms(), part, columns);
+  if (!slot.scales.name.empty()) slot.kind = SlotKind::kDequantized;
+  plan->Fill(std::move(slot));
+}
 
 Activation LinearInput::For(const Weight& weight) const {
   if (weight.scales.empty()) {

@@ -42,9 +42,19 @@ enum class LinearSplit : uint8_t {
 
 /// Plans `weight` from the rows of `parts`, of `columns` inputs over all ranks. With `experts` > 0
 /// the parts make up as many matrices of equal size. Returns how the weight is scaled. A fault (a
-/// part unlike the others, a block of scales that a slice would cut) goes to plan->Refuse.
+/// part unlike the others, blocks of scales that a slice would cut on a device that does not take
+/// that) goes to plan->Refuse.
 WeightScaling PlanLinear(const std::vector<LinearPart>& parts, int64_t columns, LinearSplit split,
                          int64_t experts, DType dtype, WeightPlan* plan, Weight* weight);
+
+/// Fills the rows of `weight`, a number of the plan and of a type that is not FP8, with `rows` of a
+/// linear's weight: as it is in the checkpoint, or dequantised where its scales are there.
+void FillWide(const LinearPart& part, int64_t columns, const Range& rows, int32_t weight,
+              WeightPlan* plan);
+
+/// The scales of a linear [rows, columns] in the checkpoint of `terms`; without a checkpoint, those
+/// that the config promises. No name: it is not quantised.
+StoredScales FindScales(const PlanTerms& terms, const LinearPart& part, int64_t columns);
 
 /// How a loaded weight is scaled.
 WeightScaling ScalingOf(const Weight& weight);

@@ -30,6 +30,7 @@ constexpr int64_t kBuffersPerThread = 2;
 bool CanConvert(SlotKind kind, DType source, DType target) {
   const bool wide = source == DType::kF32 || source == DType::kBF16;
   if (kind == SlotKind::kQuantized) return wide;
+  if (kind == SlotKind::kDequantized) return source == DType::kF8E4M3;
   if (source == target) return true;
   return wide && (target == DType::kF32 || target == DType::kBF16);
 }
@@ -51,21 +52,36 @@ std::string Gigabytes(int64_t bytes) {
   return absl::StrFormat("%.3f GB", static_cast<double>(bytes) * 1e-9);
 }
 
-absl::Status CheckSlot(const Slot& slot, DType target, const Checkpoint& checkpoint) {
-  const auto found = checkpoint.tensors().find(slot.name);
+absl::Status CheckShape(const std::string& name, const std::vector<int64_t>& shape,
+                        const Checkpoint& checkpoint) {
+  const auto found = checkpoint.tensors().find(name);
   if (found == checkpoint.tensors().end()) {
-    return absl::NotFoundError(
-        absl::StrCat(checkpoint.folder(), ": tensor ", slot.name, " is missing"));
+    return absl::NotFoundError(absl::StrCat(checkpoint.folder(), ": tensor ", name, " is missing"));
   }
-  const StoredTensor& stored = found->second;
-  if (stored.shape != slot.shape) {
-    return absl::InvalidArgumentError(absl::StrCat(checkpoint.folder(), ": tensor ", slot.name,
-                                                   " has shape ", ShapeText(stored.shape),
-                                                   "; expected: ", ShapeText(slot.shape)));
+  if (found->second.shape == shape) return absl::OkStatus();
+  return absl::InvalidArgumentError(absl::StrCat(checkpoint.folder(), ": tensor ", name,
+                                                 " has shape ", ShapeText(found->second.shape),
+                                                 "; expected: ", ShapeText(shape)));
+}
+
+absl::Status CheckSlot(const Slot& slot, DType target, const Checkpoint& checkpoint) {
+  absl::Status status = CheckShape(slot.name, slot.shape, checkpoint);
+  if (!status.ok()) return status;
+  if (slot.kind == SlotKind::kDequantized) {
+    status = CheckShape(slot.scales.name, slot.scales.shape, checkpoint);
+    if (!status.ok()) return status;
+    const DType type = checkpoint.tensors().at(slot.scales.name).dtype;
+    if (!CanConvert(SlotKind::kScales, type, DType::kF32)) {
+      return absl::InvalidArgumentError(absl::StrCat(checkpoint.folder(), ": tensor ",
+                                                     slot.scales.name, " is ", Name(type),
+                                                     "; accepted: F32, BF16"));
+    }
   }
+  const StoredTensor& stored = checkpoint.tensors().at(slot.name);
   if (CanConvert(slot.kind, stored.dtype, target)) return absl::OkStatus();
   const char* accepted = "F32, BF16";
-  if (target == DType::kF8E4M3 && slot.kind == SlotKind::kValues) {
+  if (slot.kind == SlotKind::kDequantized ||
+      (target == DType::kF8E4M3 && slot.kind == SlotKind::kValues)) {
     accepted = "F8_E4M3, since its scales are there";
   } else if (stored.dtype == DType::kF8E4M3 && slot.fan_in > 0) {
     accepted = "F32, BF16, or F8_E4M3 with a weight_scale and a quantization_config";
@@ -253,6 +269,7 @@ absl::Status CheckPlan(const WeightPlan& plan, const Checkpoint& checkpoint) {
   std::set<std::string> used(plan.names_taken().begin(), plan.names_taken().end());
   for (const Slot& slot : plan.slots()) {
     used.insert(slot.name);
+    if (slot.kind == SlotKind::kDequantized) used.insert(slot.scales.name);
     const absl::Status status =
         CheckSlot(slot, plan.entries()[slot.weight].layout.dtype, checkpoint);
     if (!status.ok()) return status;
@@ -274,7 +291,11 @@ absl::Status LoadWeights(Device& device, const Checkpoint& checkpoint, const Wei
                                    [&](const auto& entry) { return IsAside(plan, entry.first); });
   if (aside > 0) LOG(INFO) << aside << " tensors of the MTP layer are not loaded";
   const FillFunction fill = [&](const Piece& piece, DType type, FilledPiece* filled) {
-    return FillFromFile(piece, checkpoint.tensors().at(piece.slot->name), type, filled);
+    const StoredTensors& tensors = checkpoint.tensors();
+    const Slot& slot = *piece.slot;
+    const StoredTensor* scales =
+        slot.kind == SlotKind::kDequantized ? &tensors.at(slot.scales.name) : nullptr;
+    return FillFromFile(piece, tensors.at(slot.name), scales, type, filled);
   };
   return FillPlan(device, plan, fill, threads, checkpoint.folder());
 }

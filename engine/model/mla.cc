@@ -29,13 +29,7 @@ void PlanLatentAttention(const ModelConfig& config, DType dtype, const std::stri
   const Range up = plan->terms().slice.Of(heads * up_rows);
   const int32_t kv_up =
       plan->Add(&weights->kv_up, Tensor(nullptr, dtype, {up.count / up_rows, up_rows, kv_latent}));
-  plan->Fill({.name = name + "kv_b_proj.weight",
-              .shape = {heads * up_rows, kv_latent},
-              .rows = up,
-              .columns = {0, kv_latent},
-              .weight = kv_up,
-              .weight_row = 0,
-              .fan_in = kv_latent});
+  FillWide({name + "kv_b_proj", heads * up_rows}, kv_latent, up, kv_up, plan);
   PlanLinear({{name + "o_proj", hidden}}, out_columns, LinearSplit::kInputs, 0, dtype, plan,
              &weights->out);
 }

@@ -1,10 +1,14 @@
 #include "engine/model/mtp.h"
 
+#include <cmath>
 #include <cstring>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
+#include "engine/model/fill.h"
+#include "engine/model/linear.h"
 #include "proto/base/log.h"
 
 namespace glm::engine {
@@ -24,6 +28,34 @@ bool IsTheModels(const StoredTensors& stored, const std::string& name,
          own->second.shape == model->second.shape &&
          std::memcmp(own->second.data, model->second.data,
                      static_cast<size_t>(own->second.bytes)) == 0;
+}
+
+/// Whether the draft layer's FP8 head is the model's head, rounded.
+bool IsRoundedCopy(const StoredTensors& stored, const LinearPart& head, const StoredScales& scales,
+                   const std::string& model_name) {
+  const StoredTensor& own = stored.at(head.name + ".weight");
+  const auto found = stored.find(model_name);
+  const auto scale = stored.find(scales.name);
+  if (found == stored.end() || found->second.shape != own.shape || own.shape.size() != 2 ||
+      own.dtype != DType::kF8E4M3 || scale->second.shape != scales.shape ||
+      ByteSize(found->second.dtype) == 1 || ByteSize(scale->second.dtype) == 1) {
+    return false;  // the checks of the plan say what is wrong
+  }
+  const Dequantizer dequantizer(own, scale->second, scales);
+  const int64_t columns = own.shape[1];
+  std::vector<float> rounded(columns), exact(columns);
+  for (int64_t row = 0; row < own.shape[0]; ++row) {
+    dequantizer.Row(row, 0, columns, rounded.data());
+    WidenRow(found->second, row, exact.data());
+    for (int64_t i = 0; i < columns; ++i) {
+      // Half a step of 3 bits of mantissa, or of the smallest numbers; and the rounding of the
+      // scale itself.
+      const float step =
+          std::abs(rounded[i]) * (1.05f / 16) + dequantizer.Scale(row, i) * (1.05f / 1024);
+      if (!(std::abs(rounded[i] - exact[i]) <= step)) return false;
+    }
+  }
+  return true;
 }
 
 }  // namespace
@@ -57,14 +89,19 @@ void PlanMtp(const ModelConfig& config, DType dtype, WeightPlan* plan, MtpWeight
                  prefix + "eh_proj.weight");
   PlanLayer(config, dtype, prefix, /*dense=*/false, plan, &weights->layer);
   plan->AddWhole(&weights->norm, norm, prefix + "shared_head.norm.weight");
-  const bool float8 = plan->terms().scaling != WeightScaling::kNone &&
-                      (stored == nullptr || stored->count(head + "_scale") != 0);
-  if (float8) {
+  const LinearPart head_part{prefix + "shared_head.head", config.vocabulary};
+  const StoredScales scales = FindScales(plan->terms(), head_part, hidden);
+  const std::string model_head = config.tie_word_embeddings ? embedding : "lm_head.weight";
+  if (scales.name.empty() || (stored != nullptr && stored->count(head) == 0)) {
+    add_table(&weights->head.values, head, model_head);
+  } else if (stored == nullptr || IsRoundedCopy(*stored, head_part, scales, model_head)) {
     plan->Take(head);
-    plan->Take(head + "_scale");
+    plan->Take(scales.name);
+    LOG(INFO) << "MTP uses " << model_head << ", of which " << head << " is a copy in FP8";
   } else {
-    add_table(&weights->head.values, head,
-              config.tie_word_embeddings ? embedding : "lm_head.weight");
+    const Range share = plan->terms().slice.Of(config.vocabulary);
+    FillWide(head_part, hidden, share,
+             plan->Add(&weights->head.values, Tensor(nullptr, dtype, {share.count, hidden})), plan);
   }
 }
 

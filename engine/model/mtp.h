@@ -33,8 +33,9 @@ bool HasMtp(const ModelConfig& config, const StoredTensors& stored);
 
 /// Puts the draft layer's weights into the plan. An embedding or head that is the model's is not
 /// loaded and stays empty: UseModelWeights fills it in. Reads the copies to compare them; without a
-/// checkpoint they count as the layer's own. A head in FP8 is a rounded copy of the model's, which
-/// is used in its place: what a draft loses by it is less than what rounding its input would cost.
+/// checkpoint they count as the layer's own, but for a head in FP8. Such a head is compared too: if
+/// it is the model's, rounded, the model's is used, which is no worse; else it is loaded, and
+/// dequantised.
 void PlanMtp(const ModelConfig& config, DType dtype, WeightPlan* plan, MtpWeights* weights);
 void UseModelWeights(const Tensor& embedding, const Weight& head, MtpWeights* weights);
 
@@ -48,10 +49,13 @@ class Mtp {
   static int64_t BufferBytes(const ModelConfig& config, DType dtype, const StepLimits& limits);
 
   const LayerWeights& layer() const { return weights_.layer; }
+  /// The output of the last Forward after the layer's norm, act [tokens, H].
+  Tensor hidden(int64_t tokens) const { return embedded_.Rows(0, tokens); }
 
   /// batch: the step's, with the token *after* each position as its token id. hidden: act [T, H],
-  /// after the model's final norm. Stores K and V into `cache`, the draft layer's own; writes the
-  /// logits of batch.logit_tokens to `logits`, F32 [R, V].
+  /// after the model's final norm, or this layer's own where drafts go on from drafts. Stores K and
+  /// V into `cache`, the draft layer's own; writes the logits of batch.logit_tokens to `logits`,
+  /// F32 [R, V].
   void Forward(const BatchView& batch, const Tensor& hidden, const KvLayer& cache,
                const Tensor& logits, const Trace& trace) const;
 

@@ -27,7 +27,8 @@ void WeightPlan::Fill(Slot slot) {
   Entry& entry = entries_.at(slot.weight);
   CHECK_EQ(slot.columns.count, entry.columns) << "columns of " << slot.name;
   CHECK_EQ(slot.weight_row, entry.rows_filled) << "rows are filled in order, at " << slot.name;
-  CHECK_LE(slot.rows.begin + slot.rows.count, slot.shape[0]) << "rows of " << slot.name;
+  CHECK_LE(slot.rows.begin + slot.rows.count, slot.shape[0] * slot.repeat)
+      << "rows of " << slot.name;
   CHECK_LE(slot.columns.begin + slot.columns.count, ColumnsOf(slot.shape))
       << "columns of " << slot.name;
   entry.rows_filled += slot.rows.count;

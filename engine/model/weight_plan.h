@@ -34,9 +34,20 @@ struct RankSlice {
 
 /// What a slot's bytes are.
 enum class SlotKind : uint8_t {
-  kValues,     // converted where the weight's type asks for it
-  kScales,     // as kValues; each must be a finite number that is not negative
-  kQuantized,  // F32 or BF16 that becomes FP8, one scale a row, on the way to the device
+  kValues,       // converted where the weight's type asks for it
+  kScales,       // as kValues; each must be a finite number that is not negative
+  kQuantized,    // F32 or BF16 that becomes FP8, one scale a row, on the way to the device
+  kDequantized,  // FP8 that becomes the weight's type, times the scales of `scales`
+};
+
+/// Rows, and columns, of a weight that share a block scale.
+inline constexpr int64_t kScaleBlock = 128;
+
+/// Scales in a checkpoint: one a row, or one a 128 x 128 block.
+struct StoredScales {
+  std::string name = {};  // of the checkpoint tensor
+  std::vector<int64_t> shape = {};
+  bool blocks = false;
 };
 
 /// A part of one checkpoint tensor, and the rows of the weight that it fills. Everything counts as
@@ -50,7 +61,11 @@ struct Slot {
   int64_t weight_row = 0;      // row of the weight that gets the first of `rows`
   SlotKind kind = SlotKind::kValues;
   int32_t scale_weight = -1;  // kQuantized: the weight whose rows, from weight_row, get the scales
-  int64_t fan_in = 0;         // columns of the linear that the tensor belongs to; 0: of none
+  /// kScales: a row of the tensor stands for so many, of which `rows` counts, and is written once
+  /// for each of those.
+  int64_t repeat = 1;
+  StoredScales scales = {};  // kDequantized
+  int64_t fan_in = 0;        // columns of the linear that the tensor belongs to; 0: of none
 };
 
 /// What a plan is made of besides the config.
@@ -58,6 +73,7 @@ struct PlanTerms {
   const StoredTensors* stored = nullptr;  // the checkpoint's directory; null: the config decides
   WeightScaling scaling = WeightScaling::kNone;  // of quantised tensors, by the config
   bool quantize = false;                         // linears that are not FP8 become FP8
+  bool cut_blocks = true;  // the device takes cut blocks: OpTable::takes_cut_blocks
   RankSlice slice = {};
 };
 

@@ -2,13 +2,14 @@
 //
 // Who calls: a rank, on its thread. All arrays of a step lie behind each other in one pinned host
 // buffer and go to the device in one copy; where each begins depends on the padded sizes alone, so
-// a captured step of the same sizes finds everything at the same place. Device memory exists once:
-// copies and ops are ordered. Host memory exists once for each step that may be in flight.
+// a captured step of the same sizes finds everything at the same place. What comes back does so in
+// one copy too. Device memory exists once: copies and ops are ordered. Host memory exists once for
+// each step that may be in flight.
 //
-// Padding: on a device that can capture, T, S, R and the width of the block tables are rounded up
-// to buckets (1, 2, 3, 4, 6, 8, 12, 16, ...), so that few different steps exist; on others they are
-// exact. R is at least 1. Padding is zeros, apart from query_starts (T_valid) and sample slots
-// (-1).
+// Padding: on a device that can capture, T, S, R, D, the width of the block tables and the sizes of
+// edits and masks are rounded up to buckets (1, 2, 3, 4, 6, 8, 12, 16, ...), so that few different
+// steps exist; on others they are exact. R is at least 1. Padding is zeros, apart from query_starts
+// (T_valid) and sample slots (-1).
 #pragma once
 
 #include <cstdint>
@@ -21,10 +22,17 @@ namespace glm::engine {
 
 /// Padded sizes of a step.
 struct StepSizes {
-  int64_t tokens = 0;      // T
-  int64_t sequences = 0;   // S
-  int64_t logit_rows = 0;  // R
-  int64_t blocks_max = 0;  // width of block_tables
+  int64_t tokens = 0;         // T
+  int64_t sequences = 0;      // S
+  int64_t logit_rows = 0;     // R
+  int64_t blocks_max = 0;     // width of block_tables
+  int64_t edits = 0;          // of all rows
+  int64_t edit_contexts = 0;  // ids
+  int64_t masks = 0;          // rows
+  bool logprobs = false;      // some row wants them
+  bool draft_layer = false;   // it runs over the step's tokens
+  int64_t draft_rows = 0;     // D
+  int64_t drafts = 0;         // K
 
   bool operator==(const StepSizes&) const = default;
 };
@@ -32,8 +40,10 @@ struct StepSizes {
 /// What the largest step is, and how many may be in flight.
 struct BatchLimits {
   StepLimits step;
-  int64_t blocks_max = 0;  // blocks of the longest sequence
-  int64_t slots = 0;       // entries of last_ids
+  int64_t blocks_max = 0;       // blocks of the longest sequence
+  int64_t slots = 0;            // entries of last_ids
+  int64_t vocabulary_used = 0;  // ids that a mask has a bit for
+  int64_t drafts_max = 0;       // K; 0: the draft layer never runs. D is at most S
   int32_t steps_in_flight_max = 1;
 };
 
@@ -46,6 +56,8 @@ class Batch {
 
   /// Device memory that the constructor takes.
   static int64_t DeviceBytes(const BatchLimits& limits);
+  /// Pinned host memory that it takes besides.
+  static int64_t HostBytes(const BatchLimits& limits);
   /// The smallest bucket that holds `count`, at most `count_max`.
   static int64_t Bucket(int64_t count, int64_t count_max);
 
@@ -55,29 +67,66 @@ class Batch {
   /// steps_in_flight_max - 1), which must not be in use by a step in flight; afterwards the views
   /// below are those of this plan.
   void Upload(const StepPlan& plan, int32_t staging);
-  /// Starts the copy of the sampled ids to ids_host(staging).
+  /// Starts the copy of what the step gives to the host.
   void Download(int32_t staging);
+  /// What came back of a step of `sizes`, of `logit_rows` valid rows and `draft_rows` valid draft
+  /// rows, once its download is done: ids, drafts and logprobs. Any thread, as far as the step's.
+  void Read(int32_t staging, const StepSizes& sizes, int64_t logit_rows, int64_t draft_rows,
+            StepResult* result) const;
 
+  const StepSizes& sizes() const { return sizes_; }
   const BatchView& view() const { return view_; }
+  const Tensor& logits() const { return logits_; }  // F32 [R, V]
+  const Tensor& ids() const { return ids_; }        // I32 [R]
+  /// All that `sample` is given for the step; of vocabulary_used ids. `tokens` is the cache's.
+  SampleArgs sample_args(const TokenCache& tokens) const;
+
+  // What the draft layer is given, where the plan says that it runs.
+  /// The step with next_ids as token ids, which look into ids(), and D valid logit rows, of tokens
+  /// that are not in the plan: logit_tokens is left for who knows them.
+  const BatchView& next_view() const { return next_view_; }
   const SampleRow* sample_rows() const { return sample_rows_; }  // device, [R]
-  const Tensor& logits() const { return logits_; }               // F32 [R, V]
-  const Tensor& ids() const { return ids_; }                     // I32 [R]
-  const int32_t* ids_host(int32_t staging) const { return ids_host_[staging]; }
+  const DraftRow* draft_rows() const { return draft_rows_; }     // device, [D]
+  const Tensor& draft_count() const { return draft_count_; }     // I32 [1]
+  Tensor draft_logits() const;                                   // F32 [D, V]: those of the step
+  Tensor draft_ids(int64_t draft) const;                         // I32 [D], of the draft-th drafts
 
  private:
+  struct Layout;
+  struct ResultLayout;
+  static Layout LayoutOf(const StepSizes& sizes, int64_t mask_words);
+  static ResultLayout ResultLayoutOf(const StepSizes& sizes);
+  static StepSizes Largest(const BatchLimits& limits);
+
+  void CheckPlan(const StepPlan& plan) const;
+  void FillStaging(const StepPlan& plan, const Layout& layout, char* host) const;
+  void FillDraftStaging(const StepPlan& plan, const Layout& layout, char* host) const;
+  void SetViews(const Layout& layout);
+  void SetResultViews();
+  int64_t mask_words() const { return (limits_.vocabulary_used + 31) / 32; }
+
   Device& device_;
   const BatchLimits limits_;
-  char* step_memory_ = nullptr;  // device: all arrays of a step
-  Tensor last_ids_;              // I32 [slots]
-  Tensor logits_all_;            // F32 [R_max, V]
-  Tensor ids_all_;               // I32 [R_max]
-  std::vector<char*> staging_;   // pinned host memory, each as large as step_memory_
-  std::vector<int32_t*> ids_host_;
+  char* step_memory_ = nullptr;    // device: all arrays of a step
+  char* result_memory_ = nullptr;  // device: all that comes back
+  Tensor last_ids_;                // I32 [slots]
+  Tensor logits_all_;              // F32 [R_max, V]
+  std::vector<char*> staging_;     // pinned host memory, each as large as step_memory_
+  std::vector<char*> results_;     // pinned host memory, each as large as result_memory_
 
+  StepSizes sizes_;
   BatchView view_;
   const SampleRow* sample_rows_ = nullptr;
+  const LogitEdit* edits_ = nullptr;
+  const int32_t* edit_contexts_ = nullptr;
+  Tensor masks_;
   Tensor logits_;
   Tensor ids_;
+  Logprobs logprobs_;
+  BatchView next_view_;
+  const DraftRow* draft_rows_ = nullptr;
+  Tensor draft_count_;
+  Tensor drafts_;  // I32 [K, D]
 };
 
 }  // namespace glm::engine

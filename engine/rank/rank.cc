@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "engine/model/glm.h"
+#include "engine/rank/draft.h"
 #include "proto/base/log.h"
 
 namespace glm::engine {
@@ -17,6 +18,7 @@ struct Rank::Machine {
   std::unique_ptr<Glm> model;
   KvCache cache;
   std::optional<Batch> batch;
+  std::optional<Drafter> drafter;
   std::vector<std::unique_ptr<DeviceEvent>> events;  // end of the step, one per staging buffer
 };
 
@@ -67,8 +69,8 @@ StepResult Rank::Wait() {
   machine_->events[issued.staging]->Wait();
   StepResult result;
   result.step = issued.step;
-  const int32_t* ids = machine_->batch->ids_host(issued.staging);
-  result.ids.assign(ids, ids + issued.logit_rows);
+  machine_->batch->Read(issued.staging, issued.sizes, issued.logit_rows, issued.draft_rows,
+                        &result);
   // A step that was issued early began when the one before it ended.
   const Clock::time_point end = Clock::now();
   result.seconds = std::chrono::duration<double>(end - std::max(issued.begin, last_end_)).count();
@@ -133,8 +135,13 @@ absl::Status Rank::SetUp() {
   source.admit = [this](int64_t weight_bytes) { return PlanMemory(weight_bytes); };
   absl::StatusOr<std::unique_ptr<Glm>> model =
       Glm::Load(device, config_, source, options_.dtype, options_.batch.step,
-                {.communicator = communicator_});
+                {.mtp = drafts(), .communicator = communicator_});
   if (!model.ok()) return model.status();
+  if (drafts() && !(*model)->has_mtp()) {
+    return absl::InvalidArgumentError(absl::StrCat("num_speculative_tokens is ",
+                                                   options_.batch.drafts_max, ": ", options_.folder,
+                                                   " has no draft layer (MTP); must be 0"));
+  }
   machine_->model = *std::move(model);
   AllocateMemory();
   memory_.free_bytes = device.BytesFree();
@@ -145,12 +152,16 @@ absl::Status Rank::SetUp() {
 absl::Status Rank::PlanMemory(int64_t weight_bytes) {
   const Device& device = *machine_->device;
   const int64_t block_bytes =
-      KvCache::BytesPerBlock(rank_config_, options_.kv_dtype, options_.block_size);
+      KvCache::BytesPerBlock(rank_config_, options_.kv_dtype, options_.block_size, drafts());
   memory_.weight_bytes = weight_bytes;
   memory_.kv_bytes = options_.kv_blocks * block_bytes;
-  memory_.buffer_bytes = Glm::BufferBytes(rank_config_, options_.dtype, options_.batch.step);
+  memory_.buffer_bytes =
+      Glm::BufferBytes(rank_config_, options_.dtype, options_.batch.step, {.mtp = drafts()});
   memory_.scratch_bytes = device.ScratchBytes(options_.batch.step);
   memory_.batch_bytes = Batch::DeviceBytes(options_.batch);
+  // The host's memory is the CPU device's.
+  if (options_.device == "cpu") memory_.batch_bytes += Batch::HostBytes(options_.batch);
+  if (drafts()) memory_.batch_bytes += Drafter::DeviceBytes(options_.batch, options_.dtype);
   const int64_t buffers = memory_.buffer_bytes + memory_.scratch_bytes + memory_.batch_bytes;
   const int64_t wanted = memory_.planned_bytes();
   // Ranks on the CPU share the machine's memory; each has a GPU's for itself.
@@ -184,9 +195,10 @@ absl::Status Rank::PlanMemory(int64_t weight_bytes) {
 void Rank::AllocateMemory() {
   Device& device = *machine_->device;
   machine_->cache = KvCache::Allocate(device, rank_config_, options_.kv_dtype, options_.kv_blocks,
-                                      options_.block_size);
+                                      options_.block_size, drafts());
   machine_->model->ScaleCache(&machine_->cache);
   machine_->batch.emplace(device, options_.batch);
+  if (drafts()) machine_->drafter.emplace(device, options_.batch, options_.dtype);
   for (int32_t i = 0; i < options_.batch.steps_in_flight_max; ++i) {
     machine_->events.push_back(device.NewEvent());
   }
@@ -209,19 +221,29 @@ Rank::Issued Rank::Issue(const StepPlan& plan) {
   // steps_in_flight_max are open.
   const auto staging =
       static_cast<int32_t>(steps_issued_++ % static_cast<uint64_t>(machine_->events.size()));
-  Issued issued{plan.step, staging, static_cast<int64_t>(plan.logit_tokens.size()), Clock::now()};
-  Device& device = *machine_->device;
+  const Clock::time_point begin = Clock::now();
   Batch& batch = *machine_->batch;
   batch.Upload(plan, staging);
-  machine_->model->Forward(batch.view(), machine_->cache, batch.logits());
-  device.ops().sample(device, {.batch = batch.view(),
-                               .logits = batch.logits(),
-                               .vocabulary_used = config_.vocabulary_used,
-                               .rows = batch.sample_rows(),
-                               .out_ids = batch.ids()});
+  IssueOps();
   batch.Download(staging);
   machine_->events[staging]->Record();
-  return issued;
+  return {plan.step,
+          staging,
+          batch.sizes(),
+          static_cast<int64_t>(plan.logit_tokens.size()),
+          static_cast<int64_t>(plan.draft_rows.size()),
+          begin};
+}
+
+void Rank::IssueOps() {
+  Device& device = *machine_->device;
+  const Batch& batch = *machine_->batch;
+  const KvCache& cache = machine_->cache;
+  // Penalties and edits look back at the step's own tokens too.
+  device.ops().store_tokens(device, {.batch = batch.view(), .cache = cache.tokens});
+  machine_->model->Forward(batch.view(), cache, batch.logits());
+  device.ops().sample(device, batch.sample_args(cache.tokens));
+  if (batch.sizes().draft_layer) machine_->drafter->Run(*machine_->model, cache, batch);
 }
 
 }  // namespace glm::engine

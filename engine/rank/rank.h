@@ -34,7 +34,9 @@ struct RankOptions {
   int32_t load_threads = 1;      // of this rank
   int64_t kv_blocks = 0;
   int32_t block_size = 0;
-  BatchLimits batch;  // `step` complete, as Glm::CompleteLimits leaves it for a rank's config
+  /// `step` complete, as Glm::CompleteLimits leaves it for a rank's config. With drafts_max above 0
+  /// the draft layer is loaded.
+  BatchLimits batch;
 };
 
 /// Where a rank's device memory goes.
@@ -63,8 +65,8 @@ class Rank {
   ~Rank();
 
   /// Blocks until the rank is ready for the first step, or failed: INVALID_ARGUMENT or NOT_FOUND
-  /// for a wrong checkpoint, FAILED_PRECONDITION for a device that is not there, RESOURCE_EXHAUSTED
-  /// for memory that does not suffice.
+  /// for a wrong checkpoint, or one without the draft layer that is asked for, FAILED_PRECONDITION
+  /// for a device that is not there, RESOURCE_EXHAUSTED for memory that does not suffice.
   absl::Status AwaitStart();
 
   /// As StepRunner's; every rank gets the same plans in the same order. REQUIRES a good start.
@@ -81,7 +83,9 @@ class Rank {
   struct Issued {
     uint64_t step;
     int32_t staging;
-    int64_t logit_rows;
+    StepSizes sizes;
+    int64_t logit_rows;  // valid ones
+    int64_t draft_rows;
     Clock::time_point begin;
   };
 
@@ -91,9 +95,12 @@ class Rank {
   /// Logs where the memory will go and refuses what does not fit, saying what would.
   absl::Status PlanMemory(int64_t weight_bytes);
   void AllocateMemory();
+  bool drafts() const { return options_.batch.drafts_max > 0; }
   /// Blocks for the next plan; null: the rank ends.
   const StepPlan* TakePlan();
   Issued Issue(const StepPlan& plan);
+  /// The ops of the plan that was uploaded last.
+  void IssueOps();
 
   const RankOptions options_;
   const ModelConfig config_;  // of the whole model

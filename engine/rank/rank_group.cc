@@ -42,6 +42,7 @@ StepResult RankGroup::Wait() {
     const StepResult other = ranks_[i]->Wait();
     CHECK_EQ(other.step, result.step) << "rank " << i << " is at another step";
     DCHECK(other.ids == result.ids) << "rank " << i << " sampled other ids";
+    DCHECK(other.drafts == result.drafts) << "rank " << i << " drafted other ids";
   }
   return result;
 }

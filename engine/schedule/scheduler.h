@@ -7,36 +7,47 @@
 // standing for an id that only the device has. A request that turns out to have ended at step n may
 // then have one more row in step n+1, which is dropped.
 //
-// Order: requests are served first come, first served. All running sequences arrived before all
-// waiting ones: a newcomer starts only when the oldest waiting one can, and when blocks run out the
-// youngest running sequence gives its blocks up, goes back to the head of the queue with the tokens
-// it has, and computes them anew. Its tokens do not change, since what is drawn depends on seed and
-// position only. The oldest sequence can always go on, so every request ends.
+// Order: the lower priority first, then by arrival. A newcomer starts only when all waiting ones
+// before it have. When blocks run out, the last running sequence in order gives its blocks up, goes
+// back to the queue with the tokens it has, and computes them anew, less what it finds again in the
+// prefix cache. So does one that holds a place or blocks that a waiting request of better priority
+// could use. Its tokens do not change, since what is drawn depends on seed and position only. The
+// first in order can always go on, so every request ends, if no better ones come without end.
 //
-// A step has a budget of tokens: first one for each sequence that decodes, then prompt chunks.
+// Fairness: a step has a budget of tokens. Every sequence that decodes is in every step: first each
+// takes its newest token and its drafts, then prompts take the rest, in order, cut into chunks;
+// several may be partly computed. No step has more than batched_tokens_max tokens, and while
+// anything decodes no prompt has more than long_prefill_token_threshold of them: with one long
+// prompt in the queue, a step computes at most so many tokens beyond the decodes' own.
+//
+// Prefix cache: a full block is published when the result of the plan that filled it is applied,
+// and only up to the tokens that were kept: never with a rejected draft. A waiting sequence takes
+// over the cached blocks of its tokens, all but the last token at most, which is always computed.
+// Blocks before Sequence::published may be shared and are never written; all others are the
+// sequence's own. A sequence whose prompt logprobs are not all told reads nothing from the cache.
+//
+// Drafts (drafts_max > 0; one plan in flight): the result of a step brings drafts of the tokens to
+// come, the next plan has them judged, Apply keeps those that the model drew too. A draft is never
+// worth a preemption: where there is no room it is dropped.
 #pragma once
 
 #include <cstdint>
 #include <deque>
+#include <map>
 #include <memory>
 #include <unordered_map>
 #include <vector>
 
 #include "engine/request.h"
 #include "engine/schedule/block_pool.h"
+#include "engine/schedule/draft_length.h"
+#include "engine/schedule/limits.h"
+#include "engine/schedule/plan_writer.h"
+#include "engine/schedule/prefix_cache.h"
 #include "engine/schedule/sequence.h"
 #include "engine/schedule/step.h"
 
 namespace glm::engine {
-
-struct SchedulerLimits {
-  int32_t block_size = 0;           // P, token slots of a block
-  int64_t kv_blocks = 0;            // B
-  int32_t length_max = 0;           // prompt + generated tokens of one request; at most B * P
-  int32_t sequences_max = 0;        // running at once; also the number of slots
-  int32_t batched_tokens_max = 0;   // tokens of one step; at least sequences_max
-  int32_t plans_in_flight_max = 1;  // plans made whose results are not back
-};
 
 class Scheduler {
  public:
@@ -59,14 +70,20 @@ class Scheduler {
   /// Takes the result of the oldest plan in flight; appends what happened to `events`.
   void Apply(const StepPlan& plan, const StepResult& result, StepEvents* events);
 
+  /// Moves the changes of the prefix cache since the last call to `events`.
+  void TakeCacheChanges(StepEvents* events) { cache_.TakeChanges(events); }
+  /// What the prefix cache holds. REQUIRES that nothing happened since TakeCacheChanges.
+  std::shared_ptr<const CacheSnapshot> SnapshotCache() const { return cache_.Snapshot(); }
+
   int32_t plans_in_flight() const { return static_cast<int32_t>(in_flight_.size()); }
   bool has_live() const { return !live_.empty(); }
-  /// Ids of all live requests, oldest first.
+  /// Ids of all live requests: the running ones, then the waiting ones, in order.
   std::vector<RequestId> LiveIds() const;
   EngineLoad Load() const;
-  uint64_t preemptions() const { return preemptions_; }
-  /// Prompt tokens in all plans so far; those computed anew after a preemption count again.
-  uint64_t prompt_tokens_planned() const { return prompt_tokens_planned_; }
+  /// Sets what the scheduler counts: prompt tokens, preemptions, cache and drafts. Prompt tokens
+  /// that are computed anew after a preemption count again; looking them up again does not.
+  void FillStats(EngineStats* stats) const;
+  uint64_t preemptions() const { return counts_.preemptions; }
   const SchedulerLimits& limits() const { return limits_; }
 
   /// Aborts unless all state agrees: O(everything), for tests.
@@ -74,29 +91,60 @@ class Scheduler {
 
  private:
   using SequencePtr = std::unique_ptr<Sequence>;
+  using Running = std::vector<SequencePtr>;
+  using Waiting = std::map<Sequence::Order, SequencePtr>;
 
-  /// What a plan in flight says about one sequence: one entry a sequence of the plan, in order.
-  struct Row {
-    Sequence* sequence;
-    bool samples;  // the next of the plan's logit rows is this sequence's
+  /// What a running sequence is to compute in the plan being made.
+  struct Want {
+    int32_t tokens = 0;  // without drafts; 0: nothing
+    int32_t drafts = 0;
+    bool decodes = false;
+    bool drafts_next = false;
   };
   struct InFlight {
-    uint64_t step;
-    std::vector<Row> rows;
+    uint64_t step = 0;
+    std::vector<PlannedRow> rows;
+    int32_t decodes = 0;
+    bool decodes_only = false;
+    int32_t drafts_judged = 0;  // made by the step before, at most so many of a sequence
+    int32_t drafts = 0;         // made by this one
+  };
+  /// A block that a sequence exchanged for an equal one while plans in flight still read it.
+  struct Retired {
+    uint64_t step;  // free when this step is applied
+    int32_t block;
   };
 
-  void PlanRunning(bool decodes, StepPlan* plan);
-  void PlanWaiting(StepPlan* plan);
-  void AddTokens(Sequence* sequence, int32_t count, StepPlan* plan);
-  void AddLogitRow(const Sequence& sequence, StepPlan* plan);
-  void FillBlockTables(StepPlan* plan) const;
+  // Plan, in this order.
+  void MakeWayForPriority();
+  void WantDecodes();
+  void WantPrompts();
+  int32_t PromptTokens(const Sequence& sequence) const;
+  void GiveRoom();
+  void GiveDraftsRoom(Sequence* sequence, Want* want);
+  void AdmitWaiting();
+  bool StartWaiting();
+  void WritePlan(StepPlan* plan);
 
-  /// Allocates blocks for the next `count` tokens of a running sequence, preempting younger ones;
+  /// Allocates blocks for the next `count` tokens of a running sequence, preempting the last ones;
   /// returns for how many of them there is room.
   int32_t MakeRoom(Sequence* sequence, int32_t count);
-  void PreemptYoungest();
+  /// Allocates blocks for positions below `end` if that takes no preemption.
+  bool TryRoom(Sequence* sequence, int64_t end);
+  void PreemptLast();
 
-  void AppendToken(Sequence* sequence, int32_t token_id, StepEvents* events);
+  // Apply.
+  void ApplyRow(const PlannedRow& row, const StepPlan& plan, const StepResult& result,
+                StepEvents* events);
+  FinishReason AppendTokens(Sequence* sequence, const StepResult& result, int32_t logit_row,
+                            int32_t count, RequestEvent* event);
+  void TellPromptLogprobs(const PlannedRow& row, const StepPlan& plan, const StepResult& result,
+                          RequestEvent* event);
+  void CountDrafts(const PlannedRow& row, int32_t accepted);
+  /// Caches the full blocks among the first `computed` tokens.
+  void Publish(Sequence* sequence, int32_t computed);
+  void Retire(int32_t block);
+
   void End(Sequence* sequence, RequestEvent* event, FinishReason reason);
   /// Releases a preempted or ended sequence, at once or when the plans in flight are back.
   void Vacate(Sequence* sequence);
@@ -106,27 +154,39 @@ class Scheduler {
   SequencePtr Remove(Sequence* sequence);
 
   int64_t BlocksFor(int64_t tokens) const;
+  void CheckBlocks() const;
+  void CheckSequence(const Sequence& sequence, Sequence::State state) const;
 
   const SchedulerLimits limits_;
   BlockPool pool_;
+  PrefixCache cache_;
+  DraftLength draft_length_;
+  PlanWriter writer_;
   std::vector<int32_t> slots_free_;
 
-  std::vector<SequencePtr> running_;  // by arrival
-  std::deque<SequencePtr> waiting_;   // by arrival, all after the running ones
-  std::vector<SequencePtr> ended_;    // still named by a plan in flight
+  Running running_;                 // in order
+  Waiting waiting_;                 // in order
+  std::vector<SequencePtr> ended_;  // still named by a plan in flight
   std::unordered_map<RequestId, Sequence*> live_;
 
   std::deque<InFlight> in_flight_;  // oldest first
-  InFlight building_;               // of the plan being made
-  int32_t budget_ = 0;              // tokens left in the plan being made
-  bool starved_ = false;            // a running sequence found no block in the plan being made
+  std::deque<Retired> retired_;     // oldest first
+
+  // Of the plan being made.
+  std::vector<Want> wants_;  // beside running_
+  int32_t decodes_ = 0;
+  int32_t drafts_ = 0;      // K
+  int32_t budget_ = 0;      // tokens left
+  int32_t logit_rows_ = 0;  // left
+  bool starved_ = false;    // a running sequence found no block
 
   uint64_t steps_ = 0;
   uint64_t arrivals_ = 0;
-  uint64_t preemptions_ = 0;
-  uint64_t prompt_tokens_planned_ = 0;
+  int32_t drafts_before_ = 0;     // K of the newest plan
+  int32_t vacating_ = 0;          // sequences
   int64_t tokens_queued_ = 0;     // known tokens of all waiting sequences
-  int64_t blocks_returning_ = 0;  // held by preempted or ended sequences that a plan names
+  int64_t blocks_returning_ = 0;  // vacating sequences' and retired ones
+  EngineStats counts_;            // those that FillStats tells
 };
 
 }  // namespace glm::engine

@@ -8,9 +8,14 @@
 #include <cstdint>
 #include <vector>
 
+#include "engine/request.h"
 #include "kernels/ops.h"
 
 namespace glm::engine {
+
+/// Most edits of one sequence, and ids in their contexts.
+inline constexpr int32_t kSequenceEditsMax = kLogitBiasMax + kBadWordsMax + kStopIdsMax;
+inline constexpr int32_t kSequenceContextsMax = kBadWordsMax * (kBadWordTokensMax - 1);
 
 struct StepPlan {
   uint64_t step = 0;
@@ -23,15 +28,18 @@ struct StepPlan {
   int32_t blocks_max = 0;                // of the sequences in this plan
   std::vector<int32_t> block_tables;     // [S * blocks_max], row-major, zero-filled
   std::vector<int32_t> logit_tokens;     // [R]
-  std::vector<SampleRow> sample_rows;    // [R]
-  std::vector<LogitEdit> edits;          // of all rows; rows of one sequence may share theirs
-  std::vector<int32_t> edit_contexts;
-  std::vector<uint32_t> masks;  // rows of ceil(vocabulary_used / 32) words; bit set: id allowed
+  std::vector<SampleRow> sample_rows;    // [R]; slot -1 where several rows draw for a sequence
+  std::vector<LogitEdit> edits;          // of all rows; rows of one sequence share theirs: at most
+                                         // kSequenceEditsMax of a sequence
+  std::vector<int32_t> edit_contexts;    // at most kSequenceContextsMax of a sequence
+  std::vector<uint32_t> masks;  // rows of ceil(vocabulary_used / 32) words; bit set: id allowed; at
+                                // most one of a row
   bool logprobs = false;        // some row wants them
 
-  // The draft layer's half of the step; empty where nothing is drafted, nor will be. It runs over
-  // the step's tokens, each with the token after it, so that its cache is whole; then the sequences
-  // of draft_rows draft.
+  // The draft layer's half of the step; next_ids are empty where no sequence ever drafts. It runs
+  // over the step's tokens, each with the token after it, so that its cache is whole, also in steps
+  // without draft_rows; then the sequences of draft_rows draft. The block tables reach K - 1
+  // positions behind the last token of each of these.
   std::vector<int32_t> next_ids;     // [T] the token after each, or ~r: what logit row r draws
   std::vector<DraftRow> draft_rows;  // [D]
   int32_t drafts = 0;                // K, how many each of them drafts; 0 with D = 0

@@ -14,6 +14,7 @@ namespace {
 constexpr int64_t kAlignment = 256;
 
 constexpr OpTable kCpuOps = {
+    .takes_cut_blocks = true,
     .embed = Embed,
     .add_rms_norm = AddRmsNorm,
     .linear = Linear,
@@ -25,7 +26,10 @@ constexpr OpTable kCpuOps = {
     .moe_route = MoeRoute,
     .moe_experts = MoeExperts,
     .gather_logit_rows = GatherLogitRows,
+    .store_tokens = StoreTokens,
     .sample = Sample,
+    .begin_drafts = BeginDrafts,
+    .advance_drafts = AdvanceDrafts,
 };
 
 class CpuEvent final : public DeviceEvent {
@@ -59,7 +63,7 @@ int64_t MachineBytesFree() {
 }
 
 /// The sizes of the scratch arrays; pointers stay null.
-Scratch ScratchSizes(const StepLimits& limits) {
+Scratch ScratchSizes(const StepLimits& limits, int threads) {
   // Twice H: the draft layer's projection reads an embedding beside a hidden state.
   const int64_t width =
       std::max({2 * limits.hidden, limits.query_heads * limits.head_size, limits.query_latent,
@@ -70,7 +74,8 @@ Scratch ScratchSizes(const StepLimits& limits) {
   sizes.expert_width = limits.expert_width;
   sizes.hidden = limits.hidden;
   sizes.route_floats = limits.tokens_max * limits.experts;
-  sizes.candidates_count = limits.logit_rows_max * limits.vocabulary;
+  sizes.vocabulary = limits.vocabulary;
+  sizes.sample_stripes = std::min<int64_t>(limits.logit_rows_max, threads);
   return sizes;
 }
 
@@ -88,7 +93,7 @@ int64_t LayOut(Scratch* scratch, char* memory) {
   take(&scratch->expert_scales, scratch->pair_rows * GroupsOf(scratch->expert_width));
   take(&scratch->expert_out, scratch->pair_rows * scratch->hidden);
   take(&scratch->route_logits, scratch->route_floats);
-  take(&scratch->candidates, scratch->candidates_count);
+  take(&scratch->candidates, scratch->sample_stripes * CandidatesOf(scratch->vocabulary));
   return used;
 }
 
@@ -126,14 +131,14 @@ void* CpuDevice::Allocate(int64_t bytes) {
 void* CpuDevice::AllocateHost(int64_t bytes) { return Allocate(bytes); }
 
 int64_t CpuDevice::ScratchBytes(const StepLimits& limits) const {
-  Scratch sizes = ScratchSizes(limits);
+  Scratch sizes = ScratchSizes(limits, pool_.threads());
   return LayOut(&sizes, nullptr);
 }
 
 void CpuDevice::PlanScratch(const StepLimits& limits) {
   CHECK(!planned_) << "PlanScratch called twice";
   planned_ = true;
-  scratch_ = ScratchSizes(limits);
+  scratch_ = ScratchSizes(limits, pool_.threads());
   const int64_t bytes = LayOut(&scratch_, nullptr);
   LayOut(&scratch_, static_cast<char*>(Allocate(bytes)));
 }

@@ -17,22 +17,26 @@ struct Candidate {
   int32_t id;
 };
 
+/// Room of one row that is sampled: a candidate and a float an id.
+constexpr int64_t CandidatesOf(int64_t vocabulary) { return vocabulary + (vocabulary + 1) / 2; }
+
 /// Planned once; an op uses what it needs from the start of its own array, and nothing stays there
 /// from one op to the next.
 struct Scratch {
-  int64_t row_floats = 0;        // size of rows
-  int64_t pair_rows = 0;         // rows of gate_up, expert_scales and expert_out: T * k
-  int64_t expert_width = 0;      // M
-  int64_t hidden = 0;            // H
-  int64_t route_floats = 0;      // T * E
-  int64_t candidates_count = 0;  // R * V
+  int64_t row_floats = 0;      // size of rows
+  int64_t pair_rows = 0;       // rows of gate_up, expert_scales and expert_out: T * k
+  int64_t expert_width = 0;    // M
+  int64_t hidden = 0;          // H
+  int64_t route_floats = 0;    // T * E
+  int64_t vocabulary = 0;      // V
+  int64_t sample_stripes = 0;  // rows that are sampled at one time: min(R, threads)
 
   float* rows = nullptr;            // F32 [max(T, R), widest row]: an op's rows, unrounded
   float* gate_up = nullptr;         // F32 [T * k, 2M]
   float* expert_scales = nullptr;   // F32 [T * k, ceil(M/128)]
   float* expert_out = nullptr;      // F32 [T * k, H]
   float* route_logits = nullptr;    // F32 [T, E]
-  Candidate* candidates = nullptr;  // [R, V]
+  Candidate* candidates = nullptr;  // [stripes, CandidatesOf(V)]
 };
 
 class CpuDevice final : public Device {

@@ -22,7 +22,10 @@ void SiluMul(Device& device, const SiluMulArgs& args);
 void MoeRoute(Device& device, const MoeRouteArgs& args);
 void MoeExperts(Device& device, const MoeExpertsArgs& args);
 void GatherLogitRows(Device& device, const GatherLogitRowsArgs& args);
+void StoreTokens(Device& device, const StoreTokensArgs& args);
 void Sample(Device& device, const SampleArgs& args);
+void BeginDrafts(Device& device, const BeginDraftsArgs& args);
+void AdvanceDrafts(Device& device, const AdvanceDraftsArgs& args);
 
 /// The largest head size that the attention ops take.
 inline constexpr int64_t kHeadSizeMax = 512;
@@ -44,6 +47,12 @@ inline int64_t ValidLogitRows(const BatchView& batch, int64_t rows_max) {
   const int64_t count = batch.counts.Data<int32_t>()[2];
   CHECK(count >= 0 && count <= rows_max) << count << " valid logit rows in " << rows_max << " rows";
   return count;
+}
+
+/// The id of token t: the plan's, or the newest of a slot.
+inline int32_t TokenId(const BatchView& batch, int64_t t) {
+  const int32_t id = batch.token_ids.Data<int32_t>()[t];
+  return id >= 0 ? id : batch.last_ids.Data<int32_t>()[~id];
 }
 
 /// Calls body(T{}) with the element type of an activation tensor.

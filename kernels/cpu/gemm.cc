@@ -39,17 +39,22 @@ void DotWhole(const MatrixProduct& product, Piece* piece) {
            piece->output_count, values.shape[1], piece->sums);
 }
 
-/// FP8: 128 columns at a time, each partial sum times the scales of its block, if there are such.
+/// FP8: columns up to where a scale ends, each partial sum times the scales of its block and group,
+/// if there are such. Groups begin with the row, blocks scale_column_offset before it.
 void DotFloat8(const MatrixProduct& product, Piece* piece) {
   const Tensor& values = product.weight.values;
   const Tensor& scales = product.weight.scales;
   const bool weight_blocked = scales.rank == 2;
+  const int64_t offset = product.weight.scale_column_offset;
+  const int64_t scale_rows = weight_blocked && scales.shape[0] < values.shape[0] ? kBlock : 1;
   float weights[kDotOutputsMax * kBlock];
   float partial[kDotRowsMax * kDotOutputsMax];
   std::fill_n(piece->sums, kDotRowsMax * kDotOutputsMax, 0.0f);
-  for (int64_t block = 0; block < BlocksOf(values.shape[1]); ++block) {
-    const int64_t begin = block * kBlock;
-    const int64_t columns = std::min(kBlock, values.shape[1] - begin);
+  for (int64_t begin = 0, columns = 0; begin < values.shape[1]; begin += columns) {
+    const int64_t group = begin / kBlock;
+    const int64_t block = (begin + offset) / kBlock;
+    const int64_t end = std::min((group + 1) * kBlock, (block + 1) * kBlock - offset);
+    columns = std::min(end, values.shape[1]) - begin;
     for (int n = 0; n < piece->output_count; ++n) {
       const Float8* codes = values.Row<Float8>(piece->output_begin + n) + begin;
       for (int64_t i = 0; i < columns; ++i) weights[n * kBlock + i] = kFloat8Values[codes[i].bits];
@@ -60,11 +65,12 @@ void DotFloat8(const MatrixProduct& product, Piece* piece) {
     for (int r = 0; r < piece->row_count; ++r) {
       const float row_scale =
           product.in_scales_grouped
-              ? product.in_scales[piece->in_rows[r] * product.in_scales_stride + block]
+              ? product.in_scales[piece->in_rows[r] * product.in_scales_stride + group]
               : 1.0f;
       for (int n = 0; n < piece->output_count; ++n) {
         const float weight_scale =
-            weight_blocked ? scales.Row<float>((piece->output_begin + n) / kBlock)[block] : 1.0f;
+            weight_blocked ? scales.Row<float>((piece->output_begin + n) / scale_rows)[block]
+                           : 1.0f;
         const int at = r * kDotOutputsMax + n;
         piece->sums[at] += partial[at] * (row_scale * weight_scale);
       }
@@ -161,16 +167,21 @@ void CheckWeight(const Weight& weight, int64_t experts, int64_t outputs, int64_t
       << name << " is " << weight.values.ToString();
   CHECK_EQ(dtype == DType::kF8E4M3, !weight.scales.empty())
       << name << ": FP8 has scales, others no";
-  CHECK(weight.scale_row_offset == 0 && weight.scale_column_offset == 0)
-      << name << ": slices that cut blocks of scales are refused by who plans the weights";
+  CHECK(weight.scale_column_offset >= 0 && weight.scale_column_offset < kBlock)
+      << name << ".scale_column_offset is " << weight.scale_column_offset;
   const Tensor& scales = weight.scales;
+  const int64_t blocks = BlocksOf(k + weight.scale_column_offset);
+  // Of a row each, or of a block of rows.
+  const auto scale_rows = [&](int64_t extent) {
+    return extent == outputs ? outputs : BlocksOf(outputs);
+  };
   if (experts < 0) {
     CheckShape(weight.values, dtype, {outputs, k}, name);
     if (scales.empty()) return;
     if (scales.rank == 1) {
       CheckShape(scales, DType::kF32, {outputs}, name);
     } else {
-      CheckShape(scales, DType::kF32, {BlocksOf(outputs), BlocksOf(k)}, name);
+      CheckShape(scales, DType::kF32, {scale_rows(scales.shape[0]), blocks}, name);
     }
     return;
   }
@@ -179,7 +190,7 @@ void CheckWeight(const Weight& weight, int64_t experts, int64_t outputs, int64_t
   if (scales.rank == 2) {
     CheckShape(scales, DType::kF32, {experts, outputs}, name);
   } else {
-    CheckShape(scales, DType::kF32, {experts, BlocksOf(outputs), BlocksOf(k)}, name);
+    CheckShape(scales, DType::kF32, {experts, scale_rows(scales.shape[1]), blocks}, name);
   }
 }
 

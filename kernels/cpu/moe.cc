@@ -85,7 +85,8 @@ struct ExpertsRun {
 };
 
 Weight ExpertWeight(const Weight& weight, int64_t e) {
-  return {weight.values.Slice(e), weight.scales.empty() ? Tensor() : weight.scales.Slice(e)};
+  return {weight.values.Slice(e), weight.scales.empty() ? Tensor() : weight.scales.Slice(e),
+          weight.scale_column_offset};
 }
 
 MatrixProduct GateUpProduct(const ExpertsRun& run, int64_t e) {

@@ -95,14 +95,11 @@ void Embed(Device& device, const EmbedArgs& args) {
   CheckShape(args.out, args.out.dtype, {rows, hidden}, "embed.out");
   CheckShape(args.batch.token_ids, DType::kI32, {rows}, "embed.token_ids");
   CHECK_GE(args.vocabulary_begin, 0) << "embed.vocabulary_begin";
-  const int32_t* token_ids = args.batch.token_ids.Data<int32_t>();
-  const int32_t* last_ids = args.batch.last_ids.Data<int32_t>();
   const int64_t bytes = hidden * ByteSize(args.out.dtype);
   const int64_t row_bytes = args.table.stride[0] * ByteSize(args.out.dtype);
   ParallelFor(CpuDevice::Of(device).pool(), ValidTokens(args.batch, rows), RowGrain(hidden),
               [&](int64_t t) {
-                const int32_t id = token_ids[t] >= 0 ? token_ids[t] : last_ids[~token_ids[t]];
-                const int64_t row = id - args.vocabulary_begin;
+                const int64_t row = TokenId(args.batch, t) - args.vocabulary_begin;
                 void* out = args.out.Rows(t, 1).data;
                 if (row >= 0 && row < args.table.shape[0]) {
                   std::memcpy(out, args.table.Data<char>() + row * row_bytes, bytes);

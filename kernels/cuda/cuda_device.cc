@@ -22,7 +22,10 @@ constexpr OpTable kCudaOps = {
     .moe_route = MoeRoute,
     .moe_experts = MoeExperts,
     .gather_logit_rows = GatherLogitRows,
+    .store_tokens = nullptr,
     .sample = Sample,
+    .begin_drafts = nullptr,
+    .advance_drafts = nullptr,
 };
 
 class CudaEvent final : public DeviceEvent {

@@ -14,8 +14,7 @@ void CheckLinear(const LinearArgs& args, int64_t rows, int64_t outputs, int64_t 
   CHECK(type == DType::kBF16 || type == DType::kF8E4M3)
       << "linear.in is " << args.in.values.ToString()
       << "; the CUDA backend takes BF16 and F8_E4M3";
-  CHECK(args.weight.scale_row_offset == 0 && args.weight.scale_column_offset == 0)
-      << "linear: a block-scaled weight that begins inside a block";
+  CHECK_EQ(args.weight.scale_column_offset, 0) << "linear: blocks of scales that are cut";
   CheckShape(args.in.values, type, {rows, depth}, "linear.in");
   CheckShape(args.weight.values, type, {outputs, depth}, "linear.weight");
   CHECK(args.out.dtype == DType::kBF16 || args.out.dtype == DType::kF32);

@@ -23,6 +23,7 @@ class HostDevice final : public Device {
     return memory_.back().data();
   }
   void* AllocateHost(int64_t bytes) override {
+    host_bytes += bytes;
     memory_.emplace_back(bytes, char{0x55});
     return memory_.back().data();
   }
@@ -45,6 +46,7 @@ class HostDevice final : public Device {
 
   int copies = 0;
   int64_t allocated_bytes = 0;
+  int64_t host_bytes = 0;
 
  private:
   const bool can_capture_;
@@ -59,6 +61,8 @@ BatchLimits SmallLimits() {
   limits.step.vocabulary = 7;
   limits.blocks_max = 9;
   limits.slots = 10;
+  limits.vocabulary_used = 70;  // three words of a mask
+  limits.drafts_max = 3;
   limits.steps_in_flight_max = 2;
   return limits;
 }
@@ -83,6 +87,24 @@ StepPlan TwoSequences() {
   row.seed = 99;
   row.slot = 3;
   plan.sample_rows = {row};
+  return plan;
+}
+
+/// The same with all that a plan may have.
+StepPlan FullPlan() {
+  StepPlan plan = TwoSequences();
+  plan.logit_tokens = {3, 4};
+  plan.sample_rows.push_back(plan.sample_rows[0]);
+  plan.sample_rows[0].edits_count = 2;
+  plan.sample_rows[1].mask = 1;
+  plan.sample_rows[1].logprobs = 2;
+  plan.edits = {{.id = 3, .add = 1.5f}, {.id = 6, .context_begin = 1, .context_count = 4}, {}};
+  plan.edit_contexts = {9, 8, 7, 6, 5};
+  plan.masks = {1, 2, 3, 4, 5, 6};
+  plan.logprobs = true;
+  plan.next_ids = {12, 13, 14, ~0, ~1};
+  plan.draft_rows = {{.sequence = 1, .first_logit_row = 1, .drafts = 0}};
+  plan.drafts = 2;
   return plan;
 }
 
@@ -125,6 +147,10 @@ TEST(BatchTest, ExactSizesWithoutCapture) {
   EXPECT_EQ(Ints(view.counts), (std::vector<int32_t>{5, 2, 1}));
   EXPECT_EQ(Ints(view.last_ids), std::vector<int32_t>(10, 0));
   EXPECT_EQ(std::memcmp(batch.sample_rows(), plan.sample_rows.data(), sizeof(SampleRow)), 0);
+  const SampleArgs args = batch.sample_args({});
+  EXPECT_TRUE(args.masks.empty());
+  EXPECT_TRUE(args.logprobs.values.empty());
+  EXPECT_EQ(args.vocabulary_used, 70);
   CheckShape(batch.logits(), DType::kF32, {1, 7}, "logits");
   CheckShape(batch.ids(), DType::kI32, {1}, "ids");
 }
@@ -204,13 +230,85 @@ TEST(BatchTest, DownloadGoesToTheStepsOwnBuffer) {
   HostDevice device(/*can_capture=*/false);
   Batch batch(device, SmallLimits());
   batch.Upload(TwoSequences(), 0);
+  const StepSizes sizes = batch.sizes();
   batch.ids().Data<int32_t>()[0] = 5;
   batch.Download(0);
-  batch.Upload(TwoSequences(), 1);
+  batch.Upload(FullPlan(), 1);
   batch.ids().Data<int32_t>()[0] = 6;
   batch.Download(1);
-  EXPECT_EQ(batch.ids_host(0)[0], 5);
-  EXPECT_EQ(batch.ids_host(1)[0], 6);
+  StepResult result;
+  batch.Read(0, sizes, 1, 0, &result);
+  EXPECT_EQ(result.ids, (std::vector<int32_t>{5}));
+  EXPECT_TRUE(result.drafts.empty());
+  EXPECT_TRUE(result.logprobs.values.empty());
+  batch.Read(1, batch.sizes(), 2, 1, &result);
+  EXPECT_EQ(result.ids[0], 6);
+}
+
+TEST(BatchTest, EditsMasksAndTheDraftLayersArrays) {
+  for (const bool can_capture : {false, true}) {
+    HostDevice device(can_capture);
+    Batch batch(device, SmallLimits());
+    StepPlan plan = FullPlan();
+    plan.edits.resize(5);  // five fall into the bucket of six
+    plan.masks.resize(9, 7u);
+    batch.Upload(plan, 1);
+    EXPECT_EQ(batch.sizes().edits, can_capture ? 6 : 5);
+    const SampleArgs args = batch.sample_args({});
+    EXPECT_EQ(std::memcmp(args.edits, plan.edits.data(), 5 * sizeof(LogitEdit)), 0);
+    EXPECT_EQ(std::vector<int32_t>(args.edit_contexts, args.edit_contexts + 5), plan.edit_contexts);
+    CheckShape(args.masks, DType::kI32, {3, 3}, "masks");
+    EXPECT_EQ(std::memcmp(args.masks.data, plan.masks.data(), 9 * 4), 0);
+    CheckShape(args.logprobs.values, DType::kF32, {2, 1 + kLogprobsMax}, "values");
+    CheckShape(args.logprobs.ids, DType::kI32, {2, 1 + kLogprobsMax}, "ids");
+    CheckShape(args.logprobs.ranks, DType::kI32, {2}, "ranks");
+
+    const BatchView& next = batch.next_view();
+    std::vector<int32_t> next_ids = Ints(next.token_ids);
+    EXPECT_EQ(next_ids.size(), can_capture ? 6u : 5u);
+    next_ids.resize(5);
+    EXPECT_EQ(next_ids, plan.next_ids);
+    EXPECT_EQ(next.positions.data, batch.view().positions.data);
+    EXPECT_EQ(next.last_ids.data, batch.ids().data);
+    EXPECT_EQ(Ints(next.counts), (std::vector<int32_t>{5, 2, 1}));
+    EXPECT_EQ(Ints(batch.view().counts), (std::vector<int32_t>{5, 2, 2}));
+    EXPECT_EQ(Ints(batch.draft_count()), (std::vector<int32_t>{1}));
+    EXPECT_EQ(std::memcmp(batch.draft_rows(), plan.draft_rows.data(), sizeof(DraftRow)), 0);
+    CheckShape(batch.draft_ids(1), DType::kI32, {1}, "draft_ids");
+    CheckShape(batch.draft_logits(), DType::kF32, {1, 7}, "draft_logits");
+  }
+}
+
+TEST(BatchTest, ReadGivesWhatTheStepLeft) {
+  HostDevice device(/*can_capture=*/true);
+  Batch batch(device, SmallLimits());
+  StepPlan plan = FullPlan();
+  plan.drafts = 3;
+  for (int32_t s = 0; s < 4; ++s) plan.draft_rows.push_back(plan.draft_rows[0]);
+  batch.Upload(plan, 0);
+  ASSERT_EQ(batch.sizes().draft_rows, 6);
+  const SampleArgs args = batch.sample_args({});
+  for (int32_t r = 0; r < 2; ++r) {
+    args.out_ids.Data<int32_t>()[r] = 40 + r;
+    args.logprobs.ranks.Data<int32_t>()[r] = 50 + r;
+    for (int32_t i = 0; i <= kLogprobsMax; ++i) {
+      args.logprobs.values.Row<float>(r)[i] = static_cast<float>(-r - i);
+      args.logprobs.ids.Row<int32_t>(r)[i] = 100 * r + i;
+    }
+  }
+  for (int32_t k = 0; k < 3; ++k) {
+    for (int32_t d = 0; d < 5; ++d) batch.draft_ids(k).Data<int32_t>()[d] = 10 * d + k;
+  }
+  batch.Download(0);
+  StepResult result;
+  batch.Read(0, batch.sizes(), 2, 5, &result);
+  EXPECT_EQ(result.ids, (std::vector<int32_t>{40, 41}));
+  EXPECT_EQ(result.drafts,
+            (std::vector<int32_t>{0, 1, 2, 10, 11, 12, 20, 21, 22, 30, 31, 32, 40, 41, 42}));
+  ASSERT_EQ(result.logprobs.values.size(), 2u * (1 + kLogprobsMax));
+  EXPECT_EQ(result.logprobs.values[1 + kLogprobsMax + 3], -4.0f);
+  EXPECT_EQ(result.logprobs.ids[1 + kLogprobsMax + 3], 103);
+  EXPECT_EQ(result.logprobs.ranks, (std::vector<int32_t>{50, 51}));
 }
 
 TEST(BatchTest, TheLargestStepFitsAndTakesThePlannedMemory) {
@@ -218,6 +316,7 @@ TEST(BatchTest, TheLargestStepFitsAndTakesThePlannedMemory) {
   const BatchLimits limits = SmallLimits();
   Batch batch(device, limits);
   EXPECT_EQ(device.allocated_bytes, Batch::DeviceBytes(limits));
+  EXPECT_EQ(device.host_bytes, Batch::HostBytes(limits));
   StepPlan plan;
   plan.query_starts = {0};
   plan.blocks_max = 9;
@@ -233,7 +332,15 @@ TEST(BatchTest, TheLargestStepFitsAndTakesThePlannedMemory) {
     plan.sample_rows.push_back(SampleRow{});
   }
   plan.block_tables.assign(90, 3);
+  plan.edits.resize(10 * kSequenceEditsMax);
+  plan.edit_contexts.resize(10 * kSequenceContextsMax);
+  plan.masks.resize(10 * 3);
+  plan.logprobs = true;
+  plan.next_ids = plan.token_ids;
+  plan.draft_rows.resize(10);
+  plan.drafts = 3;
   batch.Upload(plan, 0);
+  batch.Download(0);
   EXPECT_EQ(Ints(batch.view().counts), (std::vector<int32_t>{100, 10, 10}));
 }
 
@@ -250,6 +357,21 @@ TEST(BatchDeathTest, RefusesAPlanThatDoesNotAgreeWithItself) {
   plan = TwoSequences();
   plan.blocks_max = 10;
   EXPECT_DEATH(batch.Upload(plan, 0), "blocks_max");
+  plan = FullPlan();
+  plan.next_ids.pop_back();
+  EXPECT_DEATH(batch.Upload(plan, 0), "next_ids");
+  plan = FullPlan();
+  plan.edits.resize(10 * kSequenceEditsMax + 1);
+  EXPECT_DEATH(batch.Upload(plan, 0), "edits");
+  plan = FullPlan();
+  plan.masks.pop_back();
+  EXPECT_DEATH(batch.Upload(plan, 0), "masks");
+  plan = FullPlan();
+  plan.drafts = 4;
+  EXPECT_DEATH(batch.Upload(plan, 0), "drafts");
+  plan = FullPlan();
+  plan.next_ids.clear();
+  EXPECT_DEATH(batch.Upload(plan, 0), "drafts without the draft layer");
 }
 
 }  // namespace

@@ -76,6 +76,8 @@ struct Sizes {
   int32_t sequences_max = 4;
   int32_t plans_in_flight_max = 1;
   int32_t waiting_max = 100;
+  bool prefix_caching = false;
+  int32_t drafts_max = 0;
 };
 
 class EngineLoopTest : public testing::Test {
@@ -87,6 +89,10 @@ class EngineLoopTest : public testing::Test {
     limits.length_max = std::min(64, sizes.kv_blocks * 4);
     limits.sequences_max = sizes.sequences_max;
     limits.batched_tokens_max = 16;
+    limits.logit_rows_max = 16;
+    limits.vocabulary = kVocabulary;
+    limits.prefix_caching = sizes.prefix_caching;
+    limits.drafts_max = sizes.drafts_max;
     limits.plans_in_flight_max = sizes.plans_in_flight_max;
     EngineShape shape;
     shape.vocabulary = kVocabulary;
@@ -94,7 +100,9 @@ class EngineLoopTest : public testing::Test {
     shape.block_size = limits.block_size;
     shape.kv_blocks_total = limits.kv_blocks;
     shape.sequences_max = limits.sequences_max;
-    auto runner = std::make_unique<FakeRunner>(limits, kVocabulary);
+    shape.prefix_caching = limits.prefix_caching;
+    shape.drafts_max = limits.drafts_max;
+    auto runner = std::make_unique<FakeRunner>(limits);
     runner_ = runner.get();
     engine_ = std::make_unique<EngineLoop>(shape, limits, sizes.waiting_max, std::move(runner),
                                            listener_.sink());

@@ -284,7 +284,8 @@ TEST(EngineTest, AnFp8CacheHoldsMoreBlocks) {
   Answers answers;
   const int64_t blocks = MustCreate(options, &answers)->shape().kv_blocks_total;
   options.kv_cache_dtype = "fp8";
-  EXPECT_GE(MustCreate(options, &answers)->shape().kv_blocks_total, 2 * blocks);
+  // Ids of tokens are as large as before, which counts in so small a model.
+  EXPECT_GE(MustCreate(options, &answers)->shape().kv_blocks_total, 1.9 * blocks);
 }
 
 TEST(EngineTest, ShapeSaysWhatARouterMustKnow) {

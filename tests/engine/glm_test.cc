@@ -203,11 +203,11 @@ TEST(GlmTest, WeightBytesAreThoseOfTheCheckpoint) {
 TEST(GlmTest, CacheBytes) {
   auto config = ModelConfig::Read(kGolden + "glm4_moe/air");
   ASSERT_TRUE(config.ok()) << config.status();
-  // 3 layers of keys and values, 1 kv head of 16 values, 32 positions of 2 bytes.
-  EXPECT_EQ(KvCache::BytesPerBlock(*config, DType::kBF16, 32), 3 * 2 * 16 * 32 * 2);
+  // 3 layers of keys and values, 1 kv head of 16 values, 32 positions of 2 bytes; and their ids.
+  EXPECT_EQ(KvCache::BytesPerBlock(*config, DType::kBF16, 32), 3 * 2 * 16 * 32 * 2 + 32 * 4);
   auto device = CreateCpuDevice(1);
   const KvCache cache = KvCache::Allocate(*device, *config, DType::kBF16, 5, 32);
-  int64_t bytes = 0;
+  int64_t bytes = cache.tokens.ids.bytes();
   for (const KvLayer& layer : cache.layers) bytes += layer.keys.bytes() + layer.values.bytes();
   EXPECT_EQ(bytes, 5 * KvCache::BytesPerBlock(*config, DType::kBF16, 32));
 }
@@ -216,11 +216,13 @@ TEST(GlmTest, LatentCacheBytes) {
   auto config = ModelConfig::Read(kGolden + "glm4_moe_lite/flash");
   ASSERT_TRUE(config.ok()) << config.status();
   // 3 layers of 32 + 4 values for 16 positions of 4 bytes, no values apart; then the draft layer.
-  EXPECT_EQ(KvCache::BytesPerBlock(*config, DType::kF32, 16), 3 * 36 * 16 * 4);
-  EXPECT_EQ(KvCache::BytesPerBlock(*config, DType::kF32, 16, /*mtp=*/true), 4 * 36 * 16 * 4);
+  // And an id a position.
+  EXPECT_EQ(KvCache::BytesPerBlock(*config, DType::kF32, 16), 3 * 36 * 16 * 4 + 16 * 4);
+  EXPECT_EQ(KvCache::BytesPerBlock(*config, DType::kF32, 16, /*mtp=*/true),
+            4 * 36 * 16 * 4 + 16 * 4);
   auto device = CreateCpuDevice(1);
   const KvCache cache = KvCache::Allocate(*device, *config, DType::kF32, 5, 16, /*mtp=*/true);
-  int64_t bytes = cache.mtp.keys.bytes();
+  int64_t bytes = cache.mtp.keys.bytes() + cache.tokens.ids.bytes();
   for (const KvLayer& layer : cache.layers) {
     EXPECT_TRUE(layer.values.empty());
     bytes += layer.keys.bytes();

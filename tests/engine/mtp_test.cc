@@ -139,6 +139,39 @@ TEST(MtpTest, WithoutItsTensorsItIsOff) {
   EXPECT_FALSE((*model)->has_mtp());
 }
 
+// The draft layer's head in FP8: a rounded copy of the model's is dropped, another one is loaded.
+TEST(MtpTest, AHeadInFloat8IsComparedWithTheModels) {
+  test::TempFolder folder;
+  const test::TinyModelOptions options{.mtp_layers = 1, .float8 = test::TinyFloat8::kChannel};
+  test::WriteTinyModel(folder.path(), options);
+  test::TinyTensors tensors = test::MakeTinyTensors(options);
+  test::TinyTensor& head = tensors.at("model.layers.3.shared_head.head.weight");
+  test::TinyTensor& scales = tensors.at("model.layers.3.shared_head.head.weight_scale");
+  const std::vector<float>& model = tensors.at("lm_head.weight").values;
+  const int64_t columns = options.hidden_size;
+  for (int64_t row = 0; row < options.vocabulary; ++row) {
+    const auto* values = model.data() + row * columns;
+    float largest = 0;
+    for (int64_t i = 0; i < columns; ++i) largest = std::max(largest, std::abs(values[i]));
+    scales.values[row] = largest / kFloat8Max;
+    for (int64_t i = 0; i < columns; ++i) {
+      head.values[row * columns + i] = values[i] / scales.values[row];
+    }
+  }
+  const auto weight_bytes = [&] {
+    test::WriteFile(folder.path() + "/model.safetensors", test::SafetensorsBytes(tensors));
+    auto device = CreateCpuDevice(1);
+    const auto glm = LoadMtp(*device, folder.path());
+    EXPECT_TRUE(glm.ok()) << glm.status();
+    return (*glm)->weight_bytes();
+  };
+  const int64_t shared = weight_bytes();
+  head.values[5 * columns + 3] += 60;  // more than half a step of any value
+  EXPECT_EQ(weight_bytes(), shared + options.vocabulary * columns * ByteSize(DType::kF32));
+  head.values[5 * columns + 3] -= 60;
+  EXPECT_EQ(weight_bytes(), shared);
+}
+
 TEST(MtpTest, AMissingTensorIsNamed) {
   test::TempFolder folder;
   const test::TinyModelOptions options{.mtp_layers = 1};

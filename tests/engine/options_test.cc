@@ -60,6 +60,32 @@ TEST(OptionsTest, RefusalsNameFieldValueAndLimit) {
       {"max_num_batched_tokens is 63, must be in [64, 262144]",
        [](EngineOptions* o) { o->max_num_batched_tokens = 63; }},
       {"steps_in_flight is 3, must be in [0, 2]", [](EngineOptions* o) { o->steps_in_flight = 3; }},
+      {"num_speculative_tokens is 6, must be in [0, 5]",
+       [](EngineOptions* o) { o->num_speculative_tokens = 6; }},
+      {"max_num_batched_tokens is 255, must be in [256, 262144]",
+       [](EngineOptions* o) {
+         o->num_speculative_tokens = 3;
+         o->max_num_batched_tokens = 255;
+       }},
+      {"steps_in_flight is 2 and num_speculative_tokens is 1: what a step drafts is judged by the "
+       "next one; steps_in_flight must be 0 or 1",
+       [](EngineOptions* o) {
+         o->num_speculative_tokens = 1;
+         o->steps_in_flight = 2;
+       }},
+      {"long_prefill_token_threshold is -1, must be in [0, 16777216]",
+       [](EngineOptions* o) { o->long_prefill_token_threshold = -1; }},
+      {"prefix_hash_key has 31 characters, must be 32 hex digits",
+       [](EngineOptions* o) { o->prefix_hash_key = std::string(31, '0'); }},
+      {"prefix_hash_key has 32 characters, must be 32 hex digits",
+       [](EngineOptions* o) { o->prefix_hash_key = std::string(32, 'g'); }},
+      {"batch_invariant is true and device is \"cuda\", whose kernels choose the order of their "
+       "sums "
+       "by the size of a step; must be false, or device \"cpu\"",
+       [](EngineOptions* o) {
+         o->batch_invariant = true;
+         o->device = "cuda";
+       }},
       {"max_waiting_requests is 0, must be in [1, 1048576]",
        [](EngineOptions* o) { o->max_waiting_requests = 0; }},
   };

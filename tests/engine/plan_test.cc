@@ -273,17 +273,34 @@ TEST(PlanTest, SizesThatDoNotDivideAreRefusedWithThoseThatDo) {
   EXPECT_THAT(status.message(), HasSubstr("tensor_parallel_size is 16"));
 }
 
-// Eight ranks share 1408 columns of an expert: 176 a rank, which cuts blocks of 128.
-TEST(PlanTest, SlicesThatCutBlocksAreRefusedByName) {
+// Eight ranks share 1408 columns of an expert: 176 a rank, which cuts blocks of 128. A device that
+// does not take that is named the tensor; on others, the ranks' values together are the model's.
+TEST(PlanTest, SlicesThatCutBlocks) {
   ModelConfig config = Published("GLM-4.7");
   config.quantization.weights = WeightScaling::kBlock;
   EXPECT_TRUE(Glm::Plan(config, DType::kBF16, {.scaling = WeightScaling::kBlock}).ok());
   EXPECT_TRUE(
       Glm::Plan(config, DType::kBF16, {.scaling = WeightScaling::kBlock, .slice = {3, 4}}).ok());
   const absl::Status status =
-      Glm::Plan(config, DType::kBF16, {.scaling = WeightScaling::kBlock, .slice = {7, 8}}).status();
+      Glm::Plan(config, DType::kBF16,
+                {.scaling = WeightScaling::kBlock, .cut_blocks = false, .slice = {7, 8}})
+          .status();
   EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument);
   EXPECT_THAT(status.message(), HasSubstr("model.layers.3.mlp.experts.0.gate_proj.weight"));
+
+  const auto float8_bytes = [&](const RankSlice& slice) {
+    const auto plan =
+        Glm::Plan(config, DType::kBF16, {.scaling = WeightScaling::kBlock, .slice = slice});
+    EXPECT_TRUE(plan.ok()) << plan.status();
+    int64_t bytes = 0;
+    for (const WeightPlan::Entry& entry : plan->entries()) {
+      if (entry.layout.dtype == DType::kF8E4M3) bytes += entry.layout.bytes();
+    }
+    return bytes;
+  };
+  int64_t bytes = 0;
+  for (int32_t rank = 0; rank < 8; ++rank) bytes += float8_bytes({rank, 8});
+  EXPECT_EQ(bytes, float8_bytes({0, 1}));
 }
 
 }  // namespace

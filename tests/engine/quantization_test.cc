@@ -443,11 +443,19 @@ TEST_F(RefusalTest, ScalesHaveTheShapeOfTheScheme) {
   tensors[scale].shape = {48};  // without the column: fine
   Write(tensors);
   EXPECT_TRUE(Load().ok()) << Load().status();
-  // Blocks that a packed weight would cut.
+}
+
+TEST_F(RefusalTest, CutBlocksNeedADeviceThatTakesThem) {
   TinyModelOptions block = kChannel;
   block.float8 = TinyFloat8::kBlock;
   Start(block);
-  EXPECT_THAT(Load().status().message(),
+  EXPECT_TRUE(Load().ok()) << Load().status();
+  const auto config = ModelConfig::Read(folder_.path());
+  ASSERT_TRUE(config.ok()) << config.status();
+  const absl::Status status =
+      Glm::Plan(*config, DType::kBF16, {.scaling = WeightScaling::kBlock, .cut_blocks = false})
+          .status();
+  EXPECT_THAT(status.message(),
               AllOf(HasSubstr("model.layers.0.self_attn.q_proj.weight"), HasSubstr("blocks")));
 }
 

@@ -102,6 +102,7 @@ class Stepper {
     }
     logits_ = device_->NewTensor(DType::kF32, {kTokensMax, config_.vocabulary});
     last_ids_ = device_->NewTensor(DType::kI32, {kSequencesMax});
+    draft_hidden_ = device_->NewTensor(dtype, {1, config_.hidden_size});
     input_ = static_cast<int32_t*>(device_->Allocate(4 * (8 * kTokensMax)));
     device_->Seal();
     lengths_.assign(kSequencesMax, 0);
@@ -152,8 +153,34 @@ class Stepper {
     const int64_t padded = batch_.token_ids.shape[0];
     BatchView batch = batch_;
     batch.token_ids = Upload(next_ids, {padded});
-    model_->ForwardMtp(batch, cache_, logits_.Rows(0, padded));
+    model_->ForwardMtp(batch, model_->hidden(batch.token_ids.shape[0]), cache_,
+                       logits_.Rows(0, padded));
     return Logits(static_cast<int32_t>(next_ids.size()));
+  }
+
+  // Draft logits of one more token of `sequence`, `id`, on the draft layer's own output of row
+  // `row` of the last Draft or DraftOn; `draft` numbers these, from 1 after a Draft.
+  std::vector<float> DraftOn(int32_t sequence, int32_t id, int64_t row, int32_t draft) {
+    const Tensor from = model_->mtp_hidden(row + 1).Rows(row, 1);
+    device_->CopyToDevice(draft_hidden_.data, from.data, from.bytes());
+    const int32_t length = lengths_[sequence] + draft;
+    Ids table;
+    for (int32_t i = 0; i < kBlocksMax; ++i) {
+      table.push_back((sequence * kBlocksMax + i) * 7 % 41);
+    }
+    BatchView batch;
+    next_input_ = input_;
+    batch.token_ids = Upload({id}, {1});
+    batch.positions = Upload({length - 1}, {1});
+    batch.token_sequences = Upload({0}, {1});
+    batch.query_starts = Upload({0, 1}, {2});
+    batch.kv_lengths = Upload({length}, {1});
+    batch.block_tables = Upload(table, {1, kBlocksMax});
+    batch.logit_tokens = Upload({0}, {1});
+    batch.counts = Upload({1, 1, 1}, {3});
+    batch.last_ids = last_ids_;
+    model_->ForwardMtp(batch, draft_hidden_, cache_, logits_.Rows(0, 1));
+    return Logits(1)[0];
   }
 
   // Goes on from `logits` of sequence `sequence`'s newest token.
@@ -198,9 +225,10 @@ class Stepper {
   StepLimits limits_;
   std::unique_ptr<Glm> model_;
   KvCache cache_;
-  BatchView batch_;  // of the last Step
-  Tensor logits_;    // F32 [T, V]
-  Tensor last_ids_;  // I32 [slots]
+  BatchView batch_;      // of the last Step
+  Tensor logits_;        // F32 [T, V]
+  Tensor last_ids_;      // I32 [slots]
+  Tensor draft_hidden_;  // act [1, H]
   int32_t* input_ = nullptr;
   int32_t* next_input_ = nullptr;
   std::vector<int32_t> lengths_;

@@ -52,6 +52,11 @@ std::vector<OpCase> RmsNormCases();
 std::vector<OpCase> NormRopeStoreFloat8Cases();
 std::vector<OpCase> AttentionFloat8Cases();
 
+/// Penalties, edits, masks, targets and logprobs, each alone and all at once; NaN logits.
+std::vector<OpCase> SampleFeatureCases();
+std::vector<OpCase> StoreTokensCases();
+std::vector<OpCase> DraftCases();
+
 /// All of the above but the large ones.
 std::vector<OpCase> AllOpCases();
 

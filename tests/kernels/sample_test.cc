@@ -2,6 +2,7 @@
 // logits that are no numbers.
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <limits>
 
@@ -13,31 +14,77 @@ namespace {
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-/// `draws` ids from the same logits, at positions 0, 1, ....
-std::vector<int32_t> Draw(const std::vector<float>& logits, SampleRow row, int32_t draws) {
+/// What a row may look at besides its logits.
+struct Surroundings {
+  std::vector<int32_t> history{};  // ids at positions 0, 1, ..
+  std::vector<LogitEdit> edits{};
+  std::vector<int32_t> contexts{};
+  std::vector<uint32_t> mask{};
+};
+
+/// Ids of `rows`, all from the same logits.
+std::vector<int32_t> DrawRows(const std::vector<float>& logits, std::vector<SampleRow> rows,
+                              const Surroundings& around = {}) {
   const std::unique_ptr<Device> device = CreateCpuDevice(2);
-  const int32_t vocabulary = static_cast<int32_t>(logits.size());
+  const auto vocabulary = static_cast<int32_t>(logits.size());
+  const auto count = static_cast<int32_t>(rows.size());
   StepLimits limits;
-  limits.logit_rows_max = draws;
+  limits.logit_rows_max = count;
   limits.vocabulary = vocabulary;
   device->PlanScratch(limits);
   BatchView batch;
-  batch.counts = HostTensor::OfInts({1, 1, draws}, {3}).Upload(*device);
+  batch.counts = HostTensor::OfInts({1, 1, count}, {3}).Upload(*device);
   batch.last_ids = HostTensor::OfInts({-1}, {1}).Upload(*device);
-  std::vector<SampleRow> rows(draws, row);
-  HostTensor all(DType::kF32, {draws, vocabulary});
-  for (int32_t r = 0; r < draws; ++r) {
-    rows[r].position = static_cast<uint32_t>(r);
-    rows[r].slot = -1;
-    for (int32_t i = 0; i < vocabulary; ++i) all.Set(r * vocabulary + i, logits[i]);
+  batch.block_tables = HostTensor::OfInts({0}, {1, 1}).Upload(*device);
+  HostTensor all(DType::kF32, {count, vocabulary});
+  for (int32_t r = 0; r < count; ++r) {
+    for (int32_t i = 0; i < vocabulary; ++i) all.Set(int64_t{r} * vocabulary + i, logits[i]);
   }
-  const SampleArgs args{.batch = batch,
-                        .logits = all.Upload(*device),
-                        .vocabulary_used = vocabulary,
-                        .rows = rows.data(),
-                        .out_ids = HostTensor(DType::kI32, {draws}).Upload(*device)};
+  SampleArgs args{.batch = batch,
+                  .logits = all.Upload(*device),
+                  .vocabulary_used = vocabulary,
+                  .rows = rows.data(),
+                  .out_ids = HostTensor(DType::kI32, {count}).Upload(*device)};
+  if (!around.history.empty()) {
+    const auto size = static_cast<int64_t>(around.history.size());
+    args.tokens.ids = HostTensor::OfInts(around.history, {1, size}).Upload(*device);
+  }
+  args.edits = around.edits.data();
+  args.edit_contexts = around.contexts.data();
+  if (!around.mask.empty()) {
+    const std::vector<int32_t> words(around.mask.begin(), around.mask.end());
+    args.masks = HostTensor::OfInts(words, {1, static_cast<int64_t>(words.size())}).Upload(*device);
+  }
   device->ops().sample(*device, args);
-  return DownloadInts(*device, args.out_ids, draws);
+  return DownloadInts(*device, args.out_ids, count);
+}
+
+/// `draws` ids from the same logits, at positions 0, 1, ....
+std::vector<int32_t> Draw(const std::vector<float>& logits, SampleRow row, int32_t draws) {
+  std::vector<SampleRow> rows(draws, row);
+  for (int32_t r = 0; r < draws; ++r) rows[r].position = static_cast<uint32_t>(r);
+  return DrawRows(logits, rows);
+}
+
+/// `draws` ids at the row's position, under different seeds.
+std::vector<int32_t> DrawSeeds(const std::vector<float>& logits, SampleRow row, int32_t draws,
+                               const Surroundings& around) {
+  std::vector<SampleRow> rows(draws, row);
+  for (int32_t r = 0; r < draws; ++r) rows[r].seed = static_cast<uint64_t>(r) << 20;
+  return DrawRows(logits, rows, around);
+}
+
+/// The softmax of `logits`.
+std::vector<double> Softmax(const std::vector<double>& logits) {
+  const double largest = *std::max_element(logits.begin(), logits.end());
+  std::vector<double> shares;
+  double total = 0;
+  for (const double logit : logits) {
+    shares.push_back(std::exp(logit - largest));
+    total += shares.back();
+  }
+  for (double& share : shares) share /= total;
+  return shares;
 }
 
 SampleRow Row(float temperature, float top_p, int32_t top_k) {
@@ -66,6 +113,8 @@ double ChiSquare(const std::vector<int32_t>& ids, const std::vector<double>& sha
 }
 
 TEST(SampleTest, DrawsAreTheOracles) { RunOnCpu(SampleCases()); }
+
+TEST(SampleTest, FeaturesAreTheOracles) { RunOnCpu(SampleFeatureCases()); }
 
 TEST(SampleTest, DrawsFollowTheDistribution) {
   const std::vector<double> shares = {0.05, 0.4, 0.1, 0.25, 0.2};
@@ -100,6 +149,104 @@ TEST(SampleTest, DrawsStayInTheAllowedSet) {
   EXPECT_EQ(ChiSquare(Draw(logits, Row(3, 1, 1), 2000), kept({1})), 0);
 }
 
+TEST(SampleTest, MinPKeepsWhatIsLikelyEnough) {
+  const std::vector<double> shares = {0.05, 0.4, 0.1, 0.25, 0.2};
+  std::vector<float> logits;
+  for (const double share : shares) logits.push_back(static_cast<float>(std::log(share)));
+  SampleRow row = Row(1, 1, 0);
+  row.min_p = 0.3f;  // of 0.4: 0.12
+  EXPECT_LT(ChiSquare(Draw(logits, row, 20000), {0, 8.0 / 17, 0, 5.0 / 17, 4.0 / 17}), 13.9);
+  row.min_p = 1;
+  EXPECT_EQ(ChiSquare(Draw(logits, row, 2000), {0, 1, 0, 0, 0}), 0);
+}
+
+TEST(SampleTest, PenaltiesShiftTheDistribution) {
+  const std::vector<float> logits = {1, -0.5f, 2, 0.5f, 0};
+  const Surroundings around{.history = {2, 2, 0, 1, 1, 1, 2, 4, 9}};
+  SampleRow row = Row(0.8f, 1, 0);
+  row.position = 7;  // the ids 4 and 9 come later
+  row.prompt_tokens = 3;
+  row.repetition_penalty = 1.3f;
+  row.frequency_penalty = 0.4f;
+  row.presence_penalty = -0.7f;
+  std::vector<double> shaped = {1 / 1.3, -0.5 * 1.3 - 3 * 0.4 + 0.7, 2 / 1.3 - 0.4 + 0.7, 0.5, 0};
+  for (double& logit : shaped) logit /= 0.8;
+  EXPECT_LT(ChiSquare(DrawSeeds(logits, row, 30000, around), Softmax(shaped)), 18.5);
+}
+
+TEST(SampleTest, EditsAndMaskShiftTheDistribution) {
+  const std::vector<float> logits = {1, -0.5f, 2, 0.5f, 0, 1.5f};
+  const Surroundings around{
+      .history = {3, 1, 4},
+      .edits = {{.id = 0, .add = -1},
+                {.id = 4, .add = 2, .until_position = 3},  // no longer
+                {.id = 1, .add = 2, .until_position = 4},
+                {.id = 2, .add = -kInfinity, .context_begin = 0, .context_count = 2},
+                {.id = 3, .add = -kInfinity, .context_begin = 2, .context_count = 2}},
+      .contexts = {1, 4, 3, 4},  // what comes before; what does not
+      .mask = {0b011111}};
+  SampleRow row = Row(1, 1, 0);
+  row.position = 3;
+  row.edits_count = 5;
+  row.mask = 0;
+  const std::vector<double> shaped = {0, 1.5, -kInfinity, 0.5, 0, -kInfinity};
+  EXPECT_LT(ChiSquare(DrawSeeds(logits, row, 30000, around), Softmax(shaped)), 16.3);
+  // All that the mask leaves is banned: the lowest that it allows.
+  Surroundings none = around;
+  none.edits = {{.id = 1, .add = -kInfinity}, {.id = 2, .add = -kInfinity}};
+  none.mask = {0b000110};
+  row.edits_count = 2;
+  EXPECT_EQ(DrawSeeds(logits, row, 1, none)[0], 1);
+  row.temperature = 0;
+  EXPECT_EQ(DrawSeeds(logits, row, 1, none)[0], 1);
+}
+
+TEST(SampleTest, ManyIdsFollowTheDistribution) {
+  // As wide as a vocabulary, in cells of ids: no stretch of ids is favoured.
+  constexpr int32_t kVocabulary = 1024;
+  constexpr int32_t kCells = 32;
+  std::vector<float> logits(kVocabulary);
+  std::vector<double> exact(kVocabulary);
+  for (int32_t i = 0; i < kVocabulary; ++i) {
+    logits[i] = static_cast<float>((i * 2654435761u >> 20) % 1000) * 0.004f;
+    exact[i] = logits[i] / 0.7;
+  }
+  const std::vector<double> shares = Softmax(exact);
+  std::vector<double> cells(kCells, 0.0);
+  for (int32_t i = 0; i < kVocabulary; ++i) cells[i % kCells] += shares[i];
+  std::vector<int32_t> ids = Draw(logits, Row(0.7f, 1, 0), 5000);
+  for (int32_t& id : ids) id %= kCells;
+  EXPECT_LT(ChiSquare(ids, cells), 61.1);  // 31 degrees of freedom, p = 0.001
+}
+
+/// Drafting rests on this: rows of one position that nearly agree mostly draw the same.
+TEST(SampleTest, AlikeLogitsDrawAlike) {
+  constexpr int32_t kVocabulary = 50;
+  constexpr int32_t kDraws = 20000;
+  for (const float noise : {0.05f, 0.5f, 2.0f}) {
+    Random random(5);
+    std::vector<float> target, draft;
+    for (int32_t i = 0; i < kVocabulary; ++i) {
+      target.push_back(static_cast<float>(random.Uniform(-3, 3)));
+      draft.push_back(target.back() + static_cast<float>(random.Uniform(-noise, noise)));
+    }
+    const std::vector<double> p = Softmax({target.begin(), target.end()});
+    const std::vector<double> q = Softmax({draft.begin(), draft.end()});
+    double variation = 0;
+    for (int32_t i = 0; i < kVocabulary; ++i) variation += std::abs(p[i] - q[i]) / 2;
+    const std::vector<int32_t> a = Draw(target, Row(1, 1, 0), kDraws);
+    const std::vector<int32_t> b = Draw(draft, Row(1, 1, 0), kDraws);
+    int32_t same = 0;
+    for (int32_t i = 0; i < kDraws; ++i) same += a[i] == b[i] ? 1 : 0;
+    const double bound = (1 - variation) / (1 + variation);
+    const double sigma = std::sqrt(bound * (1 - bound) / kDraws);
+    EXPECT_GE(same / double{kDraws}, bound - 3 * sigma) << "variation " << variation;
+    // No coupling agrees more often than this.
+    EXPECT_LE(same / double{kDraws}, 1 - variation + 3 * sigma) << "variation " << variation;
+    RecordProperty("agreement_at_noise_" + std::to_string(noise), std::to_string(same));
+  }
+}
+
 TEST(SampleTest, ImpossibleIdsAreNeverDrawn) {
   const float nan = std::numeric_limits<float>::quiet_NaN();
   const std::vector<float> logits = {-kInfinity, 1, nan, 1, -kInfinity};
@@ -116,13 +263,16 @@ TEST(SampleTest, ImpossibleIdsAreNeverDrawn) {
   EXPECT_EQ(Draw({1, 3, 2}, Row(1e-38f, 1, 0), 1)[0], 1);
 }
 
-TEST(SampleTest, SeedAndPositionDecideAlone) {
+TEST(SampleTest, SeedChoiceAndPositionDecideAlone) {
   const std::vector<float> logits(1000, 0.0f);
   const std::vector<int32_t> many = Draw(logits, Row(1, 1, 0), 50);
   const std::vector<int32_t> few = Draw(logits, Row(1, 1, 0), 3);
   EXPECT_TRUE(std::equal(few.begin(), few.end(), many.begin()));
   SampleRow other = Row(1, 1, 0);
   other.seed = 8;
+  EXPECT_NE(Draw(logits, other, 50), many);
+  other = Row(1, 1, 0);
+  other.choice = 1;
   EXPECT_NE(Draw(logits, other, 50), many);
 }
 

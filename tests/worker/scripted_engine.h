@@ -34,6 +34,7 @@ class ScriptedEngine : public engine::Engine {
     cancelled_.push_back(id);
     changed_.SignalAll();
   }
+  void AskCacheSnapshot() override {}
   engine::EngineStats Stats() const override { return {}; }
   const engine::EngineShape& shape() const override { return shape_; }
   void Stop() override {}
