@@ -12,60 +12,15 @@
 #include <vector>
 
 #include "engine/model/safetensors.h"
-#include "proto/base/mutex.h"
+#include "tests/engine/answers.h"
 
 namespace glm::engine {
 namespace {
 
 const std::string kGolden = std::string(GLM_SOURCE_DIR) + "/tests/golden/glm4_moe/";
 
-/// What the sink heard, and a way to wait for it.
-class Answers {
- public:
-  Engine::Sink sink() {
-    return [this](StepEvents&& events) {
-      MutexLock lock(&mutex_);
-      for (const RequestEvent& event : events.requests) {
-        EXPECT_FALSE(ends_.contains(event.id))
-            << "request " << event.id << " goes on after its end";
-        std::vector<int32_t>& ids = tokens_[event.id];
-        ids.insert(ids.end(), event.token_ids.begin(), event.token_ids.end());
-        if (event.finish != FinishReason::kNone) ends_[event.id] = event;
-      }
-      step_ = events.step;
-      changed_.SignalAll();
-    };
-  }
-  /// Blocks until step `step` was heard of, or `ends` requests have ended.
-  void AwaitStepOrEnds(uint64_t step, size_t ends) {
-    MutexLock lock(&mutex_);
-    while (step_ < step && ends_.size() < ends) changed_.Wait(&mutex_);
-  }
-  RequestEvent AwaitEnd(RequestId id) {
-    MutexLock lock(&mutex_);
-    while (!ends_.contains(id)) changed_.Wait(&mutex_);
-    return ends_.at(id);
-  }
-  void AwaitTokens(RequestId id, size_t count) {
-    MutexLock lock(&mutex_);
-    while (tokens_[id].size() < count) changed_.Wait(&mutex_);
-  }
-  uint64_t step() {
-    MutexLock lock(&mutex_);
-    return step_;
-  }
-  std::vector<int32_t> tokens(RequestId id) {
-    MutexLock lock(&mutex_);
-    return tokens_[id];
-  }
-
- private:
-  Mutex mutex_;
-  Condition changed_;
-  uint64_t step_ ABSL_GUARDED_BY(mutex_) = 0;
-  std::map<RequestId, std::vector<int32_t>> tokens_ ABSL_GUARDED_BY(mutex_);
-  std::map<RequestId, RequestEvent> ends_ ABSL_GUARDED_BY(mutex_);
-};
+using test::Answers;
+using test::MustCreate;
 
 EngineOptions OptionsFor(const std::string& checkpoint) {
   EngineOptions options;
@@ -76,12 +31,6 @@ EngineOptions OptionsFor(const std::string& checkpoint) {
   options.max_num_seqs = 16;
   options.max_num_batched_tokens = 128;
   return options;
-}
-
-std::unique_ptr<Engine> MustCreate(const EngineOptions& options, Answers* answers) {
-  absl::StatusOr<std::unique_ptr<Engine>> engine = Engine::Create(options, answers->sink());
-  EXPECT_TRUE(engine.ok()) << engine.status();
-  return engine.ok() ? *std::move(engine) : nullptr;
 }
 
 /// 64 requests of mixed lengths; half of them greedy, half sampled with a seed.

@@ -243,7 +243,6 @@ TEST(SampleTest, AlikeLogitsDrawAlike) {
     EXPECT_GE(same / double{kDraws}, bound - 3 * sigma) << "variation " << variation;
     // No coupling agrees more often than this.
     EXPECT_LE(same / double{kDraws}, 1 - variation + 3 * sigma) << "variation " << variation;
-    RecordProperty("agreement_at_noise_" + std::to_string(noise), std::to_string(same));
   }
 }
 
