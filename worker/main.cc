@@ -43,7 +43,10 @@ void AddEngineFlags(CLI::App& app, engine::EngineOptions& engine) {
   app.add_option("--kv-cache-dtype", engine.kv_cache_dtype, "auto (as activations) or fp8");
   app.add_option("--cpu-threads", engine.cpu_threads, "Threads of the CPU backend; 0: one a core");
   app.add_option("--block-size", engine.block_size, "Tokens of one KV block: 16, 32, 64, 128");
-  app.add_option("--kv-blocks", engine.kv_blocks, "KV cache in blocks; 0: by --kv-cache-bytes");
+  app.add_option("--kv-blocks", engine.kv_blocks, "KV cache in blocks; 0: by the flags below");
+  app.add_option("--gpu-memory-utilization", engine.gpu_memory_utilization,
+                 "Share of the device's free memory to use, without --kv-blocks; 0: by "
+                 "--kv-cache-bytes");
   app.add_option("--kv-cache-bytes", engine.kv_cache_bytes, "KV cache in bytes");
   app.add_option("--max-model-len", engine.max_model_len,
                  "Longest prompt + answer in tokens; 0: the model's");
