@@ -5,6 +5,7 @@
 
 #include "bench/kernel_bench.h"
 #include "bench/load.h"
+#include "bench/schedule_bench.h"
 #include "bench/step_bench.h"
 
 namespace glm::bench {
@@ -62,6 +63,19 @@ CLI::App* AddStep(CLI::App& app, StepBenchOptions& options) {
   return step;
 }
 
+CLI::App* AddSchedule(CLI::App& app, ScheduleBenchOptions& options) {
+  CLI::App* schedule = app.add_subcommand("schedule", "The host's part of a step, and its overlap");
+  schedule->option_defaults()->always_capture_default();
+  schedule->add_option("--sequences", options.sequences, "Decoding at once");
+  schedule->add_option("--prompt-tokens", options.prompt_tokens, "Of each");
+  schedule->add_option("--steps", options.steps, "Of which the time is told");
+  schedule->add_option("--step-us", options.step_us, "Microseconds of the device's step");
+  schedule->add_option("--block-size", options.block_size, "Token slots of a KV block");
+  schedule->add_option("--drafts", options.drafts, "A sequence and step, half of them right");
+  schedule->add_option("--prefix-caching", options.prefix_caching, "true or false");
+  return schedule;
+}
+
 int Report(const absl::Status& status) {
   if (status.ok()) return 0;
   std::cerr << "glmserve-bench: " << status.message() << std::endl;
@@ -77,7 +91,15 @@ int Main(int argc, char** argv) {
   const CLI::App* kernel = AddKernel(app, kernel_options);
   StepBenchOptions step_options;
   const CLI::App* step = AddStep(app, step_options);
+  ScheduleBenchOptions schedule_options;
+  const CLI::App* schedule = AddSchedule(app, schedule_options);
   CLI11_PARSE(app, argc, argv);
+  if (schedule->parsed()) {
+    if (const absl::Status status = schedule_options.Validate(); !status.ok()) {
+      return Report(status);
+    }
+    return Report(RunScheduleBench(schedule_options));
+  }
   if (kernel->parsed()) {
     if (const absl::Status status = kernel_options.Validate(); !status.ok()) return Report(status);
     return Report(RunKernelBench(kernel_options));

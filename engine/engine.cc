@@ -130,6 +130,24 @@ RankOptions PlanRank(const EngineOptions& options, const ModelConfig& config,
   return rank;
 }
 
+/// `options` with kv_blocks by gpu_memory_utilization, where that decides.
+absl::StatusOr<EngineOptions> SettleBlocks(const EngineOptions& options, const ModelConfig& config,
+                                           DType dtype) {
+  EngineOptions settled = options;
+  if (options.kv_blocks > 0 || options.gpu_memory_utilization == 0) return settled;
+  // The tables of a sequence's blocks are planned for the longest one there may be.
+  const int64_t longest = options.max_model_len > 0 ? options.max_model_len : config.positions_max;
+  settled.kv_blocks = BlocksFor(longest, options.block_size);
+  const absl::StatusOr<EngineShape> shape = PlanShape(settled, config, dtype);
+  if (!shape.ok()) return shape.status();
+  const absl::StatusOr<int64_t> blocks =
+      Rank::BlocksThatFit(PlanRank(settled, config, *shape, dtype, StepsInFlight(options)), config,
+                          options.tensor_parallel_size, options.gpu_memory_utilization);
+  if (!blocks.ok()) return blocks.status();
+  settled.kv_blocks = std::min(*blocks, EngineOptions::kKvBlocksMax);
+  return settled;
+}
+
 void LogPlan(const EngineShape& shape, const RankGroup& ranks, DType dtype,
              int32_t steps_in_flight) {
   const double mib = 1 << 20;
@@ -150,15 +168,18 @@ void LogPlan(const EngineShape& shape, const RankGroup& ranks, DType dtype,
 
 }  // namespace
 
-absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineOptions& options, Sink sink) {
-  const absl::Status valid = options.Validate();
+absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineOptions& asked, Sink sink) {
+  const absl::Status valid = asked.Validate();
   if (!valid.ok()) return valid;
-  const absl::StatusOr<ModelConfig> config = ModelConfig::Read(options.model);
+  const absl::StatusOr<ModelConfig> config = ModelConfig::Read(asked.model);
   if (!config.ok()) return config.status();
-  const absl::StatusOr<DType> dtype = ActivationType(options, *config);
+  const absl::StatusOr<DType> dtype = ActivationType(asked, *config);
   if (!dtype.ok()) return dtype.status();
-  const absl::Status divides = Glm::CheckRanks(*config, options.tensor_parallel_size);
+  const absl::Status divides = Glm::CheckRanks(*config, asked.tensor_parallel_size);
   if (!divides.ok()) return divides;
+  const absl::StatusOr<EngineOptions> settled = SettleBlocks(asked, *config, *dtype);
+  if (!settled.ok()) return settled.status();
+  const EngineOptions& options = *settled;
   const absl::StatusOr<EngineShape> shape = PlanShape(options, *config, *dtype);
   if (!shape.ok()) return shape.status();
   const int32_t steps_in_flight = StepsInFlight(options);

@@ -61,6 +61,11 @@ absl::Status EngineOptions::Validate() const {
   status.Update(CheckRange("kv_blocks", kv_blocks, 0, kKvBlocksMax));
   status.Update(
       CheckRange("kv_cache_bytes", kv_cache_bytes, kv_blocks > 0 ? 0 : 1, int64_t{1} << 50));
+  // Written so that NaN fails.
+  if (!(gpu_memory_utilization >= 0 && gpu_memory_utilization <= 1)) {
+    status.Update(absl::InvalidArgumentError(absl::StrFormat(
+        "gpu_memory_utilization is %g, must be in [0, 1]", gpu_memory_utilization)));
+  }
   status.Update(CheckRange("max_model_len", max_model_len, 0, 1 << 24));
   status.Update(CheckRange("max_num_seqs", max_num_seqs, 1, 4096));
   // Every running sequence must find room for its next token and its drafts in each step.

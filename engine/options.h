@@ -43,9 +43,12 @@ struct EngineOptions {
   /// Type of the KV cache: "auto" (the activations'), or "fp8", scaled by the checkpoint's k_scale
   /// and v_scale where it has them.
   std::string kv_cache_dtype = "auto";
-  /// KV cache size in blocks; 0: as many as kv_cache_bytes holds.
+  /// KV cache size in blocks; 0: by gpu_memory_utilization or kv_cache_bytes.
   int64_t kv_blocks = 0;
-  /// KV cache size in bytes of each rank, used when kv_blocks is 0.
+  /// Share of the memory that a rank's device has free at the start, for weights, buffers and KV
+  /// cache together: (0, 1], used when kv_blocks is 0. 0: by kv_cache_bytes.
+  double gpu_memory_utilization = 0;
+  /// KV cache size in bytes of each rank, used when kv_blocks and gpu_memory_utilization are 0.
   int64_t kv_cache_bytes = 256 << 20;
   /// Longest prompt + answer of one request, in tokens; 0: the model's max_position_embeddings.
   int32_t max_model_len = 0;
@@ -56,7 +59,7 @@ struct EngineOptions {
   int32_t max_num_batched_tokens = 1024;
   /// Steps handed to a device before the result of the oldest is back: 1, or 2 to plan a step while
   /// the one before runs. 0: 2 on a GPU; 1 on the CPU, where the host's part is too short to hide,
-  /// and with drafts, which are known only with a step's result.
+  /// and with drafts, where the next step needs the result.
   int32_t steps_in_flight = 0;
   /// Share blocks of equal prefixes.
   bool enable_prefix_caching = true;

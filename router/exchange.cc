@@ -11,7 +11,9 @@
 #include "router/fleet/fleet.h"
 #include "router/fleet/session.h"
 #include "router/loop.h"
+#include "router/route/placement.h"
 #include "router/route/policy.h"
+#include "router/submit.h"
 #include "router/text/answer_text.h"
 #include "router/text/text_model.h"
 
@@ -24,9 +26,31 @@ double SecondsBetween(Clock::time_point begin, Clock::time_point end) {
   return std::chrono::duration<double>(end - begin).count();
 }
 
+/// The prefix index's time.
+int64_t NowMs() {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now().time_since_epoch())
+      .count();
+}
+
 uint64_t RandomNumber() {
   std::random_device device;
   return (static_cast<uint64_t>(device()) << 32) | device();
+}
+
+TokenScore ScoreOf(const wire::TokenLogprobs& token, const Tokenizer& tokenizer) {
+  TokenScore score;
+  score.id = static_cast<int32_t>(token.id());
+  score.logprob = token.logprob();
+  score.rank = static_cast<int32_t>(token.rank());
+  score.bytes = tokenizer.TokenBytes(score.id);
+  score.is_text = !tokenizer.IsSpecial(score.id);
+  const int count = std::min(token.top_ids_size(), token.top_logprobs_size());
+  score.top.reserve(static_cast<size_t>(count));
+  for (int i = 0; i < count; ++i) {
+    const int32_t id = static_cast<int32_t>(token.top_ids(i));
+    score.top.push_back({id, token.top_logprobs(i), tokenizer.TokenBytes(id)});
+  }
+  return score;
 }
 
 /// Runs through: Begin, then Dispatch once per attempt, then outputs, then End or Fail. A call of
@@ -46,20 +70,24 @@ class LiveExchange final : public Exchange, private Receiver {
 
  private:
   absl::Status MakePrompt();
+  absl::Status EncodePrompt(EncodedPrompt* encoded);
   void Dispatch();
   void WaitForWorker();
   void StopWaiting();
   std::vector<Candidate> Candidates(const FleetSnapshot& snapshot, int32_t* length_max) const;
+  void NameBlocks(const FleetSnapshot& snapshot);
   absl::Status WhyNone(int32_t length_max) const;
   absl::Status SettleLengths(const WorkerShape& shape);
-  absl::Status CheckIds(const WorkerShape& shape) const;
-  wire::Submit MakeSubmit(const WorkerShape& shape) const;
+  wire::Submit MakeSubmit(const WorkerShape& shape);
 
   void OnOutput(const wire::Output& output) override;
   void OnLost(const absl::Status& status) override;
   void OnRefused(const std::shared_ptr<Session>& session, const wire::Output& output);
   void TryAnother(const absl::Status& status, RetryReason reason);
+  absl::Status TakePromptScores(const wire::Output& output);
+  absl::Status CheckScores(const wire::Output& output) const;
   void TakeTokens(const wire::Output& output, AnswerDelta* delta);
+  void TakeText(const wire::Output& output, AnswerDelta* delta);
   void LeaveWorker();
   void FinishAnswer(AnswerDelta delta, AnswerEnd end);
   void Fail(const absl::Status& status);
@@ -89,10 +117,16 @@ class LiveExchange final : public Exchange, private Receiver {
   std::vector<int32_t> prompt_ids_;
   std::vector<int32_t> answer_ids_;  // kept for replay: the next worker goes on after them
   std::string echo_;                 // goes before the first delta's content
+  bool echo_shows_special_ = false;
+  std::vector<std::vector<int32_t>> bad_words_;
+  std::vector<TokenScore> prompt_scores_;  // so far; they go with the first delta
   std::optional<AnswerText> text_;
   int32_t max_tokens_ = 0;  // 0: not settled, no worker has been chosen yet
   uint64_t seed_ = 0;
   int32_t cached_tokens_ = 0;
+
+  std::vector<BlockKey> chain_;  // names of the blocks of prompt and answer so far
+  int32_t chain_block_size_ = 0;
 
   // The attempt under way, if any.
   std::shared_ptr<Session> session_;
@@ -129,31 +163,66 @@ void LiveExchange::Begin() {
 }
 
 absl::Status LiveExchange::MakePrompt() {
-  AnswerStart start = AnswerStart::kPlain;
-  if (const Chat* chat = std::get_if<Chat>(&request_.prompt)) {
-    absl::StatusOr<ChatPrompt> prompt = rooms_.text->EncodeChat(*chat);
-    if (!prompt.ok()) return prompt.status();
-    prompt_ids_ = std::move(prompt->ids);
-    start = prompt->start;
-  } else if (std::string* text = std::get_if<std::string>(&request_.prompt)) {
-    absl::StatusOr<std::vector<int32_t>> ids = rooms_.text->EncodePrompt(*text);
-    if (!ids.ok()) return ids.status();
-    prompt_ids_ = *std::move(ids);
-    if (request_.echo) echo_ = std::move(*text);
-  } else {
-    prompt_ids_ = std::move(std::get<std::vector<int32_t>>(request_.prompt));
-    if (request_.echo) echo_ = rooms_.text->Decode(prompt_ids_);
+  EncodedPrompt own;
+  EncodedPrompt* const encoded = request_.encoded != nullptr ? request_.encoded.get() : &own;
+  if (!encoded->is_made) {
+    if (absl::Status status = EncodePrompt(encoded); !status.ok()) return status;
+    encoded->is_made = true;
   }
+  prompt_ids_ = encoded->ids;
+  echo_ = encoded->echo;
+  echo_shows_special_ = encoded->echo_shows_special;
+  const AnswerStart start = encoded->start;
+  request_.encoded = nullptr;
   request_.prompt = std::string();
   if (prompt_ids_.empty()) {
     return absl::InvalidArgumentError("prompt has 0 tokens; it must have at least 1");
   }
+  absl::StatusOr<std::vector<std::vector<int32_t>>> runs =
+      EncodeBadWords(request_.bad_words, *rooms_.text);
+  if (!runs.ok()) return runs.status();
+  bad_words_ = *std::move(runs);
   text_.emplace(rooms_.text, AnswerTextOptions{.start = start, .stop = request_.stop});
   return absl::OkStatus();
 }
 
+absl::Status LiveExchange::EncodePrompt(EncodedPrompt* encoded) {
+  if (const Chat* chat = std::get_if<Chat>(&request_.prompt)) {
+    absl::StatusOr<ChatPrompt> prompt = rooms_.text->EncodeChat(*chat);
+    if (!prompt.ok()) return prompt.status();
+    encoded->ids = std::move(prompt->ids);
+    encoded->start = prompt->start;
+  } else if (std::string* text = std::get_if<std::string>(&request_.prompt)) {
+    absl::StatusOr<std::vector<int32_t>> ids = rooms_.text->EncodePrompt(*text);
+    if (!ids.ok()) return ids.status();
+    encoded->ids = *std::move(ids);
+    if (request_.echo) encoded->echo = std::move(*text);
+    encoded->echo_shows_special = true;
+  } else {
+    encoded->ids = std::move(std::get<std::vector<int32_t>>(request_.prompt));
+    if (request_.echo) encoded->echo = rooms_.text->Decode(encoded->ids);
+  }
+  return absl::OkStatus();
+}
+
+void LiveExchange::NameBlocks(const FleetSnapshot& snapshot) {
+  // Workers of one model have blocks of one size; where not, those of another size are unknown.
+  const auto first =
+      std::find_if(snapshot.workers.begin(), snapshot.workers.end(), [](const FleetWorker& worker) {
+        return worker.session != nullptr && worker.session->cache_slot() >= 0;
+      });
+  chain_.clear();
+  if (first == snapshot.workers.end()) return;
+  chain_block_size_ = first->session->shape().block_size;
+  std::vector<int32_t> ids = prompt_ids_;
+  ids.insert(ids.end(), answer_ids_.begin(), answer_ids_.end());
+  chain_ = rooms_.placement->Chain(request_.cache_salt, ids, chain_block_size_);
+}
+
 std::vector<Candidate> LiveExchange::Candidates(const FleetSnapshot& snapshot,
                                                 int32_t* length_max) const {
+  std::vector<int32_t> depths;
+  if (!chain_.empty()) depths = rooms_.placement->index().Depths(chain_, NowMs());
   // Of the first attempt it is known only that one token must fit; later ones go on with what was
   // settled then.
   const int64_t length = static_cast<int64_t>(prompt_ids_.size()) + std::max(max_tokens_, 1);
@@ -172,6 +241,11 @@ std::vector<Candidate> LiveExchange::Candidates(const FleetSnapshot& snapshot,
     candidate.tokens_waiting = load.tokens_waiting;
     candidate.kv_blocks_free = load.kv_blocks_total - load.kv_blocks_used;
     candidate.block_size = session->shape().block_size;
+    candidate.name_hash = rooms_.placement->HashOf(session->address());
+    if (!depths.empty() && session->cache_slot() >= 0 &&
+        candidate.block_size == chain_block_size_) {
+      candidate.cached_tokens = int64_t{depths[session->cache_slot()]} * candidate.block_size;
+    }
   }
   return candidates;
 }
@@ -179,16 +253,21 @@ std::vector<Candidate> LiveExchange::Candidates(const FleetSnapshot& snapshot,
 void LiveExchange::Dispatch() {
   const std::shared_ptr<const FleetSnapshot> snapshot = rooms_.fleet->Snapshot();
   int32_t length_max = 0;
+  NameBlocks(*snapshot);
   const std::vector<Candidate> candidates = Candidates(*snapshot, &length_max);
+  Placement& placement = *rooms_.placement;
   const RouteRequest route{
+      .policy = placement.policy(),
       .prompt_tokens = static_cast<int64_t>(prompt_ids_.size() + answer_ids_.size()),
-      .spread = RandomNumber()};
+      .spread = RandomNumber(),
+      .turn = placement.policy() == Policy::kRoundRobin ? placement.NextTurn() : 0,
+      .session_hash = request_.session.empty() ? 0 : placement.HashOf(request_.session)};
   const int32_t chosen = ChooseWorker(route, candidates);
   if (chosen < 0 && length_max == 0) return WaitForWorker();
   if (chosen < 0) return Fail(WhyNone(length_max));
   session_ = snapshot->workers[chosen].session;
   absl::Status status = SettleLengths(session_->shape());
-  if (status.ok()) status = CheckIds(session_->shape());
+  if (status.ok()) status = CheckTokenIds(request_, prompt_ids_, session_->shape().vocabulary);
   if (!status.ok()) {
     session_ = nullptr;
     return Fail(status);
@@ -200,6 +279,10 @@ void LiveExchange::Dispatch() {
     return TryAnother(id.status(), RetryReason::kLost);
   }
   request_id_ = *id;
+  if (session_->cache_slot() >= 0) {
+    placement.index().Expect(session_->cache_slot(), chain_, NowMs(),
+                             NowMs() + placement.expect_ms());
+  }
   wait_until_.reset();
   rooms_.metrics->AddRunning(1);
   if (!submitted_) rooms_.metrics->CountPromptTokens(static_cast<int64_t>(prompt_ids_.size()));
@@ -213,9 +296,9 @@ absl::Status LiveExchange::WhyNone(int32_t length_max) const {
         "the worker was lost, and the length of those left is ", length_max, " tokens; ",
         prompt_ids_.size() + static_cast<size_t>(max_tokens_), " are needed"));
   }
-  return absl::InvalidArgumentError(absl::StrCat("prompt has ", prompt_ids_.size(),
-                                                 " tokens; the model's length is ", length_max,
-                                                 " tokens, of which at least 1 is the answer's"));
+  return absl::OutOfRangeError(absl::StrCat("prompt has ", prompt_ids_.size(),
+                                            " tokens; the model's length is ", length_max,
+                                            " tokens, of which at least 1 is the answer's"));
 }
 
 void LiveExchange::WaitForWorker() {
@@ -251,7 +334,7 @@ absl::Status LiveExchange::SettleLengths(const WorkerShape& shape) {
   if (max_tokens_ > 0) return absl::OkStatus();
   const int32_t left = shape.length_max - static_cast<int32_t>(prompt_ids_.size());
   if (request_.max_tokens.has_value() && *request_.max_tokens > left) {
-    return absl::InvalidArgumentError(absl::StrCat(
+    return absl::OutOfRangeError(absl::StrCat(
         "max_tokens=", *request_.max_tokens, " must be at most ", left, ": the model's length is ",
         shape.length_max, " tokens and the prompt has ", prompt_ids_.size()));
   }
@@ -264,39 +347,23 @@ absl::Status LiveExchange::SettleLengths(const WorkerShape& shape) {
   return absl::OkStatus();
 }
 
-absl::Status LiveExchange::CheckIds(const WorkerShape& shape) const {
-  for (const auto& [field, ids] : {std::pair{"prompt token id", &prompt_ids_},
-                                   std::pair{"stop_token_ids", &request_.stop_token_ids}}) {
-    for (const int32_t id : *ids) {
-      if (id < shape.vocabulary) continue;
-      return absl::InvalidArgumentError(absl::StrCat(
-          field, "=", id, " must be below ", shape.vocabulary, ", the size of the vocabulary"));
-    }
-  }
-  return absl::OkStatus();
-}
-
-wire::Submit LiveExchange::MakeSubmit(const WorkerShape& shape) const {
-  wire::Submit submit;
-  const int32_t answered = static_cast<int32_t>(answer_ids_.size());
-  submit.mutable_prompt_ids()->Reserve(static_cast<int>(prompt_ids_.size()) + answered);
-  submit.mutable_prompt_ids()->Add(prompt_ids_.begin(), prompt_ids_.end());
-  submit.mutable_prompt_ids()->Add(answer_ids_.begin(), answer_ids_.end());
-  wire::Sampling* const sampling = submit.mutable_sampling();
-  sampling->set_temperature(request_.temperature);
-  sampling->set_top_p(request_.top_p);
-  sampling->set_top_k(std::max(request_.top_k, 0));
-  sampling->set_seed(seed_);  // draws depend on seed and position, so a replay draws the same
-  wire::Stop* const stop = submit.mutable_stop();
-  if (!request_.ignore_eos)
-    stop->mutable_stop_ids()->Add(shape.eos_ids.begin(), shape.eos_ids.end());
-  stop->mutable_stop_ids()->Add(request_.stop_token_ids.begin(), request_.stop_token_ids.end());
-  stop->set_max_tokens(static_cast<uint32_t>(max_tokens_ - answered));
-  stop->set_min_tokens(static_cast<uint32_t>(std::max(request_.min_tokens - answered, 0)));
-  return submit;
+wire::Submit LiveExchange::MakeSubmit(const WorkerShape& shape) {
+  // With the first token all of the prompt was there; without one its scores begin anew.
+  prompt_scores_.clear();
+  return router::MakeSubmit(
+      request_, {.prompt_ids = prompt_ids_,
+                 .answer_ids = answer_ids_,
+                 .bad_words = bad_words_,
+                 .eos_ids = shape.eos_ids,
+                 .max_tokens = max_tokens_,
+                 .seed = seed_,
+                 .prompt_logprobs = request_.prompt_logprobs >= 0 && answer_ids_.empty()});
 }
 
 void LiveExchange::OnOutput(const wire::Output& output) {
+  absl::Status scores = TakePromptScores(output);
+  scores.Update(CheckScores(output));
+  if (!scores.ok()) return Fail(scores);
   AnswerDelta delta;
   TakeTokens(output, &delta);
   if (output.cached_tokens() > 0) {
@@ -340,6 +407,33 @@ void LiveExchange::OnRefused(const std::shared_ptr<Session>& session, const wire
   TryAnother(refusal, RetryReason::kRefused);
 }
 
+absl::Status LiveExchange::TakePromptScores(const wire::Output& output) {
+  if (request_.prompt_logprobs < 0 || !answer_ids_.empty()) return absl::OkStatus();
+  if (prompt_scores_.empty()) {  // nothing comes before the first token
+    wire::TokenLogprobs first;
+    first.set_id(static_cast<uint32_t>(prompt_ids_[0]));
+    prompt_scores_.push_back(ScoreOf(first, rooms_.text->tokenizer()));
+  }
+  for (const wire::TokenLogprobs& token : output.prompt_logprobs()) {
+    prompt_scores_.push_back(ScoreOf(token, rooms_.text->tokenizer()));
+  }
+  const size_t wanted = prompt_ids_.size();
+  if (prompt_scores_.size() > wanted ||
+      (output.token_ids_size() > 0 && prompt_scores_.size() < wanted)) {
+    return absl::InternalError(absl::StrCat("worker sent ", prompt_scores_.size() - 1,
+                                            " prompt logprobs; ", wanted - 1, " are needed"));
+  }
+  return absl::OkStatus();
+}
+
+absl::Status LiveExchange::CheckScores(const wire::Output& output) const {
+  if (request_.logprobs < 0 || output.logprobs_size() == output.token_ids_size()) {
+    return absl::OkStatus();
+  }
+  return absl::InternalError(absl::StrCat("worker sent ", output.logprobs_size(), " logprobs with ",
+                                          output.token_ids_size(), " tokens"));
+}
+
 void LiveExchange::TakeTokens(const wire::Output& output, AnswerDelta* delta) {
   const int32_t count = output.token_ids_size();
   if (count == 0) return;
@@ -348,19 +442,29 @@ void LiveExchange::TakeTokens(const wire::Output& output, AnswerDelta* delta) {
   if (answer_ids_.empty()) {
     rooms_.metrics->ObserveFirstToken(SecondsBetween(began_, now));
     delta->content = std::move(echo_);
+    for (TokenScore& score : prompt_scores_) score.is_text |= echo_shows_special_;
+    delta->prompt_logprobs = std::move(prompt_scores_);
   } else {
     rooms_.metrics->ObserveNextTokens(SecondsBetween(last_token_, now), count);
   }
   last_token_ = now;
   rooms_.metrics->CountCompletionTokens(count);
   answer_ids_.insert(answer_ids_.end(), delta->token_ids.begin(), delta->token_ids.end());
+  TakeText(output, delta);
+}
+
+void LiveExchange::TakeText(const wire::Output& output, AnswerDelta* delta) {
+  size_t shown = delta->token_ids.size();
   // The id that ended the answer is a mark, not text.
-  const bool marked =
-      output.finish() == wire::FINISH_STOP && delta->token_ids.back() == output.stop_id();
-  AnswerText::Delta text = text_->Feed(
-      absl::MakeConstSpan(delta->token_ids).first(static_cast<size_t>(count - (marked ? 1 : 0))));
-  delta->content += text.content;
-  delta->reasoning += text.reasoning;
+  if (output.finish() == wire::FINISH_STOP && delta->token_ids.back() == output.stop_id()) --shown;
+  for (size_t i = 0; i < shown && !text_->stopped(); ++i) {
+    AnswerText::Delta text = text_->Feed({&delta->token_ids[i], 1});
+    delta->content += text.content;
+    delta->reasoning += text.reasoning;
+    if (request_.logprobs < 0) continue;
+    delta->logprobs.push_back(
+        ScoreOf(output.logprobs(static_cast<int>(i)), rooms_.text->tokenizer()));
+  }
 }
 
 void LiveExchange::OnLost(const absl::Status& status) {

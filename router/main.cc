@@ -23,6 +23,7 @@
 #include "router/loop.h"
 #include "router/metrics.h"
 #include "router/options.h"
+#include "router/route/placement.h"
 #include "router/text/text_model.h"
 
 namespace glm::router {
@@ -53,6 +54,18 @@ void AddFleetFlags(CLI::App& app, FleetOptions& fleet, ExchangeOptions& exchange
   app.add_option("--worker-wait-ms", exchange.worker_wait_ms,
                  "How long a request waits for a worker to be ready");
   app.add_option("--request-timeout-s", exchange.timeout_s, "How long a request may take in all");
+}
+
+void AddRouteFlags(CLI::App& app, RouteOptions& route) {
+  app.add_option(
+      "--policy", route.policy,
+      "Which worker gets a request: prefix, least-load, round-robin, power-of-two, session");
+  app.add_option("--prefix-hash-key", route.prefix_hash_key,
+                 "32 hex digits, as the workers'; empty: a public key");
+  app.add_option("--prefix-blocks-max", route.prefix_blocks_max,
+                 "Cached blocks of the workers that are remembered, some 60 bytes each");
+  app.add_option("--prefix-expect-ms", route.prefix_expect_ms,
+                 "A prompt that was sent counts as cached at its worker for this long");
 }
 
 void AddFrontFlags(CLI::App& app, HttpOptions& http, GrpcOptions& grpc) {
@@ -91,6 +104,7 @@ void AddFlags(CLI::App& app, RouterOptions& options, std::string& name) {
   app.add_option("--drain-timeout-s", options.drain_timeout_s,
                  "Seconds that open streams may still take after SIGTERM");
   AddFleetFlags(app, options.fleet, options.exchange);
+  AddRouteFlags(app, options.route);
   AddFrontFlags(app, options.http, options.grpc);
 }
 
@@ -150,14 +164,18 @@ int Run(const RouterOptions& options) {
 
   RouterMetrics metrics;
   LoopPool loops(options.loop_threads);
-  GrpcFront* grpc_health = nullptr;  // set before the fleet starts
+  GrpcFront* grpc_health = nullptr;           // set before the fleet starts
+  const RouteOptions& route = options.route;  // validated
+  Placement placement(*ParsePolicy(route.policy), *ParseHashKey(route.prefix_hash_key),
+                      route.prefix_blocks_max, route.prefix_expect_ms);
   Fleet fleet(options.fleet, {options.ModelName(), (*text)->tokenizer().vocabulary()}, &loops,
-              [&](const FleetSnapshot& snapshot) {
+              &placement.index(), [&](const FleetSnapshot& snapshot) {
                 metrics.SetWorkers(CountWorkers(snapshot));
                 grpc_health->SetServing(snapshot.ready > 0);
               });
   const ExchangeRooms rooms{.loop = nullptr,
                             .fleet = &fleet,
+                            .placement = &placement,
                             .text = text->get(),
                             .metrics = &metrics,
                             .model_name = options.ModelName(),

@@ -7,6 +7,8 @@
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/string_view.h"
+#include "proto/base/block_hash.h"
+#include "router/route/policy.h"
 
 namespace glm::router {
 namespace {
@@ -49,6 +51,21 @@ class Checks {
   absl::Status status_;
 };
 
+void CheckRoute(const RouteOptions& route, Checks* checks) {
+  if (!ParsePolicy(route.policy).has_value()) {
+    checks->Fail(
+        absl::StrCat("--policy='", route.policy,
+                     "' must be prefix, least-load, round-robin, power-of-two or session"));
+  }
+  // A key is a secret: not said.
+  if (!ParseHashKey(route.prefix_hash_key).has_value()) {
+    checks->Fail(absl::StrCat("--prefix-hash-key has ", route.prefix_hash_key.size(),
+                              " characters, must be 32 hex digits, or empty"));
+  }
+  checks->Range("prefix-blocks-max", route.prefix_blocks_max, 1, 1LL << 32);
+  checks->Range("prefix-expect-ms", route.prefix_expect_ms, 0, kHourMs);
+}
+
 void CheckFleet(const FleetOptions& fleet, Checks* checks) {
   checks->Range("workers (how many)", static_cast<int64_t>(fleet.workers.size()), 1, 1024);
   std::set<std::string> seen;
@@ -85,6 +102,7 @@ absl::Status RouterOptions::Validate() const {
   checks.Range("loop-threads", loop_threads, 1, 256);
   checks.Range("drain-timeout-s", drain_timeout_s, 0, kDayS);
   CheckFleet(fleet, &checks);
+  CheckRoute(route, &checks);
 
   checks.Range("attempts-max", exchange.attempts_max, 1, 100);
   checks.Range("worker-wait-ms", exchange.worker_wait_ms, 0, kHourMs);

@@ -24,6 +24,14 @@ struct FleetOptions {
   int32_t waiting_max = 1024;                  // requests that wait for a worker to be ready
 };
 
+/// Which worker gets a request.
+struct RouteOptions {
+  std::string policy = "prefix";          // one of route/policy.h
+  std::string prefix_hash_key;            // as the workers'; empty: the public one
+  int64_t prefix_blocks_max = 4LL << 20;  // blocks that are remembered, some 60 bytes each
+  int32_t prefix_expect_ms = 10'000;      // a prompt sent counts as cached there for this long
+};
+
 /// One client's request.
 struct ExchangeOptions {
   int32_t attempts_max = 3;       // workers tried before a request fails, the first included
@@ -59,6 +67,7 @@ struct RouterOptions {
   int32_t loop_threads = 2;       // event loops, one thread each
   int32_t drain_timeout_s = 30;   // after SIGTERM, before open streams are cut
   FleetOptions fleet;
+  RouteOptions route;
   ExchangeOptions exchange;
   HttpOptions http;
   GrpcOptions grpc;

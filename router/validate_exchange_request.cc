@@ -1,4 +1,4 @@
-#include <cmath>
+#include <set>
 #include <string>
 
 #include "absl/strings/str_cat.h"
@@ -10,6 +10,11 @@ namespace {
 constexpr size_t kStopStringsMax = 16;
 constexpr size_t kStopBytesMax = 256;
 constexpr size_t kStopIdsMax = 64;
+constexpr size_t kLogitBiasMax = 1024;
+constexpr size_t kBadWordsMax = 128;
+constexpr size_t kBadWordBytesMax = 256;
+constexpr size_t kCacheSaltBytesMax = 256;
+constexpr int32_t kPriorityMax = 1000;
 
 template <typename Value>
 absl::Status Refuse(const char* field, Value value, const char* limit) {
@@ -26,6 +31,73 @@ absl::Status CheckSampling(const ExchangeRequest& request) {
   }
   if (request.top_k < -1) {
     return Refuse("top_k", request.top_k, "at least 1, or 0 or -1 for no limit");
+  }
+  if (!(request.min_p >= 0 && request.min_p <= 1)) {
+    return Refuse("min_p", request.min_p, "from 0 to 1");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckPenalties(const ExchangeRequest& request) {
+  if (!(request.repetition_penalty > 0 && request.repetition_penalty <= 10)) {
+    return Refuse("repetition_penalty", request.repetition_penalty, "above 0 and at most 10");
+  }
+  if (!(request.frequency_penalty >= -2 && request.frequency_penalty <= 2)) {
+    return Refuse("frequency_penalty", request.frequency_penalty, "from -2 to 2");
+  }
+  if (!(request.presence_penalty >= -2 && request.presence_penalty <= 2)) {
+    return Refuse("presence_penalty", request.presence_penalty, "from -2 to 2");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckTokenLists(const ExchangeRequest& request) {
+  if (request.logit_bias.size() > kLogitBiasMax) {
+    return Refuse("logit_bias (how many)", request.logit_bias.size(), "at most 1024");
+  }
+  std::set<int32_t> biased;
+  for (const TokenBias& bias : request.logit_bias) {
+    if (bias.id < 0) return Refuse("logit_bias token id", bias.id, "at least 0");
+    if (!biased.insert(bias.id).second) {
+      return Refuse("logit_bias token id", bias.id, "there once");
+    }
+    if (!(bias.add >= -100 && bias.add <= 100)) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("logit_bias[", bias.id, "]=", bias.add, " must be from -100 to 100"));
+    }
+  }
+  if (request.bad_words.size() > kBadWordsMax) {
+    return Refuse("bad_words (how many)", request.bad_words.size(), "at most 128");
+  }
+  for (size_t i = 0; i < request.bad_words.size(); ++i) {
+    const std::string& word = request.bad_words[i];
+    if (word.find_first_not_of(' ') == std::string::npos || word.size() > kBadWordBytesMax) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("bad_words[", i, "] of ", word.size(),
+                       " bytes must have from 1 to 256, and more than spaces"));
+    }
+  }
+  for (const int32_t id : request.allowed_token_ids) {
+    if (id < 0) return Refuse("allowed_token_ids", id, "at least 0");
+  }
+  return absl::OkStatus();
+}
+
+absl::Status CheckRest(const ExchangeRequest& request) {
+  if (request.logprobs < -1 || request.logprobs > kLogprobsMax) {
+    return Refuse("logprobs", request.logprobs, "from 0 to 20");
+  }
+  if (request.prompt_logprobs < -1 || request.prompt_logprobs > kLogprobsMax) {
+    return Refuse("prompt_logprobs", request.prompt_logprobs, "from 0 to 20");
+  }
+  if (request.choice < 0 || request.choice >= kAnswersMax) {
+    return Refuse("choice", request.choice, "from 0 to 15");
+  }
+  if (request.priority < -kPriorityMax || request.priority > kPriorityMax) {
+    return Refuse("priority", request.priority, "from -1000 to 1000");
+  }
+  if (request.cache_salt.size() > kCacheSaltBytesMax) {
+    return Refuse("cache_salt (bytes)", request.cache_salt.size(), "at most 256");
   }
   return absl::OkStatus();
 }
@@ -82,7 +154,8 @@ absl::Status ValidateExchangeRequest(const ExchangeRequest& request,
     return absl::NotFoundError(
         absl::StrCat("model='", request.model, "' does not exist; '", model_name, "' is served"));
   }
-  for (const auto check : {CheckPrompt, CheckSampling, CheckStops, CheckLengths}) {
+  for (const auto check : {CheckPrompt, CheckSampling, CheckPenalties, CheckStops, CheckLengths,
+                           CheckTokenLists, CheckRest}) {
     if (absl::Status status = check(request); !status.ok()) return status;
   }
   return absl::OkStatus();

@@ -21,6 +21,7 @@
 #include "worker/metrics.h"
 #include "worker/options.h"
 #include "worker/service.h"
+#include "worker/speculative_config.h"
 
 namespace glm::worker {
 namespace {
@@ -42,7 +43,10 @@ void AddEngineFlags(CLI::App& app, engine::EngineOptions& engine) {
   app.add_option("--kv-cache-dtype", engine.kv_cache_dtype, "auto (as activations) or fp8");
   app.add_option("--cpu-threads", engine.cpu_threads, "Threads of the CPU backend; 0: one a core");
   app.add_option("--block-size", engine.block_size, "Tokens of one KV block: 16, 32, 64, 128");
-  app.add_option("--kv-blocks", engine.kv_blocks, "KV cache in blocks; 0: by --kv-cache-bytes");
+  app.add_option("--kv-blocks", engine.kv_blocks, "KV cache in blocks; 0: by the flags below");
+  app.add_option("--gpu-memory-utilization", engine.gpu_memory_utilization,
+                 "Share of the device's free memory to use, without --kv-blocks; 0: by "
+                 "--kv-cache-bytes");
   app.add_option("--kv-cache-bytes", engine.kv_cache_bytes, "KV cache in bytes");
   app.add_option("--max-model-len", engine.max_model_len,
                  "Longest prompt + answer in tokens; 0: the model's");
@@ -51,9 +55,37 @@ void AddEngineFlags(CLI::App& app, engine::EngineOptions& engine) {
                  "Tokens computed in one step");
   app.add_option("--max-waiting-requests", engine.max_waiting_requests,
                  "Requests waiting for a first step; more are refused");
+  app.add_option("--steps-in-flight", engine.steps_in_flight,
+                 "Steps given to the device before the oldest is back: 1 or 2; 0: by the device");
+  app.add_option("--long-prefill-token-threshold", engine.long_prefill_token_threshold,
+                 "Prompt tokens of one request in a step while others decode; 0: no limit");
+  app.add_flag("--enable-prefix-caching,!--no-enable-prefix-caching", engine.enable_prefix_caching,
+               "Share the KV blocks of equal prefixes");
+  app.add_option("--prefix-hash-key", engine.prefix_hash_key,
+                 "Key of block hashes, 32 hex digits, the same in all of a deployment; empty: a "
+                 "public one");
+  app.add_flag("--adaptive-drafts,!--no-adaptive-drafts", engine.adaptive_drafts,
+               "Draft fewer tokens, down to none, where it does not pay");
+  app.add_flag("--batch-invariant,!--no-batch-invariant", engine.batch_invariant,
+               "A request's tokens do not depend on what else runs");
 }
 
-void AddFlags(CLI::App& app, WorkerOptions& options, std::string& name) {
+/// The flags of drafting, not yet put together.
+struct DraftFlags {
+  std::string json;
+  SpeculativeConfig parts;
+};
+
+void AddDraftFlags(CLI::App& app, DraftFlags& drafts) {
+  app.add_option("--speculative-config", drafts.json,
+                 "How to draft, as JSON: {\"method\": \"mtp\", \"num_speculative_tokens\": 3}");
+  app.add_option("--speculative-config.method", drafts.parts.method,
+                 "mtp: the model's own draft layer; empty: no drafts");
+  app.add_option("--speculative-config.num_speculative_tokens", drafts.parts.num_speculative_tokens,
+                 "Most drafts a sequence and step, 1 to 5");
+}
+
+void AddFlags(CLI::App& app, WorkerOptions& options, DraftFlags& drafts, std::string& name) {
   app.option_defaults()->always_capture_default();
   app.set_config("--config", "", "Read flags from this file (name = value lines)");
   app.add_option("--name", name, "This process's name in its log");
@@ -67,6 +99,14 @@ void AddFlags(CLI::App& app, WorkerOptions& options, std::string& name) {
                  "Frames waiting for one router; past that it is disconnected");
   app.add_option("--frame-bytes-max", options.frame_bytes_max, "Largest frame from a router");
   AddEngineFlags(app, options.engine);
+  AddDraftFlags(app, drafts);
+}
+
+absl::Status Settle(const DraftFlags& drafts, WorkerOptions* options) {
+  const absl::StatusOr<int32_t> asked = DraftsAsked(drafts.json, drafts.parts);
+  if (!asked.ok()) return asked.status();
+  options->engine.num_speculative_tokens = *asked;
+  return options->Validate();
 }
 
 /// Keepalive that agrees with the router's: it pings idle sessions every 10 s and more often is an
@@ -154,11 +194,12 @@ int Run(const WorkerOptions& options) {
 int main(int argc, char** argv) {
   CLI::App app("One glmserve worker: a GLM engine behind a gRPC session service");
   glm::worker::WorkerOptions options;
+  glm::worker::DraftFlags drafts;
   std::string name = "worker";
-  glm::worker::AddFlags(app, options, name);
+  glm::worker::AddFlags(app, options, drafts, name);
   CLI11_PARSE(app, argc, argv);
   glm::SetLogName(name.c_str());
-  if (const absl::Status status = options.Validate(); !status.ok()) {
+  if (const absl::Status status = glm::worker::Settle(drafts, &options); !status.ok()) {
     LOG(ERROR) << status.message();
     return 2;
   }

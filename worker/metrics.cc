@@ -44,6 +44,42 @@ MetricFamily Gauge(const std::string& name, const std::string& help, double valu
   return NewFamily(name, help, MetricType::Gauge, "", {{"", value}});
 }
 
+double Number(uint64_t count) { return static_cast<double>(count); }
+
+void AppendPrefixCache(const engine::EngineStats& stats, std::vector<MetricFamily>* families) {
+  families->push_back(Counter("glmserve_worker_prefix_cache_queried_tokens_total",
+                              "Prompt tokens looked up in the prefix cache.",
+                              Number(stats.prompt_tokens_queried)));
+  families->push_back(Counter("glmserve_worker_prefix_cache_hit_tokens_total",
+                              "Prompt tokens found in the prefix cache.",
+                              Number(stats.prompt_tokens_cached)));
+  families->push_back(Counter("glmserve_worker_prefix_cache_evicted_blocks_total",
+                              "Blocks that the prefix cache gave up for others.",
+                              Number(stats.cache_blocks_evicted)));
+}
+
+void AppendDrafts(const engine::EngineStats& stats, std::vector<MetricFamily>* families) {
+  families->push_back(Counter("glmserve_worker_draft_rounds_total",
+                              "Sequences' steps in which drafts were judged.",
+                              Number(stats.draft_rounds)));
+  families->push_back(Counter("glmserve_worker_draft_tokens_total", "Tokens drafted and judged.",
+                              Number(stats.draft_tokens)));
+  // The first draft has position 1; those beyond what was ever drafted say 0.
+  MetricFamily accepted{"glmserve_worker_draft_accepted_tokens_total",
+                        "Drafts accepted, by position.",
+                        MetricType::Counter,
+                        {}};
+  for (size_t i = 0; i < stats.draft_accepted.size(); ++i) {
+    ClientMetric metric;
+    metric.label.push_back({"position", std::to_string(i + 1)});
+    metric.counter.value = Number(stats.draft_accepted[i]);
+    accepted.metric.push_back(metric);
+  }
+  families->push_back(std::move(accepted));
+  families->push_back(Gauge("glmserve_worker_drafts", "Drafts a sequence and step, as chosen last.",
+                            stats.drafts_now));
+}
+
 }  // namespace
 
 WorkerMetrics::WorkerMetrics()
@@ -85,6 +121,11 @@ std::vector<MetricFamily> WorkerMetrics::Collect() const {
                            static_cast<double>(stats.load.kv_blocks_used)));
   families.push_back(Gauge("glmserve_worker_kv_blocks_total", "KV blocks there are.",
                            static_cast<double>(stats.load.kv_blocks_total)));
+  families.push_back(Counter("glmserve_worker_preemptions_total",
+                             "Running requests that gave their KV blocks up, to compute anew.",
+                             Number(stats.preemptions)));
+  AppendPrefixCache(stats, &families);
+  AppendDrafts(stats, &families);
   return families;
 }
 

@@ -7,6 +7,7 @@
 #include "absl/strings/str_cat.h"
 #include "proto/base/log.h"
 #include "worker/session.h"
+#include "worker/wire.h"
 
 namespace glm::worker {
 
@@ -17,51 +18,6 @@ namespace {
 uint64_t DrawIncarnation() {
   std::random_device random;
   return (static_cast<uint64_t>(random()) << 32) | random();
-}
-
-pb::Finish ToWire(engine::FinishReason reason) {
-  switch (reason) {
-    case engine::FinishReason::kNone:
-      return pb::FINISH_NONE;
-    case engine::FinishReason::kStop:
-      return pb::FINISH_STOP;
-    case engine::FinishReason::kLength:
-      return pb::FINISH_LENGTH;
-    case engine::FinishReason::kCancelled:
-      return pb::FINISH_CANCELLED;
-  }
-  return pb::FINISH_NONE;
-}
-
-void ToWire(const engine::EngineLoad& load, pb::Load* wire) {
-  wire->set_requests_running(load.requests_running);
-  wire->set_requests_waiting(load.requests_waiting);
-  wire->set_tokens_waiting(load.tokens_waiting);
-  wire->set_kv_blocks_used(load.kv_blocks_used);
-  wire->set_kv_blocks_total(load.kv_blocks_total);
-}
-
-void ToWire(const engine::RequestEvent& event, uint64_t request_id, pb::Output* wire) {
-  wire->set_request_id(request_id);
-  wire->mutable_token_ids()->Add(event.token_ids.begin(), event.token_ids.end());
-  wire->set_finish(ToWire(event.finish));
-  wire->set_stop_id(event.stop_id);
-  wire->set_prompt_tokens(event.prompt_tokens);
-  wire->set_cached_tokens(event.cached_tokens);
-}
-
-engine::Request FromWire(const pb::Submit& submit, engine::RequestId engine_id) {
-  engine::Request request;
-  request.id = engine_id;
-  request.prompt_ids.assign(submit.prompt_ids().begin(), submit.prompt_ids().end());
-  request.sampling.temperature = submit.sampling().temperature();
-  request.sampling.top_p = submit.sampling().top_p();
-  request.sampling.top_k = submit.sampling().top_k();
-  request.sampling.seed = submit.sampling().seed();
-  request.stop.stop_ids.assign(submit.stop().stop_ids().begin(), submit.stop().stop_ids().end());
-  request.stop.max_tokens = static_cast<int32_t>(submit.stop().max_tokens());
-  request.stop.min_tokens = static_cast<int32_t>(submit.stop().min_tokens());
-  return request;
 }
 
 }  // namespace
@@ -109,6 +65,7 @@ pb::Welcome Service::MakeWelcome() const {
   welcome.set_block_size(shape.block_size);
   welcome.set_kv_blocks_total(shape.kv_blocks_total);
   welcome.set_sequences_max(shape.sequences_max);
+  welcome.set_prefix_caching(shape.prefix_caching);
   welcome.mutable_eos_ids()->Add(shape.eos_ids.begin(), shape.eos_ids.end());
   return welcome;
 }
@@ -162,7 +119,8 @@ void Service::Submit(const std::shared_ptr<glm::worker::Session>& session,
   absl::Status status = Register(session, submit.request_id(), &engine_id);
   if (status.ok()) {
     // Registered first: the engine may answer before Submit returns.
-    status = engine_->Submit(FromWire(submit, engine_id));
+    absl::StatusOr<engine::Request> request = FromWire(submit, engine_id);
+    status = request.ok() ? engine_->Submit(*std::move(request)) : request.status();
     if (status.ok()) return;
     MutexLock lock(&mutex_);
     Forget(engine_id);
@@ -188,6 +146,24 @@ void Service::Cancel(uint64_t session_number, uint64_t request_id) {
     engine_id = request->second;
   }
   engine_->Cancel(engine_id);
+}
+
+void Service::AskCacheSnapshot(uint64_t session_number) {
+  {
+    MutexLock lock(&mutex_);
+    const auto session = sessions_.find(session_number);
+    if (session == sessions_.end()) return;
+    session->second->wants_snapshot_ = true;
+  }
+  engine_->AskCacheSnapshot();
+}
+
+void Service::SendSnapshot(const engine::CacheSnapshot& snapshot) {
+  for (const auto& [number, session] : sessions_) {
+    if (!session->wants_snapshot_) continue;
+    session->wants_snapshot_ = false;
+    for (pb::WorkerFrame& frame : ToWire(snapshot)) session->Send(std::move(frame));
+  }
 }
 
 void Service::Observe(const engine::RequestEvent& event, LiveRequest& live) {
@@ -217,6 +193,7 @@ void Service::Deliver(engine::StepEvents&& events) {
     step->set_step(events.step);
     step->set_draining(draining_);
     ToWire(events.load, step->mutable_load());
+    if (!events.cache_changes.empty()) ToWire(events, step->mutable_cache());
   }
   for (const engine::RequestEvent& event : events.requests) {
     const auto live = live_.find(event.id);
@@ -228,6 +205,7 @@ void Service::Deliver(engine::StepEvents&& events) {
     if (event.finish != engine::FinishReason::kNone) Forget(event.id);
   }
   for (auto& [number, frame] : frames) sessions_[number]->Send(std::move(frame));
+  if (events.cache_snapshot != nullptr) SendSnapshot(*events.cache_snapshot);
 }
 
 void Service::StartDraining() {

@@ -73,6 +73,9 @@ class Service : public ::glmserve::worker::v1::Worker::CallbackService {
   void Submit(const std::shared_ptr<glm::worker::Session>& session,
               const ::glmserve::worker::v1::Submit& submit);
   void Cancel(uint64_t session_number, uint64_t request_id);
+  /// The session gets the next snapshot of the prefix cache, in order with its changes.
+  void AskCacheSnapshot(uint64_t session_number);
+  void SendSnapshot(const engine::CacheSnapshot& snapshot) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   absl::Status Register(const std::shared_ptr<glm::worker::Session>& session, uint64_t request_id,
                         engine::RequestId* engine_id);

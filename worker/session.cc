@@ -72,10 +72,13 @@ void Session::TakeFrame() {
     case pb::RouterFrame::kCancel:
       service_->Cancel(number_, incoming_.cancel().request_id());
       return;
+    case pb::RouterFrame::kAskCacheSnapshot:
+      service_->AskCacheSnapshot(number_);
+      return;
     case pb::RouterFrame::kHello:
     case pb::RouterFrame::FRAME_NOT_SET:
       End(grpc::Status(grpc::StatusCode::INVALID_ARGUMENT,
-                       "expected a submit or a cancel after hello"));
+                       "expected a submit, a cancel or an ask_cache_snapshot after hello"));
       return;
   }
 }

@@ -54,6 +54,8 @@ class Session final : public grpc::ServerBidiReactor<::glmserve::worker::v1::Rou
   std::shared_ptr<Session> self_;  // until OnDone
   uint64_t number_ = 0;            // given by Service::Open; 0 before
   ::glmserve::worker::v1::RouterFrame incoming_;
+  /// It asked for a snapshot of the cache and has not got it. Guarded by the service's lock.
+  bool wants_snapshot_ = false;
   /// Live requests: the router's number to the engine's. Guarded by the service's lock.
   std::unordered_map<uint64_t, uint64_t> requests_;
 

@@ -52,6 +52,8 @@ ROWS = [
         ]),
         ("KV blocks in use", "percentunit", [
             target("glmserve_worker_kv_blocks_used / glmserve_worker_kv_blocks_total", "{{instance}}")]),
+        ("Preemptions", "short", [
+            rate("glmserve_worker_preemptions_total", "instance", "{{instance}}")]),
         ("Mean step time", "s", [
             target("rate(glmserve_worker_step_seconds_total[$__rate_interval]) / "
                    "rate(glmserve_worker_steps_total[$__rate_interval])", "{{instance}}")]),
@@ -64,6 +66,26 @@ ROWS = [
         ("Between two tokens, in the worker", "s", quantiles("glmserve_worker_inter_token_seconds")),
         ("Requests ended, by worker", "reqps",
          [rate("glmserve_worker_requests_total", "instance, finish", "{{instance}} {{finish}}")]),
+    ]),
+    ("Prefix cache and drafts", [
+        ("Prompt tokens found in the prefix cache", "percentunit", [
+            target("rate(glmserve_worker_prefix_cache_hit_tokens_total[$__rate_interval]) / "
+                   "rate(glmserve_worker_prefix_cache_queried_tokens_total[$__rate_interval])",
+                   "{{instance}}")]),
+        ("Prefix cache blocks evicted", "short", [
+            rate("glmserve_worker_prefix_cache_evicted_blocks_total", "instance", "{{instance}}")]),
+        ("Drafts accepted, by position", "percentunit", [
+            target("sum by (position) "
+                   "(rate(glmserve_worker_draft_accepted_tokens_total[$__rate_interval])) / "
+                   "ignoring (position) group_left "
+                   "sum(rate(glmserve_worker_draft_rounds_total[$__rate_interval]))",
+                   "position {{position}}")]),
+        ("Drafts accepted of those judged", "percentunit", [
+            target("sum by (instance) "
+                   "(rate(glmserve_worker_draft_accepted_tokens_total[$__rate_interval])) / "
+                   "sum by (instance) (rate(glmserve_worker_draft_tokens_total[$__rate_interval]))",
+                   "{{instance}}")]),
+        ("Drafts a sequence and step", "short", [target("glmserve_worker_drafts", "{{instance}}")]),
     ]),
 ]
 

@@ -107,9 +107,9 @@ StepSizes Batch::Largest(const BatchLimits& limits) {
   sizes.sequences = limits.step.sequences_max;
   sizes.logit_rows = limits.step.logit_rows_max;
   sizes.blocks_max = limits.blocks_max;
-  sizes.edits = sizes.sequences * kSequenceEditsMax;
-  sizes.edit_contexts = sizes.sequences * kSequenceContextsMax;
-  sizes.masks = sizes.logit_rows;
+  sizes.edits = limits.edits_max;
+  sizes.edit_contexts = limits.edit_contexts_max;
+  sizes.masks = limits.masks_max;
   sizes.logprobs = true;
   sizes.draft_layer = limits.drafts_max > 0;
   sizes.draft_rows = sizes.draft_layer ? sizes.sequences : 0;

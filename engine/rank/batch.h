@@ -44,6 +44,9 @@ struct BatchLimits {
   int64_t slots = 0;            // entries of last_ids
   int64_t vocabulary_used = 0;  // ids that a mask has a bit for
   int64_t drafts_max = 0;       // K; 0: the draft layer never runs. D is at most S
+  int64_t edits_max = kStepEditsMax;
+  int64_t edit_contexts_max = kStepEditContextsMax;
+  int64_t masks_max = kStepMasksMax;
   int32_t steps_in_flight_max = 1;
 };
 

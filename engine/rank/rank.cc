@@ -24,6 +24,66 @@ struct Rank::Machine {
   std::vector<std::unique_ptr<DeviceEvent>> events;  // end of the step, one per staging buffer
 };
 
+namespace {
+
+absl::StatusOr<std::unique_ptr<Device>> MakeDevice(const RankOptions& options, int32_t rank) {
+  if (options.device == "cpu") return CreateCpuDevice(options.cpu_threads);
+  const int32_t index = options.device_index + rank;
+  std::string error;
+  std::unique_ptr<Device> device = CreateCudaDevice(index, &error);
+  if (device == nullptr) {
+    return absl::FailedPreconditionError(
+        absl::StrFormat("device is \"%s\", device_index %d: %s", options.device, index, error));
+  }
+  return device;
+}
+
+/// Bytes of the weights of rank 0 of `ranks`.
+absl::StatusOr<int64_t> WeightBytes(const RankOptions& options, const ModelConfig& config,
+                                    int32_t ranks, const Device& device) {
+  PlanTerms terms{.scaling = config.quantization.weights,
+                  .quantize = options.quantize,
+                  .cut_blocks = device.ops().takes_cut_blocks,
+                  .slice = {.rank = 0, .size = ranks}};
+  std::optional<Checkpoint> checkpoint;
+  if (!options.random_weights) {
+    absl::StatusOr<Checkpoint> opened = Checkpoint::Open(options.folder);
+    if (!opened.ok()) return opened.status();
+    checkpoint = *std::move(opened);
+    terms.stored = &checkpoint->tensors();
+  }
+  const absl::StatusOr<WeightPlan> plan =
+      Glm::Plan(config, options.dtype, terms, {.mtp = options.batch.drafts_max > 0});
+  if (!plan.ok()) return plan.status();
+  return plan->bytes();
+}
+
+}  // namespace
+
+absl::StatusOr<int64_t> Rank::BlocksThatFit(const RankOptions& options, const ModelConfig& config,
+                                            int32_t ranks, double share) {
+  const absl::StatusOr<std::unique_ptr<Device>> device = MakeDevice(options, 0);
+  if (!device.ok()) return device.status();
+  const absl::StatusOr<int64_t> weights = WeightBytes(options, config, ranks, **device);
+  if (!weights.ok()) return weights.status();
+  const ModelConfig rank_config = config.OfRank(ranks);
+  RankMemory needs = BufferNeeds(options, rank_config, **device);
+  needs.weight_bytes = *weights;
+  // Ranks on the CPU share the machine's memory; each has a GPU's for itself.
+  const int64_t sharing = options.device == "cpu" ? ranks : 1;
+  const double usable = share * static_cast<double>((*device)->BytesFree() / sharing);
+  const int64_t left = static_cast<int64_t>(usable) - needs.planned_bytes();
+  const int64_t block_bytes = KvCache::BytesPerBlock(
+      rank_config, options.kv_dtype, options.block_size, options.batch.drafts_max > 0);
+  if (left >= block_bytes) return left / block_bytes;
+  return absl::ResourceExhaustedError(absl::StrFormat(
+      "gpu_memory_utilization is %g: of %d bytes that %s has free it leaves no KV block to %d "
+      "bytes "
+      "of weights and buffers; it must be above %.3f",
+      share, (*device)->BytesFree() / sharing, (*device)->Describe(), needs.planned_bytes(),
+      share * static_cast<double>(needs.planned_bytes() + block_bytes) / usable));
+}
+
 Rank::Rank(const RankOptions& options, const ModelConfig& config, Communicator* communicator)
     : options_(options),
       config_(config),
@@ -105,17 +165,9 @@ void Rank::Run() {
 }
 
 absl::Status Rank::CreateDevice() {
-  if (options_.device == "cpu") {
-    machine_->device = CreateCpuDevice(options_.cpu_threads);
-  } else {
-    const int32_t index = options_.device_index + communicator_->rank();
-    std::string error;
-    machine_->device = CreateCudaDevice(index, &error);
-    if (machine_->device == nullptr) {
-      return absl::FailedPreconditionError(
-          absl::StrFormat("device is \"%s\", device_index %d: %s", options_.device, index, error));
-    }
-  }
+  absl::StatusOr<std::unique_ptr<Device>> device = MakeDevice(options_, communicator_->rank());
+  if (!device.ok()) return device.status();
+  machine_->device = *std::move(device);
   memory_.device = machine_->device->Describe();
   if (communicator_->size() > 1) {
     memory_.device +=
@@ -151,19 +203,29 @@ absl::Status Rank::SetUp() {
   return absl::OkStatus();
 }
 
+RankMemory Rank::BufferNeeds(const RankOptions& options, const ModelConfig& rank_config,
+                             const Device& device) {
+  const bool drafts = options.batch.drafts_max > 0;
+  RankMemory needs;
+  needs.buffer_bytes =
+      Glm::BufferBytes(rank_config, options.dtype, options.batch.step, {.mtp = drafts});
+  needs.scratch_bytes = device.ScratchBytes(options.batch.step);
+  needs.batch_bytes = Batch::DeviceBytes(options.batch);
+  // The host's memory is the CPU device's.
+  if (options.device == "cpu") needs.batch_bytes += Batch::HostBytes(options.batch);
+  if (drafts) needs.batch_bytes += Drafter::DeviceBytes(options.batch, options.dtype);
+  return needs;
+}
+
 absl::Status Rank::PlanMemory(int64_t weight_bytes) {
   const Device& device = *machine_->device;
   const int64_t block_bytes =
       KvCache::BytesPerBlock(rank_config_, options_.kv_dtype, options_.block_size, drafts());
+  const std::string name = memory_.device;
+  memory_ = BufferNeeds(options_, rank_config_, device);
+  memory_.device = name;
   memory_.weight_bytes = weight_bytes;
   memory_.kv_bytes = options_.kv_blocks * block_bytes;
-  memory_.buffer_bytes =
-      Glm::BufferBytes(rank_config_, options_.dtype, options_.batch.step, {.mtp = drafts()});
-  memory_.scratch_bytes = device.ScratchBytes(options_.batch.step);
-  memory_.batch_bytes = Batch::DeviceBytes(options_.batch);
-  // The host's memory is the CPU device's.
-  if (options_.device == "cpu") memory_.batch_bytes += Batch::HostBytes(options_.batch);
-  if (drafts()) memory_.batch_bytes += Drafter::DeviceBytes(options_.batch, options_.dtype);
   const int64_t buffers = memory_.buffer_bytes + memory_.scratch_bytes + memory_.batch_bytes;
   const int64_t wanted = memory_.planned_bytes();
   // Ranks on the CPU share the machine's memory; each has a GPU's for itself.

@@ -14,6 +14,7 @@
 #include <thread>
 
 #include "absl/status/status.h"
+#include "absl/status/statusor.h"
 #include "engine/model/config.h"
 #include "engine/rank/batch.h"
 #include "kernels/communicator.h"
@@ -59,6 +60,12 @@ class Rank {
   /// Starts the thread. `config` is the whole model's; `communicator` says which rank of how many
   /// this is, and must outlive it.
   Rank(const RankOptions& options, const ModelConfig& config, Communicator* communicator);
+  /// How many KV blocks fit, with weights and buffers, into `share` of what the device of rank 0 of
+  /// `ranks` has free; options.kv_blocks is not looked at. RESOURCE_EXHAUSTED when not even one
+  /// does, and errors as AwaitStart's.
+  static absl::StatusOr<int64_t> BlocksThatFit(const RankOptions& options,
+                                               const ModelConfig& config, int32_t ranks,
+                                               double share);
   Rank(const Rank&) = delete;
   Rank& operator=(const Rank&) = delete;
   /// Ends the thread. REQUIRES that no step is handed over and not waited for.
@@ -92,6 +99,9 @@ class Rank {
   void Run();
   absl::Status SetUp();
   absl::Status CreateDevice();
+  /// What a rank of this config needs on `device` besides weights and KV cache.
+  static RankMemory BufferNeeds(const RankOptions& options, const ModelConfig& rank_config,
+                                const Device& device);
   /// Logs where the memory will go and refuses what does not fit, saying what would.
   absl::Status PlanMemory(int64_t weight_bytes);
   void AllocateMemory();

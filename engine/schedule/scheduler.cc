@@ -63,8 +63,11 @@ bool Scheduler::Cancel(RequestId id, StepEvents* events) {
 
 bool Scheduler::Plan(StepPlan* plan) {
   CHECK_LT(plans_in_flight(), limits_.plans_in_flight_max);
-  budget_ = limits_.batched_tokens_max;
-  logit_rows_ = limits_.logit_rows_max;
+  left_ = {.tokens = limits_.batched_tokens_max,
+           .logit_rows = limits_.logit_rows_max,
+           .edits = limits_.edits_max,
+           .edit_contexts = limits_.edit_contexts_max,
+           .masks = limits_.masks_max};
   starved_ = false;
 
   MakeWayForPriority();
@@ -105,43 +108,62 @@ void Scheduler::WantDecodes() {
     if (sequence.fully_planned() || sequence.tokens_unplanned() != 1) continue;
     if (sequence.token_mask != nullptr && sequence.outputs_in_flight > 0) continue;
     const int32_t left = sequence.stop.max_tokens - sequence.tokens_generated();
-    Want& want = wants_[i];
-    want.decodes = true;
-    want.tokens = 1;
-    want.drafts = std::min(static_cast<int32_t>(sequence.drafts.size()), left - 1);
-    want.drafts = std::max(0, want.drafts);
-    budget_ -= 1 + want.drafts;
-    logit_rows_ -= 1 + want.drafts;
+    const int32_t drafts =
+        std::max(0, std::min(static_cast<int32_t>(sequence.drafts.size()), left - 1));
+    if (!TakeSampling(sequence, drafts)) continue;
+    wants_[i] = {.tokens = 1, .drafts = drafts, .decodes = true};
+    left_.tokens -= 1 + drafts;
     ++decodes_;
   }
   drafts_ = limits_.drafts_max > 0 ? draft_length_.Choose(decodes_) : 0;
 }
 
 void Scheduler::WantPrompts() {
-  for (size_t i = 0; i < running_.size() && budget_ > 0; ++i) {
+  for (size_t i = 0; i < running_.size() && left_.tokens > 0; ++i) {
     const Sequence& sequence = *running_[i];
-    if (wants_[i].decodes || sequence.fully_planned() || sequence.tokens_unplanned() <= 1) continue;
-    const int32_t tokens = PromptTokens(sequence);
-    wants_[i].tokens = tokens;
-    budget_ -= tokens;
-    const bool samples = tokens == sequence.tokens_unplanned();
-    logit_rows_ -= sequence.score_rows(tokens) + (samples ? 1 : 0);
+    if (sequence.fully_planned() || sequence.tokens_unplanned() <= 1) continue;
+    wants_[i].tokens = TakePromptTokens(sequence);
   }
 }
 
-/// How many tokens of its prompt, or of what it computes anew, the budgets allow.
-int32_t Scheduler::PromptTokens(const Sequence& sequence) const {
+/// How many tokens of its prompt, or of what it computes anew, the budgets allow; takes them off.
+int32_t Scheduler::TakePromptTokens(const Sequence& sequence) {
   const int32_t unplanned = sequence.tokens_unplanned();
-  int32_t tokens = std::min(unplanned, budget_);
+  int32_t tokens = std::min(unplanned, left_.tokens);
   if (limits_.long_prefill_token_threshold > 0 && decodes_ > 0) {
     tokens = std::min(tokens, limits_.long_prefill_token_threshold);
   }
-  while (tokens > 0) {
-    const int32_t rows = sequence.score_rows(tokens) + (tokens == unplanned ? 1 : 0);
-    if (rows <= logit_rows_) break;
-    tokens -= rows - logit_rows_;
+  for (int32_t excess = 1; tokens > 0 && excess > 0; tokens -= std::max(0, excess)) {
+    excess = sequence.score_rows(tokens) - left_.logit_rows;
   }
-  return std::max(0, tokens);
+  if (tokens <= 0) return 0;
+  left_.logit_rows -= sequence.score_rows(tokens);
+  // Where there is no room to draw the next token, the last one is left for another step.
+  if (tokens == unplanned && !TakeSampling(sequence, 0)) {
+    --tokens;
+    // A row of prompt logprobs that the last token had would be one too many.
+    CHECK_EQ(sequence.score_rows(tokens), sequence.score_rows(tokens + 1));
+  }
+  left_.tokens -= tokens;
+  return tokens;
+}
+
+/// Takes what a sequence needs that draws its next token, and has `drafts` drafts judged, off the
+/// budgets; false: something of it is not left.
+bool Scheduler::TakeSampling(const Sequence& sequence, int32_t drafts) {
+  const auto edits = static_cast<int32_t>(sequence.edits.size());
+  const auto contexts = static_cast<int32_t>(sequence.edit_contexts.size());
+  int32_t masks = sequence.allowed.empty() ? 0 : 1;
+  if (sequence.token_mask != nullptr) masks = 1 + drafts;
+  if (left_.logit_rows < 1 + drafts || left_.edits < edits || left_.edit_contexts < contexts ||
+      left_.masks < masks) {
+    return false;
+  }
+  left_.logit_rows -= 1 + drafts;
+  left_.edits -= edits;
+  left_.edit_contexts -= contexts;
+  left_.masks -= masks;
+  return true;
 }
 
 void Scheduler::GiveRoom() {
@@ -166,7 +188,7 @@ void Scheduler::GiveDraftsRoom(Sequence* sequence, Want* want) {
 }
 
 void Scheduler::AdmitWaiting() {
-  while (budget_ > 0 && !starved_ && !waiting_.empty() && !slots_free_.empty()) {
+  while (left_.tokens > 0 && !starved_ && !waiting_.empty() && !slots_free_.empty()) {
     if (!StartWaiting()) return;
   }
 }
@@ -193,7 +215,7 @@ bool Scheduler::StartWaiting() {
     return false;
   }
   sequence->planned = static_cast<int32_t>(found) * limits_.block_size;
-  const int32_t tokens = PromptTokens(*sequence);
+  const int32_t tokens = TakePromptTokens(*sequence);
   if (tokens == 0) {
     sequence->planned = 0;
     return false;
@@ -212,9 +234,6 @@ bool Scheduler::StartWaiting() {
   slots_free_.pop_back();
 
   Want want{.tokens = tokens};
-  budget_ -= tokens;
-  const bool samples = tokens == sequence->tokens_unplanned();
-  logit_rows_ -= sequence->score_rows(tokens) + (samples ? 1 : 0);
   GiveDraftsRoom(sequence, &want);
   SequencePtr owner = Remove(sequence);
   sequence->state = Sequence::State::kRunning;
@@ -231,8 +250,6 @@ void Scheduler::WritePlan(StepPlan* plan) {
   made.step = ++steps_;
   made.decodes = decodes_;
   made.decodes_only = true;
-  made.drafts_judged = drafts_before_;
-  made.drafts = drafts_before_ = drafts_;
   made.rows.reserve(running_.size());
   writer_.Begin(steps_, drafts_, plan);
   for (const bool decodes : {true, false}) {
@@ -250,13 +267,16 @@ void Scheduler::WritePlan(StepPlan* plan) {
       sequence->drafts.clear();
       ++sequence->plans_in_flight;
       made.decodes_only = made.decodes_only && decodes;
+      made.drafts_judged = std::max(made.drafts_judged, row.drafts);
       made.rows.push_back(row);
     }
   }
   writer_.Finish(made.rows);
+  made.drafts = plan->drafts;
   CHECK_LE(made.rows.size(), static_cast<size_t>(limits_.sequences_max));
   CHECK_LE(plan->token_ids.size(), static_cast<size_t>(limits_.batched_tokens_max));
   CHECK_LE(plan->logit_tokens.size(), static_cast<size_t>(limits_.logit_rows_max));
+  CHECK_LE(plan->edits.size(), static_cast<size_t>(limits_.edits_max));
   in_flight_.push_back(std::move(made));
 }
 

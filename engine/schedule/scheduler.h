@@ -16,9 +16,11 @@
 //
 // Fairness: a step has a budget of tokens. Every sequence that decodes is in every step: first each
 // takes its newest token and its drafts, then prompts take the rest, in order, cut into chunks;
-// several may be partly computed. No step has more than batched_tokens_max tokens, and while
-// anything decodes no prompt has more than long_prefill_token_threshold of them: with one long
-// prompt in the queue, a step computes at most so many tokens beyond the decodes' own.
+// several may be partly computed. (Edits and masks of a step have limits too; where requests ask
+// for more of them at once, the first in order are served.) No step has more than
+// batched_tokens_max tokens, and while anything decodes no prompt has more than
+// long_prefill_token_threshold of them: with one long prompt in the queue, a step computes at most
+// so many tokens beyond the decodes' own.
 //
 // Prefix cache: a full block is published when the result of the plan that filled it is applied,
 // and only up to the tokens that were kept: never with a rejected draft. A waiting sequence takes
@@ -101,13 +103,21 @@ class Scheduler {
     bool decodes = false;
     bool drafts_next = false;
   };
+  /// What is left of a step's limits while it is planned.
+  struct Budget {
+    int32_t tokens = 0;
+    int32_t logit_rows = 0;
+    int32_t edits = 0;
+    int32_t edit_contexts = 0;
+    int32_t masks = 0;
+  };
   struct InFlight {
     uint64_t step = 0;
     std::vector<PlannedRow> rows;
     int32_t decodes = 0;
     bool decodes_only = false;
-    int32_t drafts_judged = 0;  // made by the step before, at most so many of a sequence
-    int32_t drafts = 0;         // made by this one
+    int32_t drafts_judged = 0;  // at most, of a sequence
+    int32_t drafts = 0;         // made, of a sequence
   };
   /// A block that a sequence exchanged for an equal one while plans in flight still read it.
   struct Retired {
@@ -119,7 +129,8 @@ class Scheduler {
   void MakeWayForPriority();
   void WantDecodes();
   void WantPrompts();
-  int32_t PromptTokens(const Sequence& sequence) const;
+  int32_t TakePromptTokens(const Sequence& sequence);
+  bool TakeSampling(const Sequence& sequence, int32_t drafts);
   void GiveRoom();
   void GiveDraftsRoom(Sequence* sequence, Want* want);
   void AdmitWaiting();
@@ -175,14 +186,12 @@ class Scheduler {
   // Of the plan being made.
   std::vector<Want> wants_;  // beside running_
   int32_t decodes_ = 0;
-  int32_t drafts_ = 0;      // K
-  int32_t budget_ = 0;      // tokens left
-  int32_t logit_rows_ = 0;  // left
-  bool starved_ = false;    // a running sequence found no block
+  int32_t drafts_ = 0;  // K
+  Budget left_;
+  bool starved_ = false;  // a running sequence found no block
 
   uint64_t steps_ = 0;
   uint64_t arrivals_ = 0;
-  int32_t drafts_before_ = 0;     // K of the newest plan
   int32_t vacating_ = 0;          // sequences
   int64_t tokens_queued_ = 0;     // known tokens of all waiting sequences
   int64_t blocks_returning_ = 0;  // vacating sequences' and retired ones

@@ -13,9 +13,10 @@
 
 namespace glm::engine {
 
-/// Most edits of one sequence, and ids in their contexts.
-inline constexpr int32_t kSequenceEditsMax = kLogitBiasMax + kBadWordsMax + kStopIdsMax;
-inline constexpr int32_t kSequenceContextsMax = kBadWordsMax * (kBadWordTokensMax - 1);
+// Most of these in one step: a rank has room for so many. Each holds what one request may ask for.
+inline constexpr int32_t kStepEditsMax = 1 << 15;
+inline constexpr int32_t kStepEditContextsMax = 1 << 16;
+inline constexpr int32_t kStepMasksMax = 256;  // rows
 
 struct StepPlan {
   uint64_t step = 0;
@@ -29,11 +30,9 @@ struct StepPlan {
   std::vector<int32_t> block_tables;     // [S * blocks_max], row-major, zero-filled
   std::vector<int32_t> logit_tokens;     // [R]
   std::vector<SampleRow> sample_rows;    // [R]; slot -1 where several rows draw for a sequence
-  std::vector<LogitEdit> edits;          // of all rows; rows of one sequence share theirs: at most
-                                         // kSequenceEditsMax of a sequence
-  std::vector<int32_t> edit_contexts;    // at most kSequenceContextsMax of a sequence
-  std::vector<uint32_t> masks;  // rows of ceil(vocabulary_used / 32) words; bit set: id allowed; at
-                                // most one of a row
+  std::vector<LogitEdit> edits;          // of all rows; rows of one sequence share theirs
+  std::vector<int32_t> edit_contexts;
+  std::vector<uint32_t> masks;  // rows of ceil(vocabulary_used / 32) words; bit set: id allowed
   bool logprobs = false;        // some row wants them
 
   // The draft layer's half of the step; next_ids are empty where no sequence ever drafts. It runs

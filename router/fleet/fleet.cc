@@ -27,10 +27,11 @@ int32_t BackoffMs(const FleetOptions& options, int32_t failures, double random) 
 }
 
 Fleet::Fleet(const FleetOptions& options, const WorkerDemand& demand, LoopPool* loops,
-             std::function<void(const FleetSnapshot&)> on_change)
+             PrefixIndex* index, std::function<void(const FleetSnapshot&)> on_change)
     : options_(options),
       demand_(demand),
       loops_(loops),
+      index_(index),
       loop_(&loops->at(0)),
       on_change_(std::move(on_change)),
       random_(std::random_device{}()),
@@ -102,7 +103,7 @@ void Fleet::Dial(Member* member) {
   // A member has one session at a time, and on_end is the last that is heard of it: so the events
   // need not say which session they are of.
   member->session = Session::Open(
-      member->address, options_, demand_, loops_,
+      member->address, options_, demand_, loops_, index_,
       {.on_ready = [this, member] { loop_->Post([this, member] { OnReady(member); }); },
        .on_draining = [this, member] { loop_->Post([this, member] { OnDraining(member); }); },
        .on_end =

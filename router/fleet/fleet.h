@@ -49,9 +49,9 @@ struct FleetSnapshot {
 class Fleet {
  public:
   /// `on_change` hears every new snapshot, on loop 0; it may be empty. Nothing is dialled before
-  /// Start. `loops` outlives the fleet.
+  /// Start. `loops`, and `index`, which learns what the workers' caches hold, outlive the fleet.
   Fleet(const FleetOptions& options, const WorkerDemand& demand, LoopPool* loops,
-        std::function<void(const FleetSnapshot&)> on_change);
+        PrefixIndex* index, std::function<void(const FleetSnapshot&)> on_change);
   Fleet(const Fleet&) = delete;
   Fleet& operator=(const Fleet&) = delete;
   /// As Stop.
@@ -100,6 +100,7 @@ class Fleet {
   const FleetOptions options_;
   const WorkerDemand demand_;
   LoopPool* const loops_;
+  PrefixIndex* const index_;
   Loop* const loop_;  // loop 0
   const std::function<void(const FleetSnapshot&)> on_change_;
 

@@ -59,19 +59,22 @@ absl::Status CheckShape(const WorkerShape& shape, const WorkerDemand& demand) {
 }  // namespace
 
 std::shared_ptr<Session> Session::Open(const std::string& address, const FleetOptions& options,
-                                       const WorkerDemand& demand, LoopPool* loops, Events events) {
-  std::shared_ptr<Session> session(new Session(address, options, demand, loops, std::move(events)));
+                                       const WorkerDemand& demand, LoopPool* loops,
+                                       PrefixIndex* index, Events events) {
+  std::shared_ptr<Session> session(
+      new Session(address, options, demand, loops, index, std::move(events)));
   session->self_ = session;
   session->Dial();
   return session;
 }
 
 Session::Session(const std::string& address, const FleetOptions& options,
-                 const WorkerDemand& demand, LoopPool* loops, Events events)
+                 const WorkerDemand& demand, LoopPool* loops, PrefixIndex* index, Events events)
     : address_(address),
       options_(options),
       demand_(demand),
       loops_(loops),
+      index_(index),
       events_(std::move(events)),
       live_(loops->size()) {}
 
@@ -179,6 +182,7 @@ void Session::OnWriteDone(bool ok) {
 void Session::OnReadDone(bool ok) {
   if (!ok) {
     accepting_ = false;
+    cache_.reset();
     {
       const std::lock_guard<std::mutex> lock(out_mutex_);
       ended_ = true;
@@ -189,9 +193,11 @@ void Session::OnReadDone(bool ok) {
   absl::Status status;
   if (frame_in_.has_welcome()) {
     status = TakeWelcome(frame_in_.welcome());
-  } else if (!frame_in_.has_step() || !welcomed_) {
+  } else if (!welcomed_) {
     status = absl::FailedPreconditionError("worker's first frame is not a Welcome");
-  } else {
+  } else if (frame_in_.has_cache_snapshot()) {
+    if (cache_.has_value()) Obey(cache_->Take(frame_in_.cache_snapshot()));
+  } else if (frame_in_.has_step()) {
     TakeStep(frame_in_.mutable_step());
   }
   if (!status.ok()) Close(status);
@@ -208,6 +214,7 @@ absl::Status Session::TakeWelcome(const wire::Welcome& welcome) {
   shape_ = ShapeOf(welcome);
   if (absl::Status status = CheckShape(shape_, demand_); !status.ok()) return status;
   welcomed_ = true;
+  if (welcome.prefix_caching()) FollowCache();
   said_kv_blocks_total_ = shape_.kv_blocks_total;
   {
     const std::lock_guard<std::mutex> lock(out_mutex_);
@@ -218,7 +225,21 @@ absl::Status Session::TakeWelcome(const wire::Welcome& welcome) {
   return absl::OkStatus();
 }
 
+void Session::FollowCache() {
+  cache_.emplace(index_);
+  cache_slot_ = cache_->slot();
+  if (cache_slot_ >= 0) Obey(CacheFeed::Next::kAskSnapshot);
+}
+
+void Session::Obey(CacheFeed::Next next) {
+  if (next == CacheFeed::Next::kGoOn) return;
+  wire::RouterFrame frame;
+  frame.mutable_ask_cache_snapshot();
+  Send(std::move(frame));
+}
+
 void Session::TakeStep(wire::Step* step) {
+  if (step->has_cache() && cache_.has_value()) Obey(cache_->Take(step->cache()));
   if (step->has_load()) {
     const wire::Load& load = step->load();
     const auto relaxed = std::memory_order_relaxed;
@@ -254,7 +275,7 @@ void Session::Deliver(int32_t loop_index, const std::vector<wire::Output>& outpu
     if (output.finish() != wire::FINISH_NONE) {
       Forget(found->second);
       table.erase(found);
-    } else if (!found->second.answered) {
+    } else if (!found->second.answered && output.token_ids_size() > 0) {
       found->second.answered = true;
       own_tokens_waiting_.fetch_sub(found->second.prompt_tokens, std::memory_order_relaxed);
     }

@@ -17,6 +17,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <unordered_map>
 #include <vector>
@@ -26,6 +27,7 @@
 #include "absl/status/statusor.h"
 #include "proto/worker.grpc.pb.h"
 #include "proto/worker.pb.h"
+#include "router/fleet/cache_feed.h"
 #include "router/loop.h"
 #include "router/options.h"
 
@@ -84,9 +86,11 @@ class Session final : private grpc::ClientBidiReactor<wire::RouterFrame, wire::W
     std::function<void(absl::Status)> on_end;
   };
 
-  /// Dials `address`. `loops` outlives the session.
+  /// Dials `address`. `loops` and `index`, which learns what the worker's prefix cache holds,
+  /// outlive the session.
   static std::shared_ptr<Session> Open(const std::string& address, const FleetOptions& options,
-                                       const WorkerDemand& demand, LoopPool* loops, Events events);
+                                       const WorkerDemand& demand, LoopPool* loops,
+                                       PrefixIndex* index, Events events);
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
   ~Session() override = default;
@@ -96,6 +100,9 @@ class Session final : private grpc::ClientBidiReactor<wire::RouterFrame, wire::W
   /// Set before on_ready, constant from then on.
   const WorkerShape& shape() const { return shape_; }
   WorkerLoad Load() const;  // any thread
+  /// The worker's slot in the index; -1: its cache is not known. Set before on_ready, constant from
+  /// then on; void once the session has ended.
+  int32_t cache_slot() const { return cache_slot_; }
   const std::string& address() const { return address_; }
 
   /// Sends a request; its outputs go to `receiver`. On `loop`'s thread. `submit.request_id` is set
@@ -113,14 +120,16 @@ class Session final : private grpc::ClientBidiReactor<wire::RouterFrame, wire::W
   struct Live {
     Receiver* receiver = nullptr;
     int64_t prompt_tokens = 0;
-    bool answered = false;  // a first output came, so its prompt is computed
+    bool answered = false;  // a first token came, so its prompt is computed
   };
   /// The live requests of one loop, by id. The id modulo the number of loops is the loop.
   using LiveTable = std::unordered_map<uint64_t, Live>;
 
   Session(const std::string& address, const FleetOptions& options, const WorkerDemand& demand,
-          LoopPool* loops, Events events);
+          LoopPool* loops, PrefixIndex* index, Events events);
   void Dial();
+  void FollowCache();
+  void Obey(CacheFeed::Next next);
 
   void OnWriteDone(bool ok) override;
   void OnReadDone(bool ok) override;
@@ -137,6 +146,7 @@ class Session final : private grpc::ClientBidiReactor<wire::RouterFrame, wire::W
   const FleetOptions options_;
   const WorkerDemand demand_;
   LoopPool* const loops_;
+  PrefixIndex* const index_;
   const Events events_;
 
   grpc::ClientContext call_;
@@ -146,6 +156,8 @@ class Session final : private grpc::ClientBidiReactor<wire::RouterFrame, wire::W
 
   wire::WorkerFrame frame_in_;  // being read; gRPC's thread
   WorkerShape shape_;
+  std::optional<CacheFeed> cache_;  // gRPC's thread
+  int32_t cache_slot_ = -1;
   bool welcomed_ = false;  // gRPC's thread
   bool draining_ = false;  // gRPC's thread
   std::atomic<bool> accepting_{false};

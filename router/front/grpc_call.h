@@ -1,5 +1,5 @@
-// One streaming call of the public gRPC service: an exchange on one side, a gRPC stream on the
-// other.
+// One streaming call of the public gRPC service: an exchange for each answer on one side, a gRPC
+// stream on the other.
 //
 // Who calls: GrpcFront makes it on a gRPC thread. All its state lives on its loop; gRPC's callbacks
 // do nothing but post there, so nothing is locked. It frees itself when gRPC is done with it.
@@ -11,6 +11,7 @@
 #include <memory>
 #include <optional>
 #include <utility>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
@@ -31,12 +32,12 @@ class GrpcCall final : public grpc::ServerWriteReactor<Event>,
                        public std::enable_shared_from_this<GrpcCall<Event>> {
  public:
   /// gRPC gets the pointer, and gives it up with OnDone. `rooms.loop` is the call's loop.
-  static GrpcCall* Start(const ExchangeRooms& rooms, ExchangeRequest request,
+  static GrpcCall* Start(const ExchangeRooms& rooms, std::vector<ExchangeRequest> requests,
                          int64_t output_bytes_max, grpc::CallbackServerContext* server_call) {
     std::shared_ptr<GrpcCall> call(new GrpcCall(rooms, output_bytes_max, server_call));
     call->self_ = call;
     rooms.loop->Post(
-        [call, request = std::move(request)]() mutable { call->Begin(std::move(request)); });
+        [call, requests = std::move(requests)]() mutable { call->Begin(std::move(requests)); });
     return call.get();
   }
 
@@ -59,27 +60,42 @@ class GrpcCall final : public grpc::ServerWriteReactor<Event>,
   }
   void OnDone() override {
     rooms_.loop->Post([call = this->shared_from_this()] {
-      call->exchange_ = nullptr;
+      call->answers_.clear();
       call->self_ = nullptr;
     });
   }
 
   // All below: on the loop.
 
-  void Begin(ExchangeRequest request) {
+  /// One of the n answers.
+  struct Answer {
+    std::unique_ptr<Exchange> exchange;
+    Event waiting;  // what came since it was last written
+    int64_t waiting_bytes = 0;
+    bool has_waiting = false;
+  };
+
+  void Begin(std::vector<ExchangeRequest> requests) {
     if (end_.has_value()) return;  // cancelled before it began
-    std::unique_ptr<Exchange> exchange =
-        Exchange::Start(rooms_, std::move(request),
-                        {.on_delta = [this](AnswerDelta delta) { TakeDelta(std::move(delta)); },
-                         .on_error = [this](const absl::Status& status) { End(status); }});
-    if (!end_.has_value()) exchange_ = std::move(exchange);
+    answers_.resize(requests.size());
+    open_ = requests.size();
+    for (size_t i = 0; i < requests.size() && !end_.has_value(); ++i) {
+      std::unique_ptr<Exchange> exchange = Exchange::Start(
+          rooms_, std::move(requests[i]),
+          {.on_delta = [this, i](AnswerDelta delta) { TakeDelta(i, std::move(delta)); },
+           .on_error = [this](const absl::Status& status) { End(status); }});
+      if (!end_.has_value()) answers_[i].exchange = std::move(exchange);
+    }
   }
 
-  void TakeDelta(AnswerDelta delta) {
+  void TakeDelta(size_t index, AnswerDelta delta) {
     const bool last = delta.end.has_value();
-    const int64_t bytes = AppendDelta(std::move(delta), &waiting_);
+    Answer& answer = answers_[index];
+    const int64_t bytes = AppendDelta(std::move(delta), &answer.waiting);
+    answer.waiting.set_index(static_cast<uint32_t>(index));
+    answer.waiting_bytes += bytes;
     waiting_bytes_ += bytes;
-    has_waiting_ = has_waiting_ || bytes > 0 || last;
+    answer.has_waiting = answer.has_waiting || bytes > 0 || last;
     if (waiting_bytes_ > output_bytes_max_) {
       // The write under way waits for the client as well, and a status would wait behind it.
       server_call_->TryCancel();
@@ -87,30 +103,34 @@ class GrpcCall final : public grpc::ServerWriteReactor<Event>,
           absl::StrCat("client reads too slowly: over ", output_bytes_max_,
                        " bytes wait for it (--grpc-output-bytes-max)")));
     }
-    if (last) end_ = absl::OkStatus();
+    if (last && --open_ == 0) end_ = absl::OkStatus();
     Pump();
   }
 
   /// Ends the call early: what waits is dropped.
   void End(const absl::Status& status) {
-    exchange_ = nullptr;
-    if (!end_.has_value() || !status.ok()) {
-      end_ = status;
-      has_waiting_ = false;
+    for (Answer& answer : answers_) {
+      answer.exchange = nullptr;
+      if (!end_.has_value() || !status.ok()) answer.has_waiting = false;
     }
+    if (!end_.has_value() || !status.ok()) end_ = status;
     Pump();
   }
 
   void Pump() {
     if (writing_ || finished_) return;
-    if (has_waiting_) {
+    // In turn, so that no answer holds up the others.
+    for (size_t i = 0; i < answers_.size(); ++i) {
+      Answer& answer = answers_[next_++ % answers_.size()];
+      if (!answer.has_waiting) continue;
       sent_.Clear();
-      sent_.Swap(&waiting_);
-      has_waiting_ = false;
-      waiting_bytes_ = 0;
+      sent_.Swap(&answer.waiting);
+      answer.has_waiting = false;
+      waiting_bytes_ -= std::exchange(answer.waiting_bytes, 0);
       writing_ = true;
-      this->StartWrite(&sent_);
-    } else if (end_.has_value()) {
+      return this->StartWrite(&sent_);
+    }
+    if (end_.has_value()) {
       finished_ = true;
       this->Finish(ToGrpcStatus(*end_));
     }
@@ -120,11 +140,11 @@ class GrpcCall final : public grpc::ServerWriteReactor<Event>,
   const int64_t output_bytes_max_;
   grpc::CallbackServerContext* const server_call_;  // lives until OnDone
   std::shared_ptr<GrpcCall> self_;                  // gRPC's hold on this object, until OnDone
-  std::unique_ptr<Exchange> exchange_;
-  Event sent_;     // being written while writing_
-  Event waiting_;  // what came since
-  int64_t waiting_bytes_ = 0;
-  bool has_waiting_ = false;
+  std::vector<Answer> answers_;
+  size_t open_ = 0;            // answers that have not ended
+  size_t next_ = 0;            // the answer that is looked at first for what to write
+  Event sent_;                 // being written while writing_
+  int64_t waiting_bytes_ = 0;  // of all answers
   bool writing_ = false;
   bool finished_ = false;
   std::optional<absl::Status> end_;  // what the call ends with, once known

@@ -27,6 +27,32 @@ void FillUsage(const Usage& usage, pb::Usage* message) {
   message->set_cached_tokens(static_cast<uint32_t>(usage.cached_tokens));
 }
 
+int64_t AppendScores(const std::vector<TokenScore>& scores,
+                     google::protobuf::RepeatedPtrField<pb::TokenLogprobs>* messages) {
+  size_t bytes = 0;
+  for (const TokenScore& score : scores) {
+    pb::TokenLogprobs* const message = messages->Add();
+    message->set_id(static_cast<uint32_t>(score.id));
+    message->set_logprob(score.logprob);
+    message->set_rank(static_cast<uint32_t>(score.rank));
+    message->set_token(std::string(score.bytes));
+    for (const TokenScore::Alternative& other : score.top) {
+      pb::TokenLogprobs::Alternative* const alternative = message->add_top();
+      alternative->set_id(static_cast<uint32_t>(other.id));
+      alternative->set_logprob(other.logprob);
+      alternative->set_token(std::string(other.bytes));
+    }
+    bytes += message->ByteSizeLong();
+  }
+  return static_cast<int64_t>(bytes);
+}
+
+template <typename Event>
+int64_t AppendLogprobs(const AnswerDelta& delta, Event* event) {
+  return AppendScores(delta.logprobs, event->mutable_logprobs()) +
+         AppendScores(delta.prompt_logprobs, event->mutable_prompt_logprobs());
+}
+
 template <typename Event>
 void FillEnd(const AnswerDelta& delta, Event* event) {
   if (!delta.end.has_value()) return;
@@ -49,14 +75,15 @@ int64_t AppendDelta(AnswerDelta delta, pb::GenerateEvent* event) {
   event->mutable_text()->append(delta.content);
   event->mutable_token_ids()->Add(delta.token_ids.begin(), delta.token_ids.end());
   FillEnd(delta, event);
-  return static_cast<int64_t>(bytes);
+  return static_cast<int64_t>(bytes) + AppendLogprobs(delta, event);
 }
 
 int64_t AppendDelta(AnswerDelta delta, pb::ChatEvent* event) {
   event->mutable_content()->append(delta.content);
   event->mutable_reasoning_content()->append(delta.reasoning);
   FillEnd(delta, event);
-  return static_cast<int64_t>(delta.content.size() + delta.reasoning.size());
+  return static_cast<int64_t>(delta.content.size() + delta.reasoning.size()) +
+         AppendLogprobs(delta, event);
 }
 
 class GrpcFront::Service final : public pb::Generation::CallbackService {
@@ -66,13 +93,14 @@ class GrpcFront::Service final : public pb::Generation::CallbackService {
 
   grpc::ServerWriteReactor<pb::GenerateEvent>* Generate(
       grpc::CallbackServerContext* call, const pb::GenerateRequest* message) override {
-    return StartCall<pb::GenerateEvent>(call, ReadGenerateRequest(*message),
+    return StartCall<pb::GenerateEvent>(call, ReadGenerateRequest(*message), message->params(),
                                         Endpoint::kGrpcGenerate);
   }
 
   grpc::ServerWriteReactor<pb::ChatEvent>* Chat(grpc::CallbackServerContext* call,
                                                 const pb::ChatRequest* message) override {
-    return StartCall<pb::ChatEvent>(call, ReadChatRequest(*message), Endpoint::kGrpcChat);
+    return StartCall<pb::ChatEvent>(call, ReadChatRequest(*message), message->params(),
+                                    Endpoint::kGrpcChat);
   }
 
   grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* call,
@@ -90,14 +118,19 @@ class GrpcFront::Service final : public pb::Generation::CallbackService {
   template <typename Event>
   grpc::ServerWriteReactor<Event>* StartCall(grpc::CallbackServerContext* call,
                                              absl::StatusOr<ExchangeRequest> request,
+                                             const pb::GenerationParams& params,
                                              Endpoint endpoint) {
-    if (!request.ok()) {
-      rooms_.metrics->CountRequest(endpoint, OutcomeOf(request.status()));
-      return new RefusedCall<Event>(request.status());
+    const absl::StatusOr<int32_t> answers = ReadAnswers(params);
+    absl::Status status = request.status();
+    status.Update(answers.status());
+    if (!status.ok()) {
+      rooms_.metrics->CountRequest(endpoint, OutcomeOf(status));
+      return new RefusedCall<Event>(status);
     }
     ExchangeRooms rooms = rooms_;
     rooms.loop = &loops_->Next();
-    return GrpcCall<Event>::Start(rooms, *std::move(request), options_.output_bytes_max, call);
+    return GrpcCall<Event>::Start(rooms, RequestsFor(*std::move(request), *answers),
+                                  options_.output_bytes_max, call);
   }
 
   const GrpcOptions options_;

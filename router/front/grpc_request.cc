@@ -38,27 +38,58 @@ absl::StatusOr<std::vector<int32_t>> ReadIds(const std::string& field, const Ids
   return read;
 }
 
+/// `out` is an int32_t or holds one.
+template <typename Out>
+absl::Status TakeInteger(const char* field, bool is_there, uint32_t value, Out* out) {
+  if (!is_there) return absl::OkStatus();
+  absl::StatusOr<int32_t> read = ReadInteger(field, value);
+  if (read.ok()) *out = *read;
+  return read.status();
+}
+
+absl::Status ReadIntegers(const pb::GenerationParams& params, ExchangeRequest* request) {
+  absl::Status status =
+      TakeInteger("max_tokens", params.has_max_tokens(), params.max_tokens(), &request->max_tokens);
+  status.Update(TakeInteger("min_tokens", params.has_min_tokens(), params.min_tokens(),
+                            &request->min_tokens));
+  status.Update(
+      TakeInteger("logprobs", params.has_logprobs(), params.logprobs(), &request->logprobs));
+  status.Update(TakeInteger("prompt_logprobs", params.has_prompt_logprobs(),
+                            params.prompt_logprobs(), &request->prompt_logprobs));
+  return status;
+}
+
+absl::Status ReadTokenLists(const pb::GenerationParams& params, ExchangeRequest* request) {
+  absl::StatusOr<std::vector<int32_t>> ids = ReadIds("stop_token_ids", params.stop_token_ids());
+  if (!ids.ok()) return ids.status();
+  request->stop_token_ids = *std::move(ids);
+  ids = ReadIds("allowed_token_ids", params.allowed_token_ids());
+  if (!ids.ok()) return ids.status();
+  request->allowed_token_ids = *std::move(ids);
+  for (const auto& [id, add] : params.logit_bias()) {
+    absl::StatusOr<int32_t> read = ReadInteger("logit_bias token id", id);
+    if (!read.ok()) return read.status();
+    request->logit_bias.push_back({*read, add});
+  }
+  return absl::OkStatus();
+}
+
 absl::Status ReadParams(const pb::GenerationParams& params, ExchangeRequest* request) {
-  if (params.has_max_tokens()) {
-    absl::StatusOr<int32_t> value = ReadInteger("max_tokens", params.max_tokens());
-    if (!value.ok()) return value.status();
-    request->max_tokens = *value;
-  }
-  if (params.has_min_tokens()) {
-    absl::StatusOr<int32_t> value = ReadInteger("min_tokens", params.min_tokens());
-    if (!value.ok()) return value.status();
-    request->min_tokens = *value;
-  }
+  if (absl::Status status = ReadIntegers(params, request); !status.ok()) return status;
   if (params.has_temperature()) request->temperature = params.temperature();
   if (params.has_top_p()) request->top_p = params.top_p();
   if (params.has_top_k()) request->top_k = params.top_k();
   if (params.has_seed()) request->seed = params.seed();
+  if (params.has_min_p()) request->min_p = params.min_p();
+  if (params.has_repetition_penalty()) request->repetition_penalty = params.repetition_penalty();
+  if (params.has_frequency_penalty()) request->frequency_penalty = params.frequency_penalty();
+  if (params.has_presence_penalty()) request->presence_penalty = params.presence_penalty();
   if (params.has_ignore_eos()) request->ignore_eos = params.ignore_eos();
   request->stop.assign(params.stop().begin(), params.stop().end());
-  absl::StatusOr<std::vector<int32_t>> ids = ReadIds("stop_token_ids", params.stop_token_ids());
-  if (!ids.ok()) return ids.status();
-  request->stop_token_ids = *std::move(ids);
-  return absl::OkStatus();
+  request->bad_words.assign(params.bad_words().begin(), params.bad_words().end());
+  request->priority = params.priority();
+  request->cache_salt = params.cache_salt();
+  return ReadTokenLists(params, request);
 }
 
 absl::StatusOr<ChatMessage::Role> ReadRole(const std::string& path, const std::string& role) {
@@ -114,6 +145,7 @@ absl::StatusOr<ExchangeRequest> ReadGenerateRequest(const pb::GenerateRequest& m
   ExchangeRequest request;
   request.endpoint = Endpoint::kGrpcGenerate;
   request.model = message.model();
+  request.echo = message.echo();
   switch (message.prompt_case()) {
     case pb::GenerateRequest::kText:
       request.prompt = message.text();
@@ -150,6 +182,15 @@ absl::StatusOr<ExchangeRequest> ReadChatRequest(const pb::ChatRequest& message) 
   status = ReadParams(message.params(), &request);
   if (!status.ok()) return status;
   return request;
+}
+
+absl::StatusOr<int32_t> ReadAnswers(const pb::GenerationParams& params) {
+  if (!params.has_n()) return 1;
+  if (params.n() < 1 || params.n() > static_cast<uint32_t>(kAnswersMax)) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("n=", params.n(), " must be from 1 to ", kAnswersMax));
+  }
+  return static_cast<int32_t>(params.n());
 }
 
 }  // namespace glm::router

@@ -13,5 +13,7 @@ namespace glm::router {
 
 absl::StatusOr<ExchangeRequest> ReadGenerateRequest(const glmserve::v1::GenerateRequest& message);
 absl::StatusOr<ExchangeRequest> ReadChatRequest(const glmserve::v1::ChatRequest& message);
+/// How many answers are asked for.
+absl::StatusOr<int32_t> ReadAnswers(const glmserve::v1::GenerationParams& params);
 
 }  // namespace glm::router

@@ -1,5 +1,7 @@
 #include "router/front/openai.h"
 
+#include <algorithm>
+#include <iterator>
 #include <utility>
 
 #include "absl/strings/ascii.h"
@@ -11,6 +13,7 @@
 #include "router/fleet/fleet.h"
 #include "router/front/json_fields.h"
 #include "router/front/openai_answer.h"
+#include "router/front/openai_logprobs.h"
 
 namespace glm::router {
 namespace {
@@ -45,6 +48,10 @@ class OpenAiAnswer final : public HttpAnswer {
       : head_(std::move(head)),
         stream_(call.stream),
         include_usage_(call.include_usage),
+        answers_per_prompt_(static_cast<size_t>(call.answers_per_prompt)),
+        logprobs_(call.logprobs),
+        prompt_logprobs_(call.prompt_logprobs),
+        echo_(call.requests[0].echo),
         reply_(reply),
         events_(head_),
         parts_(call.requests.size()) {}
@@ -61,29 +68,50 @@ class OpenAiAnswer final : public HttpAnswer {
  private:
   struct Part {
     std::unique_ptr<Exchange> exchange;
-    AnswerChoice choice;   // whole answers only
-    bool is_first = true;  // streams only: nothing was sent for it yet
+    AnswerChoice choice;             // whole answers only
+    std::vector<TokenScore> scores;  // whole answers only
+    bool is_first = true;            // streams only: nothing was sent for it yet
+    int64_t characters = 0;          // of the tokens whose logprobs were written
   };
 
   void OnDelta(size_t index, AnswerDelta delta) {
     if (is_over_) return;
     Part& part = parts_[index];
+    if (prompt_logprobs_ >= 0 && !delta.prompt_logprobs.empty()) {
+      part.choice.prompt_logprobs = PromptLogprobsJson(delta.prompt_logprobs, prompt_logprobs_);
+    }
+    if (echo_ && logprobs_ >= 0) {
+      delta.logprobs.insert(delta.logprobs.begin(), delta.prompt_logprobs.begin(),
+                            delta.prompt_logprobs.end());
+    }
     if (stream_) {
       Stream(static_cast<int32_t>(index), &part, delta);
     } else {
       part.choice.content += delta.content;
       part.choice.reasoning += delta.reasoning;
+      std::move(delta.logprobs.begin(), delta.logprobs.end(), std::back_inserter(part.scores));
     }
     if (!delta.end.has_value()) return;
     part.choice.end = *delta.end;
-    usage_.prompt_tokens += delta.usage.prompt_tokens;
+    if (!stream_) part.choice.logprobs = Logprobs(&part, part.scores);
     usage_.completion_tokens += delta.usage.completion_tokens;
-    usage_.cached_tokens += delta.usage.cached_tokens;
+    if (index % answers_per_prompt_ == 0) {  // the answers to one prompt share it
+      usage_.prompt_tokens += delta.usage.prompt_tokens;
+      usage_.cached_tokens += delta.usage.cached_tokens;
+    }
     if (++ended_count_ == parts_.size()) Finish();
   }
 
+  /// The value of "logprobs".
+  Json Logprobs(Part* part, const std::vector<TokenScore>& scores) const {
+    if (logprobs_ < 0) return nullptr;
+    return head_.is_chat ? ChatLogprobsJson(scores)
+                         : CompletionLogprobsJson(scores, logprobs_, &part->characters);
+  }
+
   void Stream(int32_t index, Part* part, const AnswerDelta& delta) {
-    const bool has_text = !delta.content.empty() || !delta.reasoning.empty();
+    const bool has_text =
+        !delta.content.empty() || !delta.reasoning.empty() || !delta.logprobs.empty();
     if (!has_text && !delta.end.has_value()) return;
     // The stream begins with the first text: until then an error still has its own HTTP status.
     if (!is_streaming_) {
@@ -93,7 +121,8 @@ class OpenAiAnswer final : public HttpAnswer {
     }
     std::string text;
     if (has_text) {
-      events_.AppendDelta(index, part->is_first, delta, &text);
+      const Json logprobs = delta.logprobs.empty() ? Json(nullptr) : Logprobs(part, delta.logprobs);
+      events_.AppendDelta(index, part->is_first, delta, logprobs, &text);
       part->is_first = false;
     }
     if (delta.end.has_value()) events_.AppendEnd(index, part->is_first, *delta.end, &text);
@@ -130,6 +159,10 @@ class OpenAiAnswer final : public HttpAnswer {
   const AnswerHead head_;
   const bool stream_;
   const bool include_usage_;
+  const size_t answers_per_prompt_;
+  const int32_t logprobs_;
+  const int32_t prompt_logprobs_;
+  const bool echo_;
   HttpReply* const reply_;
   const AnswerEvents events_;
   std::vector<Part> parts_;
@@ -196,6 +229,9 @@ std::unique_ptr<HttpAnswer> OpenAiFront::Generate(Endpoint endpoint, const HttpC
     metrics_->CountRequest(endpoint, OutcomeOf(read.status()));
     SendStatus(call.reply, read.status());
     return nullptr;
+  }
+  for (ExchangeRequest& request : read->requests) {
+    request.session = std::string(call.request.Header("x-session-id"));
   }
   Lane& lane = lanes_[call.loop->index()];
   AnswerHead head;

@@ -50,9 +50,29 @@ const ErrorKind& KindOf(const absl::Status& status) {
 
 /// The request field that an exchange's error starts with, as in "temperature=3 must be ...".
 absl::string_view LeadingField(absl::string_view message) {
-  constexpr absl::string_view kFields[] = {
-      "model", "prompt", "messages", "max_tokens", "min_tokens",     "temperature",
-      "top_p", "top_k",  "seed",     "stop",       "stop_token_ids", "echo"};
+  constexpr absl::string_view kFields[] = {"model",
+                                           "prompt",
+                                           "messages",
+                                           "max_tokens",
+                                           "min_tokens",
+                                           "temperature",
+                                           "top_p",
+                                           "top_k",
+                                           "min_p",
+                                           "repetition_penalty",
+                                           "frequency_penalty",
+                                           "presence_penalty",
+                                           "seed",
+                                           "stop",
+                                           "stop_token_ids",
+                                           "echo",
+                                           "logit_bias",
+                                           "bad_words",
+                                           "allowed_token_ids",
+                                           "logprobs",
+                                           "prompt_logprobs",
+                                           "priority",
+                                           "cache_salt"};
   const absl::string_view word = message.substr(0, message.find_first_of("=[ "));
   for (const absl::string_view field : kFields) {
     if (word == field) return field;
@@ -101,8 +121,11 @@ Json ChoiceJson(const AnswerHead& head, size_t index, const AnswerChoice& choice
   } else {
     json["text"] = choice.content;
   }
-  json["logprobs"] = nullptr;
+  json["logprobs"] = choice.logprobs;
   json["finish_reason"] = std::string(FinishReason(choice.end));
+  if (!head.is_chat && !choice.prompt_logprobs.is_null()) {
+    json["prompt_logprobs"] = choice.prompt_logprobs;
+  }
   return json;
 }
 
@@ -123,12 +146,17 @@ std::string WholeAnswerJson(const AnswerHead& head, const std::vector<AnswerChoi
                             const Usage& usage) {
   Json list = Json::array();
   for (size_t i = 0; i < choices.size(); ++i) list.push_back(ChoiceJson(head, i, choices[i]));
-  return Dump(Json{{"id", head.id},
-                   {"object", head.is_chat ? "chat.completion" : "text_completion"},
-                   {"created", head.created_s},
-                   {"model", head.model},
-                   {"choices", std::move(list)},
-                   {"usage", UsageJson(usage)}});
+  Json answer{{"id", head.id},
+              {"object", head.is_chat ? "chat.completion" : "text_completion"},
+              {"created", head.created_s},
+              {"model", head.model},
+              {"choices", std::move(list)},
+              {"usage", UsageJson(usage)}};
+  // All choices of a chat have one prompt.
+  if (head.is_chat && !choices[0].prompt_logprobs.is_null()) {
+    answer["prompt_logprobs"] = choices[0].prompt_logprobs;
+  }
+  return Dump(answer);
 }
 
 AnswerEvents::AnswerEvents(const AnswerHead& head) : is_chat_(head.is_chat) {
@@ -141,7 +169,7 @@ AnswerEvents::AnswerEvents(const AnswerHead& head) : is_chat_(head.is_chat) {
 }
 
 void AnswerEvents::AppendDelta(int32_t index, bool is_first, const AnswerDelta& delta,
-                               std::string* out) const {
+                               const Json& logprobs, std::string* out) const {
   absl::StrAppend(out, prefix_, "\"choices\":[{\"index\":", index, ",");
   if (is_chat_) {
     absl::string_view comma = "";
@@ -153,13 +181,14 @@ void AnswerEvents::AppendDelta(int32_t index, bool is_first, const AnswerDelta& 
     };
     if (is_first) append_field("role", "assistant");
     if (!delta.reasoning.empty()) append_field("reasoning_content", delta.reasoning);
-    if (!delta.content.empty()) append_field("content", delta.content);
+    if (!delta.content.empty() || delta.reasoning.empty()) append_field("content", delta.content);
     absl::StrAppend(out, "}");
   } else {
     absl::StrAppend(out, "\"text\":");
     AppendJsonString(delta.content, out);
   }
-  absl::StrAppend(out, ",\"logprobs\":null,\"finish_reason\":null}]}\n\n");
+  absl::StrAppend(out, ",\"logprobs\":", logprobs.is_null() ? "null" : Dump(logprobs),
+                  ",\"finish_reason\":null}]}\n\n");
 }
 
 void AnswerEvents::AppendEnd(int32_t index, bool is_first, AnswerEnd end, std::string* out) const {

@@ -10,6 +10,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "router/exchange.h"
+#include "router/text/chat_format.h"
 
 namespace glm::router {
 
@@ -32,9 +33,11 @@ struct AnswerChoice {
   std::string content;
   std::string reasoning;
   AnswerEnd end = AnswerEnd::kStop;
+  Json logprobs = nullptr;         // of openai_logprobs.h
+  Json prompt_logprobs = nullptr;  // left out if null
 };
 
-/// The body of an answer that is not streamed; a choice's index is its place.
+/// The body of an answer that is not streamed; a choice's index is its place. REQUIRES: a choice.
 std::string WholeAnswerJson(const AnswerHead& head, const std::vector<AnswerChoice>& choices,
                             const Usage& usage);
 
@@ -43,8 +46,10 @@ class AnswerEvents {
  public:
   explicit AnswerEvents(const AnswerHead& head);
 
-  /// The texts of `delta`. The first of a chat's choice also tells the role.
-  void AppendDelta(int32_t index, bool is_first, const AnswerDelta& delta, std::string* out) const;
+  /// The texts of `delta`, and its logprobs if not null. The first of a chat's choice also tells
+  /// the role.
+  void AppendDelta(int32_t index, bool is_first, const AnswerDelta& delta, const Json& logprobs,
+                   std::string* out) const;
   void AppendEnd(int32_t index, bool is_first, AnswerEnd end, std::string* out) const;
   void AppendUsage(const Usage& usage, std::string* out) const;
   static void AppendError(const absl::Status& status, std::string* out);

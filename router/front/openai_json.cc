@@ -1,9 +1,11 @@
 #include "router/front/openai_json.h"
 
+#include <algorithm>
 #include <optional>
 #include <string>
 #include <utility>
 
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "router/front/json_fields.h"
 #include "router/front/openai_chat.h"
@@ -34,22 +36,81 @@ void ReadStream(JsonFields* fields, OpenAiCall* call) {
   if (absl::Status status = parts.Finish(); !status.ok()) fields->Fail(std::move(status));
 }
 
+/// How many answers each prompt gets.
+void ReadAnswers(JsonFields* fields, OpenAiCall* call) {
+  int32_t answers = 1;
+  if (fields->Read("n", &answers) && (answers < 1 || answers > kAnswersMax)) {
+    return fields->Fail("n", absl::StrCat("of ", answers, " must be from 1 to ", kAnswersMax));
+  }
+  // To choose the best of as many as are told is to tell them all.
+  fields->ReadNeutral("best_of", {answers});
+  call->answers_per_prompt = answers;
+}
+
+/// An object of token ids, written as strings, to numbers.
+void ReadLogitBias(JsonFields* fields, std::vector<TokenBias>* biases) {
+  const Json* value = fields->Find("logit_bias");
+  if (value == nullptr) return;
+  JsonFields parts(*value, "logit_bias");
+  if (!parts.status().ok()) return fields->Fail(parts.status());
+  for (auto field = value->begin(); field != value->end(); ++field) {
+    TokenBias bias;
+    // Only digits: what else parses as a number is no id that a client means.
+    const bool is_id = field.key().find_first_not_of("0123456789") == std::string::npos &&
+                       absl::SimpleAtoi(field.key(), &bias.id);
+    if (!is_id) {
+      return fields->Fail("logit_bias", absl::StrCat("has the key ", ShownValue(field.key()),
+                                                     "; keys must be token ids"));
+    }
+    // A null is no number here, as elsewhere it is no field.
+    if (!field->is_number()) {
+      return fields->Fail(FieldError(absl::StatusCode::kInvalidArgument, parts.PathOf(field.key()),
+                                     absl::StrCat("must be a number, not ", ShownValue(*field))));
+    }
+    bias.add = field->get<float>();
+    biases->push_back(bias);
+  }
+}
+
+/// A number of alternatives. True when it was there and good.
+bool ReadAlternatives(JsonFields* fields, absl::string_view name, int32_t* alternatives) {
+  int32_t number = 0;
+  if (!fields->Read(name, &number)) return false;
+  if (number < 0 || number > kLogprobsMax) {
+    fields->Fail(name, absl::StrCat("of ", number, " must be from 0 to ", kLogprobsMax));
+    return false;
+  }
+  *alternatives = number;
+  return true;
+}
+
+void ReadPromptLogprobs(JsonFields* fields, OpenAiCall* call, ExchangeRequest* request) {
+  if (!ReadAlternatives(fields, "prompt_logprobs", &call->prompt_logprobs)) return;
+  if (call->stream) return fields->Fail("prompt_logprobs", "needs \"stream\": false");
+  request->prompt_logprobs = call->prompt_logprobs;
+}
+
+void ReadSampling(JsonFields* fields, ExchangeRequest* request) {
+  fields->Read("temperature", &request->temperature);
+  fields->Read("top_p", &request->top_p);
+  fields->Read("top_k", &request->top_k);
+  fields->Read("min_p", &request->min_p);
+  fields->Read("repetition_penalty", &request->repetition_penalty);
+  fields->Read("frequency_penalty", &request->frequency_penalty);
+  fields->Read("presence_penalty", &request->presence_penalty);
+  ReadSeed(fields, &request->seed);
+  ReadLogitBias(fields, &request->logit_bias);
+  fields->Read("bad_words", &request->bad_words);
+  fields->Read("allowed_token_ids", &request->allowed_token_ids);
+}
+
 /// What both endpoints know and do not act on.
 void ReadNeutrals(JsonFields* fields) {
-  fields->ReadNeutral("n", {1});
-  fields->ReadNeutral("best_of", {1});
-  fields->ReadNeutral("frequency_penalty", {0});
-  fields->ReadNeutral("presence_penalty", {0});
-  fields->ReadNeutral("repetition_penalty", {1});
-  fields->ReadNeutral("min_p", {0});
-  fields->ReadNeutral("logit_bias", {Json::object()});
   fields->ReadNeutral("response_format", {Json{{"type", "text"}}});
   fields->ReadNeutral("skip_special_tokens", {true});
   fields->ReadNeutral("spaces_between_special_tokens", {true});
   fields->ReadNeutral("include_stop_str_in_output", {false});
-  fields->ReadNeutral("prompt_logprobs", {});
   fields->ReadNeutral("truncate_prompt_tokens", {});
-  fields->ReadNeutral("priority", {0});
   fields->ReadNeutral("store", {false});
   fields->ReadAnyString("user");
   fields->ReadAnyString("service_tier");
@@ -62,15 +123,16 @@ void ReadShared(JsonFields* fields, OpenAiCall* call, ExchangeRequest* request) 
   int32_t tokens;
   fields->Read("model", &request->model);
   if (fields->Read("max_tokens", &tokens)) request->max_tokens = tokens;
-  fields->Read("temperature", &request->temperature);
-  fields->Read("top_p", &request->top_p);
-  fields->Read("top_k", &request->top_k);
-  ReadSeed(fields, &request->seed);
+  ReadSampling(fields, request);
   fields->Read("stop", &request->stop);
   fields->Read("stop_token_ids", &request->stop_token_ids);
   fields->Read("ignore_eos", &request->ignore_eos);
   fields->Read("min_tokens", &request->min_tokens);
+  fields->Read("priority", &request->priority);
+  fields->Read("cache_salt", &request->cache_salt);
+  ReadAnswers(fields, call);
   ReadStream(fields, call);
+  ReadPromptLogprobs(fields, call, request);
   ReadNeutrals(fields);
 }
 
@@ -141,9 +203,16 @@ void ReadThinking(JsonFields* fields, Chat* chat) {
   chat->enable_thinking = enabled.value_or(true);
 }
 
+void ReadChatLogprobs(JsonFields* fields, OpenAiCall* call, ExchangeRequest* request) {
+  bool wanted = false;
+  int32_t alternatives = 0;
+  fields->Read("logprobs", &wanted);
+  ReadAlternatives(fields, "top_logprobs", &alternatives);
+  if (alternatives > 0 && !wanted) return fields->Fail("top_logprobs", "needs \"logprobs\": true");
+  if (wanted) request->logprobs = call->logprobs = alternatives;
+}
+
 void ReadChatNeutrals(JsonFields* fields) {
-  fields->ReadNeutral("logprobs", {false});
-  fields->ReadNeutral("top_logprobs", {0});
   fields->ReadNeutral("reasoning_effort", {"medium"});
   fields->ReadNeutral("verbosity", {"medium"});
   fields->ReadNeutral("modalities", {Json::array({"text"})});
@@ -209,6 +278,13 @@ absl::StatusOr<std::vector<Prompt>> ReadPrompts(const Json& value) {
   return prompts;
 }
 
+/// With "echo" the prompt's tokens are among those whose logprobs are told.
+void ReadCompletionLogprobs(JsonFields* fields, OpenAiCall* call, ExchangeRequest* request) {
+  if (!ReadAlternatives(fields, "logprobs", &call->logprobs)) return;
+  request->logprobs = call->logprobs;
+  if (request->echo) request->prompt_logprobs = std::max(call->prompt_logprobs, call->logprobs);
+}
+
 }  // namespace
 
 absl::StatusOr<OpenAiCall> ReadChatBody(absl::string_view body) {
@@ -229,13 +305,14 @@ absl::StatusOr<OpenAiCall> ReadChatBody(absl::string_view body) {
   } else {
     fields.Fail("messages", "is required");
   }
+  ReadChatLogprobs(&fields, &call, &request);
   ReadToolFields(&fields, &chat);
   ReadThinking(&fields, &chat);
   ReadChatNeutrals(&fields);
   if (absl::Status status = fields.Finish(); !status.ok()) return status;
 
   request.prompt = std::move(chat);
-  call.requests.push_back(std::move(request));
+  call.requests = RequestsFor(std::move(request), call.answers_per_prompt);
   return call;
 }
 
@@ -249,8 +326,8 @@ absl::StatusOr<OpenAiCall> ReadCompletionBody(absl::string_view body) {
   request.max_tokens = kCompletionTokensDefault;
   ReadShared(&fields, &call, &request);
   fields.Read("echo", &request.echo);
+  ReadCompletionLogprobs(&fields, &call, &request);
   fields.ReadNeutral("suffix", {""});
-  fields.ReadNeutral("logprobs", {});
 
   std::vector<Prompt> prompts;
   if (const Json* value = fields.Find("prompt"); value != nullptr) {
@@ -261,9 +338,18 @@ absl::StatusOr<OpenAiCall> ReadCompletionBody(absl::string_view body) {
     fields.Fail("prompt", "is required");
   }
   if (absl::Status status = fields.Finish(); !status.ok()) return status;
+  const size_t choices = prompts.size() * static_cast<size_t>(call.answers_per_prompt);
+  if (choices > kChoicesMax) {
+    return FieldError(
+        absl::StatusCode::kInvalidArgument, "n",
+        absl::StrCat("of ", call.answers_per_prompt, " for ", prompts.size(), " prompts makes ",
+                     choices, " choices; the limit is ", kChoicesMax));
+  }
   for (Prompt& prompt : prompts) {
     request.prompt = std::move(prompt);
-    call.requests.push_back(request);
+    for (ExchangeRequest& answer : RequestsFor(request, call.answers_per_prompt)) {
+      call.requests.push_back(std::move(answer));
+    }
   }
   return call;
 }

@@ -16,12 +16,17 @@
 namespace glm::router {
 
 inline constexpr int32_t kPromptsMax = 128;              // of one completions request
+inline constexpr int32_t kChoicesMax = 128;              // of one request: its prompts times n
 inline constexpr int32_t kCompletionTokensDefault = 16;  // OpenAI's, for completions only
 
 struct OpenAiCall {
-  std::vector<ExchangeRequest> requests;  // one per prompt, in order; at least 1
+  /// The answers to the first prompt, then those to the second; at least 1.
+  std::vector<ExchangeRequest> requests;
+  int32_t answers_per_prompt = 1;
   bool stream = false;
   bool include_usage = false;  // a last chunk of a stream tells it
+  int32_t logprobs = -1;       // alternatives a token that the answer tells; -1: no logprobs
+  int32_t prompt_logprobs = -1;
 };
 
 /// The body of POST /v1/chat/completions.

@@ -1,9 +1,21 @@
 #include "router/route/policy.h"
 
+#include <algorithm>
+#include <array>
 #include <tuple>
+#include <utility>
+#include <vector>
 
 namespace glm::router {
 namespace {
+
+constexpr std::array<std::pair<std::string_view, Policy>, 5> kPolicies = {{
+    {"prefix", Policy::kPrefix},
+    {"least-load", Policy::kLeastLoad},
+    {"round-robin", Policy::kRoundRobin},
+    {"power-of-two", Policy::kPowerOfTwo},
+    {"session", Policy::kSession},
+}};
 
 /// Smaller is better.
 struct Cost {
@@ -16,34 +28,88 @@ struct Cost {
   }
 };
 
+bool CountsPrefixes(Policy policy) {
+  return policy == Policy::kPrefix || policy == Policy::kSession;
+}
+
 Cost CostOf(const RouteRequest& request, const Candidate& candidate) {
-  const int64_t blocks = (request.prompt_tokens + candidate.block_size - 1) / candidate.block_size;
-  return {.must_wait =
-              candidate.requests >= candidate.sequences_max || candidate.kv_blocks_free < blocks,
-          .work_tokens = candidate.tokens_waiting + candidate.requests * kRequestCostTokens};
+  int64_t tokens = request.prompt_tokens;
+  // The last token is always computed.
+  if (CountsPrefixes(request.policy))
+    tokens = std::max<int64_t>(1, tokens - candidate.cached_tokens);
+  const int64_t blocks = (tokens + candidate.block_size - 1) / candidate.block_size;
+  return {
+      .must_wait =
+          candidate.requests >= candidate.sequences_max || candidate.kv_blocks_free < blocks,
+      .work_tokens = candidate.tokens_waiting + candidate.requests * kRequestCostTokens + tokens};
+}
+
+/// The finaliser of SplitMix64.
+uint64_t Mix(uint64_t x) {
+  x += 0x9E3779B97F4A7C15u;
+  x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
+  x = (x ^ (x >> 27)) * 0x94D049BB133111EBu;
+  return x ^ (x >> 31);
+}
+
+/// The cheapest of the workers `among`; equals are spread. REQUIRES that there is one.
+int32_t Cheapest(const RouteRequest& request, absl::Span<const Candidate> candidates,
+                 const std::vector<int32_t>& among) {
+  std::vector<int32_t> best;
+  Cost least;
+  for (const int32_t i : among) {
+    const Cost cost = CostOf(request, candidates[i]);
+    if (best.empty() || cost < least) {
+      least = cost;
+      best = {i};
+    } else if (cost == least) {
+      best.push_back(i);
+    }
+  }
+  return best[request.spread % best.size()];
+}
+
+/// Rendezvous hashing: when workers come or go, only the sessions of those move.
+int32_t OfSession(const RouteRequest& request, absl::Span<const Candidate> candidates,
+                  const std::vector<int32_t>& usable) {
+  return *std::max_element(usable.begin(), usable.end(), [&](int32_t a, int32_t b) {
+    return Mix(request.session_hash ^ candidates[a].name_hash) <
+           Mix(request.session_hash ^ candidates[b].name_hash);
+  });
 }
 
 }  // namespace
 
-int32_t ChooseWorker(const RouteRequest& request, absl::Span<const Candidate> candidates) {
-  Cost best;
-  uint64_t equals = 0;  // usable candidates that cost `best`
-  for (const Candidate& candidate : candidates) {
-    if (!candidate.usable) continue;
-    const Cost cost = CostOf(request, candidate);
-    if (equals == 0 || cost < best) {
-      best = cost;
-      equals = 1;
-    } else if (cost == best) {
-      ++equals;
-    }
+std::optional<Policy> ParsePolicy(std::string_view name) {
+  for (const auto& [known, policy] : kPolicies) {
+    if (name == known) return policy;
   }
-  if (equals == 0) return -1;
-  uint64_t skip = request.spread % equals;
+  return std::nullopt;
+}
+
+int32_t ChooseWorker(const RouteRequest& request, absl::Span<const Candidate> candidates) {
+  std::vector<int32_t> usable;
   for (size_t i = 0; i < candidates.size(); ++i) {
-    if (candidates[i].usable && CostOf(request, candidates[i]) == best && skip-- == 0) {
-      return static_cast<int32_t>(i);
+    if (candidates[i].usable) usable.push_back(static_cast<int32_t>(i));
+  }
+  if (usable.empty()) return -1;
+  switch (request.policy) {
+    case Policy::kRoundRobin:
+      return usable[request.turn % usable.size()];
+    case Policy::kPowerOfTwo: {
+      const uint64_t draws = Mix(request.spread);
+      const uint64_t first = draws % usable.size();
+      if (usable.size() == 1) return usable[0];
+      // Another one than the first.
+      const uint64_t second = (first + 1 + (draws >> 32) % (usable.size() - 1)) % usable.size();
+      return Cheapest(request, candidates, {usable[first], usable[second]});
     }
+    case Policy::kSession:
+      if (request.session_hash != 0) return OfSession(request, candidates, usable);
+      [[fallthrough]];
+    case Policy::kPrefix:
+    case Policy::kLeastLoad:
+      return Cheapest(request, candidates, usable);
   }
   return -1;
 }

@@ -54,6 +54,76 @@ TEST(Failover, AKilledWorkerIsReplacedAndNoNewRequestFails) {
   EXPECT_EQ(cluster.Stop(), 0);
 }
 
+/// Two answers that hang on all that was drawn before: text, logprobs and tokens of each.
+struct TwoAnswers {
+  std::string text[2];
+  std::vector<std::string> tokens[2];
+  std::vector<double> logprobs[2];
+};
+
+void TakeEvent(const std::string& event, TwoAnswers* answers) {
+  const nlohmann::json chunk = nlohmann::json::parse(event, nullptr, /*allow_exceptions=*/false);
+  ASSERT_TRUE(chunk.contains("choices")) << event;
+  for (const nlohmann::json& choice : chunk["choices"]) {
+    const size_t index = choice["index"].get<size_t>();
+    ASSERT_LT(index, 2u);
+    answers->text[index] += choice["text"].get<std::string>();
+    if (choice["logprobs"].is_null()) continue;
+    for (const nlohmann::json& token : choice["logprobs"]["tokens"]) {
+      answers->tokens[index].push_back(token.get<std::string>());
+    }
+    for (const nlohmann::json& logprob : choice["logprobs"]["token_logprobs"]) {
+      answers->logprobs[index].push_back(logprob.get<double>());
+    }
+  }
+}
+
+TEST(Failover, AnAnswerGoesOnAsIfItsWorkerHadNotDied) {
+  constexpr size_t kTokens = 600;
+  Cluster cluster(kModel, 2);
+  const std::string body = nlohmann::json{
+      {"prompt", "a b a b a b a b"},
+      {"max_tokens", kTokens},
+      {"temperature", 1},
+      {"seed", 21},
+      {"n", 2},
+      {"frequency_penalty", 0.25},
+      {"presence_penalty", 0.5},
+      {"repetition_penalty", 1.1},
+      {"min_p", 0.01},
+      {"logprobs", 1},
+      {"min_tokens", 500},
+      {"ignore_eos", true},
+      {"stream", true}}.dump();
+  TwoAnswers undisturbed;
+  EventStream whole(cluster.http_port(), "/v1/completions", body);
+  for (std::string event = whole.Next(); event != "[DONE]"; event = whole.Next()) {
+    ASSERT_NO_FATAL_FAILURE(TakeEvent(event, &undisturbed));
+  }
+  ASSERT_EQ(undisturbed.tokens[0].size(), kTokens);
+  EXPECT_NE(undisturbed.tokens[0], undisturbed.tokens[1]);
+
+  TwoAnswers answers;
+  EventStream events(cluster.http_port(), "/v1/completions", body);
+  bool is_killed = false;
+  for (std::string event = events.Next(); event != "[DONE]"; event = events.Next()) {
+    ASSERT_NO_FATAL_FAILURE(TakeEvent(event, &answers));
+    if (is_killed || answers.tokens[0].size() < 50 || answers.tokens[1].size() < 50) continue;
+    is_killed = true;
+    ASSERT_EQ(kill(cluster.WorkerPid(0), SIGKILL), 0);
+  }
+  EXPECT_GE(cluster.RouterMetric("glmserve_router_retries_total"), 1);
+  for (int i = 0; i < 2; ++i) {
+    EXPECT_EQ(answers.tokens[i], undisturbed.tokens[i]);
+    EXPECT_EQ(answers.text[i], undisturbed.text[i]);
+    ASSERT_EQ(answers.logprobs[i].size(), undisturbed.logprobs[i].size());
+    for (size_t t = 0; t < answers.logprobs[i].size(); ++t) {
+      ASSERT_NEAR(answers.logprobs[i][t], undisturbed.logprobs[i][t], 1e-3) << i << ", " << t;
+    }
+  }
+  EXPECT_EQ(cluster.Stop(), 0);
+}
+
 TEST(Failover, WorkersMayServeNoMetrics) {
   Cluster cluster(kModel, 1, /*worker_metrics=*/false);
   EXPECT_EQ(Call(cluster.http_port(), "/v1/completions", Body(2)).status, 200);

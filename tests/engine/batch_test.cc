@@ -63,6 +63,9 @@ BatchLimits SmallLimits() {
   limits.slots = 10;
   limits.vocabulary_used = 70;  // three words of a mask
   limits.drafts_max = 3;
+  limits.edits_max = 20;
+  limits.edit_contexts_max = 30;
+  limits.masks_max = 5;
   limits.steps_in_flight_max = 2;
   return limits;
 }
@@ -332,9 +335,9 @@ TEST(BatchTest, TheLargestStepFitsAndTakesThePlannedMemory) {
     plan.sample_rows.push_back(SampleRow{});
   }
   plan.block_tables.assign(90, 3);
-  plan.edits.resize(10 * kSequenceEditsMax);
-  plan.edit_contexts.resize(10 * kSequenceContextsMax);
-  plan.masks.resize(10 * 3);
+  plan.edits.resize(20);
+  plan.edit_contexts.resize(30);
+  plan.masks.resize(5 * 3);
   plan.logprobs = true;
   plan.next_ids = plan.token_ids;
   plan.draft_rows.resize(10);
@@ -361,7 +364,7 @@ TEST(BatchDeathTest, RefusesAPlanThatDoesNotAgreeWithItself) {
   plan.next_ids.pop_back();
   EXPECT_DEATH(batch.Upload(plan, 0), "next_ids");
   plan = FullPlan();
-  plan.edits.resize(10 * kSequenceEditsMax + 1);
+  plan.edits.resize(21);
   EXPECT_DEATH(batch.Upload(plan, 0), "edits");
   plan = FullPlan();
   plan.masks.pop_back();

@@ -29,6 +29,10 @@ class Listener {
         if (event.finish != FinishReason::kNone) ends_[event.id] = event;
       }
       load_ = events.load;
+      EXPECT_EQ(events.cache_sequence, cache_changes_ + 1);
+      cache_changes_ += events.cache_changes.size();
+      cache_digest_ = events.cache_digest;
+      if (events.cache_snapshot != nullptr) snapshots_.push_back(events.cache_snapshot);
       EXPECT_GE(events.step, step_) << "events come in step order";
       step_ = events.step;
       changed_.SignalAll();
@@ -55,6 +59,23 @@ class Listener {
     MutexLock lock(&mutex_);
     return load_;
   }
+  RequestEvent end(RequestId id) {
+    MutexLock lock(&mutex_);
+    return ends_.at(id);
+  }
+  std::shared_ptr<const CacheSnapshot> AwaitSnapshot(size_t count) {
+    MutexLock lock(&mutex_);
+    while (snapshots_.size() < count) changed_.Wait(&mutex_);
+    return snapshots_[count - 1];
+  }
+  uint64_t cache_changes() {
+    MutexLock lock(&mutex_);
+    return cache_changes_;
+  }
+  uint64_t cache_digest() {
+    MutexLock lock(&mutex_);
+    return cache_digest_;
+  }
   /// Before an id is used again.
   void Forget(RequestId id) {
     MutexLock lock(&mutex_);
@@ -67,6 +88,9 @@ class Listener {
   Condition changed_;
   uint64_t step_ ABSL_GUARDED_BY(mutex_) = 0;
   EngineLoad load_ ABSL_GUARDED_BY(mutex_);
+  uint64_t cache_changes_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t cache_digest_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::vector<std::shared_ptr<const CacheSnapshot>> snapshots_ ABSL_GUARDED_BY(mutex_);
   std::map<RequestId, std::vector<int32_t>> tokens_ ABSL_GUARDED_BY(mutex_);
   std::map<RequestId, RequestEvent> ends_ ABSL_GUARDED_BY(mutex_);
 };
@@ -265,6 +289,46 @@ TEST_F(EngineLoopTest, StopOfAnIdleEngine) {
   EXPECT_EQ(listener_.ends(), 0u);
 }
 
+TEST_F(EngineLoopTest, TheCachesChangesAndItsSnapshotComeInOrder) {
+  Start({.prefix_caching = true});
+  engine_->AskCacheSnapshot();  // of an idle engine: it comes at once
+  EXPECT_EQ(listener_.AwaitSnapshot(1)->blocks.size(), 0u);
+  Request request = MakeRequest(1, 9, 4);
+  ASSERT_TRUE(engine_->Submit(request).ok());
+  listener_.AwaitEnd(1);
+  request.id = 2;
+  ASSERT_TRUE(engine_->Submit(request).ok());
+  listener_.AwaitEnd(2);
+  EXPECT_EQ(listener_.end(2).cached_tokens, 8);
+  engine_->AskCacheSnapshot();
+  const auto snapshot = listener_.AwaitSnapshot(2);
+  // Nine tokens, and three of the answer that were computed: three blocks.
+  EXPECT_EQ(snapshot->blocks.size(), 3u);
+  EXPECT_EQ(snapshot->sequence, 3u);
+  EXPECT_EQ(listener_.cache_changes(), 3u);
+  EXPECT_EQ(listener_.cache_digest(), snapshot->digest);
+  const EngineStats stats = engine_->Stats();
+  EXPECT_EQ(stats.prompt_tokens_cached, 8u);
+  EXPECT_EQ(stats.prompt_tokens_queried, 18u);
+  EXPECT_EQ(stats.load.kv_blocks_used, 0);
+}
+
+TEST_F(EngineLoopTest, DraftsAreCounted) {
+  Start({.drafts_max = 2});
+  const Request request = MakeRequest(1, 5, 30);
+  ASSERT_TRUE(engine_->Submit(request).ok());
+  EXPECT_EQ(listener_.AwaitEnd(1), FinishReason::kLength);
+  EXPECT_EQ(listener_.tokens(1), FakeAnswerTo(request, kVocabulary).token_ids);
+  engine_->Stop();
+  const EngineStats stats = engine_->Stats();
+  EXPECT_GT(stats.draft_rounds, 0u);
+  EXPECT_GE(stats.draft_tokens, stats.draft_rounds);
+  EXPECT_GE(stats.draft_accepted[0], stats.draft_accepted[1]);
+  EXPECT_GT(stats.draft_accepted[1], 0u);
+  EXPECT_EQ(stats.generated_tokens, 30u);
+  EXPECT_LT(stats.steps, 30u);
+}
+
 struct Refusal {
   const char* message;
   void (*change)(Request* request);
@@ -303,6 +367,58 @@ TEST_F(EngineLoopTest, RefusalsNameFieldValueAndLimit) {
       {"temperature is nan, must be in [0, 100]",
        [](Request* r) { r->sampling.temperature = std::numeric_limits<float>::quiet_NaN(); }},
       {"top_p is 0, must be above 0 and at most 1", [](Request* r) { r->sampling.top_p = 0; }},
+      {"min_p is -0.5, must be in [0, 1]", [](Request* r) { r->sampling.min_p = -0.5f; }},
+      {"repetition_penalty is 0, must be above 0 and at most 10",
+       [](Request* r) { r->sampling.repetition_penalty = 0; }},
+      {"frequency_penalty is 2.5, must be in [-2, 2]",
+       [](Request* r) { r->sampling.frequency_penalty = 2.5f; }},
+      {"presence_penalty is -3, must be in [-2, 2]",
+       [](Request* r) { r->sampling.presence_penalty = -3; }},
+      {"logit_bias[1].id is 50, must be in [0, 49], the vocabulary",
+       [](Request* r) {
+         r->sampling.logit_bias = {{1, 1.0f}, {50, 1.0f}};
+       }},
+      {"logit_bias[0].add is 101, must be in [-100, 100], or minus infinity",
+       [](Request* r) {
+         r->sampling.logit_bias = {{1, 101.0f}};
+       }},
+      {"logit_bias[0].add is nan, must be in [-100, 100], or minus infinity",
+       [](Request* r) {
+         r->sampling.logit_bias = {{1, std::numeric_limits<float>::quiet_NaN()}};
+       }},
+      {"logit_bias has 1025 entries, must have at most 1024",
+       [](Request* r) { r->sampling.logit_bias.resize(1025); }},
+      {"bad_words has 257 entries, must have at most 256",
+       [](Request* r) { r->sampling.bad_words.assign(257, {1}); }},
+      {"bad_words[1] is empty, must have at least 1 token",
+       [](Request* r) {
+         r->sampling.bad_words = {{1}, {}};
+       }},
+      {"bad_words[0] has 33 entries, must have at most 32",
+       [](Request* r) { r->sampling.bad_words.assign(1, std::vector<int32_t>(33, 1)); }},
+      {"bad_words[0][1] is -2, must be in [0, 49], the vocabulary",
+       [](Request* r) {
+         r->sampling.bad_words = {{1, -2}};
+       }},
+      {"allowed_ids[0] is 77, must be in [0, 49], the vocabulary",
+       [](Request* r) { r->sampling.allowed_ids = {77}; }},
+      {"allowed_ids has 51 entries, must have at most 50",
+       [](Request* r) { r->sampling.allowed_ids.assign(51, 1); }},
+      {"logprobs is 21, must be in [-1, 20]", [](Request* r) { r->sampling.logprobs = 21; }},
+      {"prompt_logprobs is -2, must be in [-1, 20]",
+       [](Request* r) { r->sampling.prompt_logprobs = -2; }},
+      {"priority is 1001, must be in [-1000, 1000]", [](Request* r) { r->priority = 1001; }},
+      {"cache_salt has 257 bytes, must have at most 256",
+       [](Request* r) { r->cache_salt.assign(257, 's'); }},
+      {"generated_before is 5, must be in [0, 4], below prompt_ids's tokens",
+       [](Request* r) { r->generated_before = 5; }},
+      {"generated_before is -1, must be in [0, 4], below prompt_ids's tokens",
+       [](Request* r) { r->generated_before = -1; }},
+      {"min_tokens is 11, must be in [0, 10], generated_before + max_tokens",
+       [](Request* r) {
+         r->generated_before = 2;
+         r->stop.min_tokens = 11;
+       }},
       {"top_p is 1.5, must be above 0 and at most 1", [](Request* r) { r->sampling.top_p = 1.5f; }},
       {"top_k is -1, must be at least 0", [](Request* r) { r->sampling.top_k = -1; }},
   };

@@ -342,5 +342,27 @@ TEST(EngineTest, StopEndsARunningAnswer) {
   EXPECT_EQ(engine->Stats().load.kv_blocks_used, 0);
 }
 
+TEST(EngineTest, AShareOfTheFreeMemoryDecidesTheCache) {
+  EngineOptions options = OptionsFor("air");
+  options.kv_blocks = 0;
+  options.max_model_len = 256;
+  const auto blocks_of = [&options](double share) {
+    options.gpu_memory_utilization = share;
+    Answers answers;
+    return MustCreate(options, &answers)->shape().kv_blocks_total;
+  };
+  const int64_t few = blocks_of(0.02);
+  EXPECT_GT(few, 0);
+  EXPECT_GT(blocks_of(0.04), few);
+  options.kv_blocks = 77;
+  EXPECT_EQ(blocks_of(0.04), 77) << "said outright";
+
+  options.kv_blocks = 0;
+  options.gpu_memory_utilization = 1e-9;
+  const absl::Status status = Engine::Create(options, [](StepEvents&&) {}).status();
+  EXPECT_EQ(status.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_NE(status.message().find("gpu_memory_utilization is 1e-09"), std::string::npos) << status;
+}
+
 }  // namespace
 }  // namespace glm::engine

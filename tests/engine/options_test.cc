@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <cmath>
+
 #include <string>
 
 namespace glm::engine {
@@ -52,6 +54,10 @@ TEST(OptionsTest, RefusalsNameFieldValueAndLimit) {
       {"cpu_threads is -1, must be in [0, 1024]", [](EngineOptions* o) { o->cpu_threads = -1; }},
       {"block_size is 48, must be 16, 32, 64 or 128", [](EngineOptions* o) { o->block_size = 48; }},
       {"kv_blocks is -1, must be in [0, 16777215]", [](EngineOptions* o) { o->kv_blocks = -1; }},
+      {"gpu_memory_utilization is 1.5, must be in [0, 1]",
+       [](EngineOptions* o) { o->gpu_memory_utilization = 1.5; }},
+      {"gpu_memory_utilization is nan, must be in [0, 1]",
+       [](EngineOptions* o) { o->gpu_memory_utilization = std::nan(""); }},
       {"kv_cache_bytes is 0, must be in [1, 1125899906842624]",
        [](EngineOptions* o) { o->kv_cache_bytes = 0; }},
       {"max_model_len is -5, must be in [0, 16777216]",

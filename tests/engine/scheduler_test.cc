@@ -4,7 +4,9 @@
 
 #include <algorithm>
 #include <map>
+#include <memory>
 #include <set>
+#include <tuple>
 
 #include "tests/support/fake_runner.h"
 
@@ -358,6 +360,250 @@ TEST(SchedulerTest, NoMoreArePreemptedWhileBlocksAreComingBack) {
   EXPECT_EQ(bench.scheduler.preemptions(), 1u);
   bench.RunOut();
   for (RequestId id = 1; id <= 3; ++id) ExpectAnswer(bench, MakeRequest(id, 7, 9));
+}
+
+TEST(SchedulerTest, BetterPriorityGoesFirstAndTakesThePlaceOfAWorse) {
+  SchedulerLimits limits = SmallLimits();
+  limits.sequences_max = 2;
+  Bench bench(limits);
+  std::vector<Request> requests;
+  for (RequestId id = 1; id <= 4; ++id) requests.push_back(MakeRequest(id, 3, 6));
+  requests[1].priority = 5;
+  requests[3].priority = -5;
+  for (int i = 0; i < 3; ++i) bench.scheduler.Admit(requests[i]);
+  ASSERT_TRUE(bench.Plan());
+  EXPECT_EQ(bench.scheduler.LiveIds(), (std::vector<RequestId>{1, 3, 2})) << "1 and 3 run";
+  bench.Apply();
+  bench.scheduler.Admit(requests[3]);
+  ASSERT_TRUE(bench.Plan());
+  EXPECT_EQ(bench.scheduler.LiveIds(), (std::vector<RequestId>{4, 1, 3, 2})) << "4 and 1 run";
+  EXPECT_EQ(bench.scheduler.preemptions(), 1u);
+  EXPECT_EQ(bench.scheduler.Load().requests_running, 2);
+  bench.RunOut();
+  EXPECT_EQ(bench.scheduler.preemptions(), 1u) << "the one that gave way does not take it back";
+  for (const Request& request : requests) ExpectAnswer(bench, request);
+}
+
+TEST(SchedulerTest, ALongPromptHoldsDecodesUpByNoMoreThanTheThreshold) {
+  SchedulerLimits limits = SmallLimits();
+  limits.long_prefill_token_threshold = 4;
+  Bench bench(limits);
+  bench.scheduler.Admit(MakeRequest(1, 9, 20));
+  ASSERT_TRUE(bench.Plan());
+  EXPECT_EQ(bench.newest().kv_lengths, (std::vector<int32_t>{9})) << "nobody waits for it";
+  bench.Apply();
+  bench.scheduler.Admit(MakeRequest(2, 20, 4));
+  bench.scheduler.Admit(MakeRequest(3, 3, 4));
+  for (int32_t step = 1; step <= 5; ++step) {
+    ASSERT_TRUE(bench.Plan());
+    const StepPlan& plan = bench.newest();
+    EXPECT_EQ(plan.kv_lengths[0], 9 + step) << "the one that decodes is in every step";
+    EXPECT_LE(plan.token_ids.size(), 2u + 4u + (step == 1 ? 2u : 0u));
+    if (step == 1) {
+      EXPECT_EQ(plan.query_starts, (std::vector<int32_t>{0, 1, 5, 8})) << "3 is not behind 2";
+    }
+    bench.Apply();
+  }
+  EXPECT_EQ(bench.tokens[2].size(), 1u);
+  bench.RunOut();
+  for (const auto& [id, prompt, max] : {std::tuple{1, 9, 20}, {2, 20, 4}, {3, 3, 4}}) {
+    ExpectAnswer(bench, MakeRequest(id, prompt, max));
+  }
+}
+
+SchedulerLimits CachingLimits() {
+  SchedulerLimits limits = SmallLimits();
+  limits.prefix_caching = true;
+  return limits;
+}
+
+TEST(SchedulerTest, ASecondPromptTakesOverAllButItsLastToken) {
+  Bench bench(CachingLimits());
+  Request request = MakeRequest(1, 12, 3);
+  bench.scheduler.Admit(request);
+  bench.RunOut();
+  EXPECT_EQ(bench.scheduler.Load().kv_blocks_used, 0) << "what is only cached is not in use";
+  request.id = 2;
+  bench.scheduler.Admit(request);
+  ASSERT_TRUE(bench.Plan());
+  // Three blocks are cached, but the last token must be computed: so its block is.
+  EXPECT_EQ(bench.newest().positions, (std::vector<int32_t>{8, 9, 10, 11}));
+  EXPECT_EQ(bench.newest().block_tables.size(), 3u);
+  bench.RunOut();
+  EXPECT_EQ(bench.ends.at(2).cached_tokens, 8);
+  EXPECT_EQ(bench.tokens[1], bench.tokens[2]);
+  EngineStats stats;
+  bench.scheduler.FillStats(&stats);
+  EXPECT_EQ(stats.prompt_tokens_cached, 8u);
+  EXPECT_EQ(stats.prompt_tokens_queried, 24u);
+  EXPECT_EQ(stats.prompt_tokens, 12u + 4u);
+  // Another salt shares nothing.
+  request.id = 3;
+  request.cache_salt = "tenant";
+  bench.scheduler.Admit(request);
+  bench.RunOut();
+  EXPECT_EQ(bench.ends.at(3).cached_tokens, 0);
+}
+
+TEST(SchedulerTest, EqualPromptsComputedAtOnceShareTheirBlocksAfterwards) {
+  for (const int32_t depth : {1, 2}) {
+    SchedulerLimits limits = CachingLimits();
+    limits.batched_tokens_max = 32;
+    limits.plans_in_flight_max = depth;
+    Bench bench(limits);
+    Request request = MakeRequest(1, 9, 6);
+    for (RequestId id = 1; id <= 3; ++id) {
+      request.id = id;
+      request.sampling.choice = static_cast<uint32_t>(id);
+      bench.scheduler.Admit(request);
+    }
+    for (int32_t i = 0; i < depth; ++i) ASSERT_TRUE(bench.Plan());
+    EXPECT_EQ(bench.scheduler.Load().kv_blocks_used, 9);
+    for (int32_t i = 0; i < depth; ++i) bench.Apply();
+    EXPECT_EQ(bench.scheduler.Load().kv_blocks_used, 2 + 3);
+    bench.RunOut();
+    for (RequestId id = 1; id <= 3; ++id) {
+      request.id = id;
+      request.sampling.choice = static_cast<uint32_t>(id);
+      ExpectAnswer(bench, request);
+    }
+  }
+}
+
+TEST(SchedulerTest, APreemptedSequenceFindsItsBlocksAgain) {
+  SchedulerLimits limits = CachingLimits();
+  limits.kv_blocks = 6;
+  limits.length_max = 24;
+  Bench bench(limits);
+  bench.scheduler.Admit(MakeRequest(1, 4, 12));
+  bench.scheduler.Admit(MakeRequest(2, 8, 12));
+  uint64_t computed = 0;
+  while (bench.scheduler.has_live()) {
+    ASSERT_TRUE(bench.Plan());
+    computed += bench.newest().token_ids.size();
+    bench.Apply();
+  }
+  EXPECT_GE(bench.scheduler.preemptions(), 1u);
+  ExpectAnswer(bench, MakeRequest(1, 4, 12));
+  ExpectAnswer(bench, MakeRequest(2, 8, 12));
+  // Each token but the last two is computed once, and few of them again.
+  EXPECT_LT(computed, 12u + 22u + 8u);
+}
+
+TEST(SchedulerTest, PromptLogprobsComeInChunksAsRowsAreLeftAndReadNoCache) {
+  SchedulerLimits limits = CachingLimits();
+  limits.logit_rows_max = 5;
+  Bench bench(limits);
+  Request request = MakeRequest(1, 12, 3);
+  bench.scheduler.Admit(request);
+  bench.RunOut();
+  request.id = 2;
+  request.sampling.prompt_logprobs = 1;
+  bench.scheduler.Admit(request);
+  ASSERT_TRUE(bench.Plan());
+  EXPECT_EQ(bench.newest().positions, (std::vector<int32_t>{0, 1, 2, 3, 4}));
+  EXPECT_EQ(bench.Apply().requests.at(0).prompt_logprobs.size(), 5u);
+  bench.RunOut();
+  EXPECT_EQ(bench.ends.at(2).cached_tokens, 0);
+  ExpectAnswer(bench, request);
+}
+
+TEST(SchedulerTest, WhatEditsLeaveNoRoomForWaitsForAnotherStep) {
+  SchedulerLimits limits = SmallLimits();
+  limits.edits_max = 3;
+  Bench bench(limits);
+  std::vector<Request> requests{MakeRequest(1, 3, 4), MakeRequest(2, 3, 4)};
+  for (Request& request : requests) {
+    request.sampling.logit_bias = {{1, 1.0f}, {2, 1.0f}};
+    bench.scheduler.Admit(request);
+  }
+  ASSERT_TRUE(bench.Plan());
+  EXPECT_EQ(bench.newest().kv_lengths, (std::vector<int32_t>{3, 2})) << "2 does not draw yet";
+  EXPECT_EQ(bench.newest().logit_tokens.size(), 1u);
+  bench.RunOut();
+  for (const Request& request : requests) ExpectAnswer(bench, request);
+}
+
+class EvenMask final : public TokenMask {
+ public:
+  void Restrict(std::span<const int32_t>, std::span<uint32_t> words) const override {
+    for (uint32_t& word : words) word &= 0x55555555u;
+  }
+};
+
+TEST(SchedulerTest, ASequenceWithATokenMaskIsNotPlannedAheadOfItsTokens) {
+  SchedulerLimits limits = SmallLimits();
+  limits.plans_in_flight_max = 2;
+  Bench bench(limits);
+  Request request = MakeRequest(1, 3, 4);
+  request.token_mask = std::make_shared<EvenMask>();
+  bench.scheduler.Admit(request);
+  ASSERT_TRUE(bench.Plan());
+  EXPECT_FALSE(bench.Plan());
+  bench.RunOut();
+  ExpectAnswer(bench, request);
+  for (const int32_t id : bench.tokens[1]) EXPECT_EQ(id % 2, 0);
+}
+
+SchedulerLimits DraftingLimits(int32_t drafts) {
+  SchedulerLimits limits = SmallLimits();
+  limits.drafts_max = drafts;
+  limits.adaptive_drafts = false;
+  limits.batched_tokens_max = 40;
+  limits.logit_rows_max = 40;
+  return limits;
+}
+
+TEST(SchedulerTest, RightDraftsMakeFewerStepsAndTheSameTokens) {
+  Bench bench(DraftingLimits(3));
+  bench.device.drafts_right_percent = 100;
+  const Request request = MakeRequest(1, 5, 21);
+  bench.scheduler.Admit(request);
+  bench.RunOut();
+  ExpectAnswer(bench, request);
+  // One token after the prompt, then four a step.
+  EXPECT_EQ(bench.applied, 6u);
+  EngineStats stats;
+  bench.scheduler.FillStats(&stats);
+  EXPECT_EQ(stats.draft_rounds, 5u);
+  EXPECT_EQ(stats.draft_tokens, 15u);
+  EXPECT_EQ(stats.draft_accepted, (std::array<uint64_t, 5>{5, 5, 5, 0, 0}));
+  EXPECT_EQ(stats.drafts_now, 3);
+}
+
+TEST(SchedulerTest, WrongDraftsCostNothingButTheirRows) {
+  Bench bench(DraftingLimits(2));
+  bench.device.drafts_right_percent = 0;
+  const Request request = MakeRequest(1, 5, 12);
+  bench.scheduler.Admit(request);
+  bench.RunOut();
+  ExpectAnswer(bench, request);
+  EXPECT_LE(bench.applied, 12u);
+}
+
+TEST(SchedulerTest, DraftsStayBelowMaxTokensAndTheEndOfTheTable) {
+  SchedulerLimits limits = DraftingLimits(5);
+  limits.kv_blocks = 4;
+  limits.length_max = 16;
+  Bench bench(limits);
+  bench.device.drafts_right_percent = 100;
+  const Request request = MakeRequest(1, 4, 12);  // the fake device refuses positions past the end
+  bench.scheduler.Admit(request);
+  bench.RunOut();
+  ExpectAnswer(bench, request);
+  EXPECT_LT(bench.applied, 6u);
+}
+
+TEST(SchedulerTest, AStopAmongAcceptedDraftsDropsWhatFollows) {
+  Bench bench(DraftingLimits(4));
+  bench.device.drafts_right_percent = 100;
+  Request request = MakeRequest(1, 5, 20);
+  const std::vector<int32_t> ids = FakeAnswerTo(request, kVocabulary).token_ids;
+  request.stop.stop_ids = {ids[3]};
+  bench.scheduler.Admit(request);
+  bench.RunOut();
+  ExpectAnswer(bench, request);
+  EXPECT_EQ(bench.ends.at(1).finish, FinishReason::kStop);
 }
 
 TEST(SchedulerDeathTest, RefusesWhatTheEngineMustHaveRefused) {

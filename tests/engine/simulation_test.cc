@@ -25,6 +25,11 @@ namespace {
 uint64_t first_seed = 0;
 uint64_t seeds = 300;
 
+// Most that DrawSampling asks for.
+constexpr int32_t kWordsMax = 12;
+constexpr int32_t kEditsMax = 1 + kWordsMax + 3;
+constexpr int32_t kContextsMax = 2 * kWordsMax;
+
 /// What ran out, was shared, drafted and so on, over many seeds.
 struct Coverage {
   EngineStats stats;
@@ -96,7 +101,11 @@ class Simulation {
     limits.adaptive_drafts = OneIn(2);
     const int32_t least = limits.sequences_max * (1 + limits.drafts_max);
     limits.batched_tokens_max = least + Draw(0, 24);
-    limits.logit_rows_max = least;
+    limits.logit_rows_max = least + (OneIn(2) ? Draw(0, 24) : 0);
+    // Room for one request, and for few of those that want much.
+    limits.edits_max = kEditsMax + Draw(0, 16);
+    limits.edit_contexts_max = kContextsMax + Draw(0, 24);
+    limits.masks_max = 1 + limits.drafts_max + Draw(0, 2);
     limits.plans_in_flight_max = limits.drafts_max > 0 ? 1 : Draw(1, 3);
     limits.prefix_caching = !OneIn(4);
     limits.prefix_hash_key = *ParseHashKey("");
@@ -150,7 +159,7 @@ class Simulation {
       sampling.presence_penalty = static_cast<float>(Draw(-20, 20)) / 10;
     }
     if (OneIn(5)) sampling.logit_bias.push_back({Draw(0, ids_max), 2.5f});
-    for (int words = OneIn(4) ? Draw(1, 12) : 0; words > 0; --words) {
+    for (int words = OneIn(4) ? Draw(1, kWordsMax) : 0; words > 0; --words) {
       std::vector<int32_t>& word = sampling.bad_words.emplace_back();
       for (int length = Draw(1, 3); length > 0; --length) word.push_back(Draw(0, ids_max));
     }

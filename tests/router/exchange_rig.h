@@ -17,6 +17,7 @@
 #include "router/fleet/fleet.h"
 #include "router/loop.h"
 #include "router/metrics.h"
+#include "router/route/placement.h"
 #include "router/text/text_model.h"
 #include "tests/router/golden_text.h"
 #include "tests/support/fake_worker.h"
@@ -57,7 +58,7 @@ class ExchangeRig {
   void Start(int32_t ready) {
     fleet_ = std::make_unique<Fleet>(fleet_options,
                                      WorkerDemand{"tiny", text().tokenizer().vocabulary()}, &loops_,
-                                     [this](const FleetSnapshot& snapshot) {
+                                     &placement->index(), [this](const FleetSnapshot& snapshot) {
                                        const std::lock_guard<std::mutex> lock(mutex_);
                                        ready_ = snapshot.ready;
                                        changed_.notify_all();
@@ -73,6 +74,7 @@ class ExchangeRig {
   ExchangeRooms Rooms(int32_t loop_index = 0) {
     return {.loop = &loops_.at(loop_index),
             .fleet = fleet_.get(),
+            .placement = placement.get(),
             .text = &text(),
             .metrics = &metrics_,
             .model_name = "tiny",
@@ -89,6 +91,12 @@ class ExchangeRig {
 
   FleetOptions fleet_options{.backoff_initial_ms = 5, .backoff_max_ms = 20};
   ExchangeOptions exchange_options;
+  std::unique_ptr<Placement> placement = MakePlacement(Policy::kPrefix);
+
+  static std::unique_ptr<Placement> MakePlacement(Policy policy) {
+    return std::make_unique<Placement>(policy, *ParseHashKey(""), /*prefix_blocks_max=*/10'000,
+                                       /*expect_ms=*/10'000);
+  }
 
  private:
   std::mutex mutex_;
@@ -136,6 +144,8 @@ class ExchangeClient {
   std::string content;
   std::string reasoning;
   std::vector<int32_t> token_ids;
+  std::vector<TokenScore> logprobs;
+  std::vector<TokenScore> prompt_logprobs;
   std::optional<AnswerEnd> end;
   Usage usage;
   std::optional<absl::Status> error;
@@ -147,6 +157,9 @@ class ExchangeClient {
     content += delta.content;
     reasoning += delta.reasoning;
     token_ids.insert(token_ids.end(), delta.token_ids.begin(), delta.token_ids.end());
+    logprobs.insert(logprobs.end(), delta.logprobs.begin(), delta.logprobs.end());
+    prompt_logprobs.insert(prompt_logprobs.end(), delta.prompt_logprobs.begin(),
+                           delta.prompt_logprobs.end());
     if (delta.end.has_value()) {
       end = delta.end;
       usage = delta.usage;

@@ -226,8 +226,9 @@ TEST_F(ExchangeTest, GoesOnAtAnotherWorkerWhenOneIsLostMidAnswer) {
   std::vector<int32_t> so_far = kPrompt;
   so_far.insert(so_far.end(), client.token_ids.begin(), client.token_ids.begin() + 4);
   EXPECT_THAT(replay.prompt_ids(), ::testing::ElementsAreArray(so_far));
+  EXPECT_EQ(replay.generated_before(), 4u);
   EXPECT_EQ(replay.stop().max_tokens(), 6u);
-  EXPECT_EQ(replay.stop().min_tokens(), 5u);
+  EXPECT_EQ(replay.stop().min_tokens(), 9u);  // counts those generated before
   EXPECT_EQ(replay.sampling().seed(), 77u);
   EXPECT_EQ(MetricOf(rig_.metrics(), "glmserve_router_retries_total{reason=\"lost\"}"), "1");
   EXPECT_EQ(MetricOf(rig_.metrics(), "glmserve_router_prompt_tokens_total"), "5");
@@ -408,15 +409,24 @@ TEST_F(ExchangeTest, ErrorsNameFieldValueAndLimit) {
     return client.error.value_or(absl::OkStatus()).ToString();
   };
   EXPECT_THAT(error_of(Ask(std::vector<int32_t>(20, 300), std::nullopt)),
-              HasSubstr("INVALID_ARGUMENT: prompt has 20 tokens; the model's length is 20"));
+              HasSubstr("OUT_OF_RANGE: prompt has 20 tokens; the model's length is 20"));
   EXPECT_THAT(error_of(Ask(kPrompt, 16)),
-              HasSubstr("INVALID_ARGUMENT: max_tokens=16 must be at most 15"));
+              HasSubstr("OUT_OF_RANGE: max_tokens=16 must be at most 15"));
   EXPECT_THAT(error_of(Ask({}, 1)), HasSubstr("INVALID_ARGUMENT: prompt has 0 tokens"));
   EXPECT_THAT(error_of(Ask({999'999}, 1)),
               HasSubstr("INVALID_ARGUMENT: prompt token id=999999 must be below"));
   ExchangeRequest request = Ask(kPrompt, 1);
   request.stop_token_ids = {999'999};
   EXPECT_THAT(error_of(request), HasSubstr("stop_token_ids=999999 must be below"));
+  request = Ask(kPrompt, 1);
+  request.allowed_token_ids = {5, 999'999};
+  EXPECT_THAT(error_of(request), HasSubstr("allowed_token_ids=999999 must be below"));
+  request = Ask(kPrompt, 1);
+  request.logit_bias = {{999'999, 1}};
+  EXPECT_THAT(error_of(request), HasSubstr("logit_bias token id=999999 must be below"));
+  request = Ask(kPrompt, 1);
+  request.bad_words = {std::string(200, '\x01')};
+  EXPECT_THAT(error_of(request), HasSubstr("bad_words[0] of 200 tokens must have from 1 to 32"));
   request = Ask(kPrompt, std::nullopt);
   request.min_tokens = 16;
   EXPECT_THAT(error_of(request), HasSubstr("min_tokens=16 must be at most 15"));
@@ -424,6 +434,200 @@ TEST_F(ExchangeTest, ErrorsNameFieldValueAndLimit) {
   request.model = "other";
   EXPECT_THAT(error_of(request), HasSubstr("NOT_FOUND: model='other'"));
   EXPECT_EQ(error_of(Ask(std::vector<int32_t>(19, 300), std::nullopt)), "OK");
+}
+
+/// Everything that draws depend on.
+ExchangeRequest AskWithAllOptions(int32_t max_tokens) {
+  ExchangeRequest request = Ask(kPrompt, max_tokens);
+  request.min_p = 0.125f;
+  request.repetition_penalty = 1.5f;
+  request.frequency_penalty = -0.5f;
+  request.presence_penalty = 0.25f;
+  request.choice = 3;
+  request.seed = 77;
+  request.logit_bias = {{11, -100}, {12, 2.5f}};
+  request.bad_words = {"fox"};
+  request.allowed_token_ids = {300, 301};
+  request.logprobs = 2;
+  request.prompt_logprobs = 1;
+  request.priority = -9;
+  request.cache_salt = "tenant";
+  return request;
+}
+
+TEST_F(ExchangeTest, SendsEveryOptionAsAsked) {
+  FakeWorker* worker = rig_.AddWorker(rig_.WorkerOptions());
+  rig_.Start(1);
+  ExchangeClient client(rig_.Rooms(), AskWithAllOptions(2));
+  ASSERT_TRUE(client.AwaitEnd());
+  ASSERT_FALSE(client.error.has_value()) << *client.error;
+  const wire::Submit submit = worker->submits().at(0);
+  EXPECT_EQ(submit.generated_before(), 0u);
+  EXPECT_EQ(submit.priority(), -9);
+  EXPECT_EQ(submit.cache_salt(), "tenant");
+  const wire::Sampling& sampling = submit.sampling();
+  EXPECT_EQ(sampling.min_p(), 0.125f);
+  EXPECT_EQ(sampling.repetition_penalty(), 1.5f);
+  EXPECT_EQ(sampling.frequency_penalty(), -0.5f);
+  EXPECT_EQ(sampling.presence_penalty(), 0.25f);
+  EXPECT_EQ(sampling.choice(), 3u);
+  ASSERT_EQ(sampling.logit_bias_size(), 2);
+  EXPECT_EQ(sampling.logit_bias(1).id(), 12u);
+  EXPECT_EQ(sampling.logit_bias(1).add(), 2.5f);
+  ASSERT_EQ(sampling.bad_words_size(), 2);
+  EXPECT_THAT(sampling.bad_words(0).ids(),
+              ::testing::ElementsAreArray(*rig_.text().EncodePrompt("fox")));
+  EXPECT_THAT(sampling.bad_words(1).ids(),
+              ::testing::ElementsAreArray(*rig_.text().EncodePrompt(" fox")));
+  EXPECT_THAT(sampling.allowed_ids(), ElementsAre(300, 301));
+  EXPECT_EQ(sampling.logprobs(), 2u);
+  EXPECT_EQ(sampling.prompt_logprobs(), 1u);
+
+  ExchangeClient plain(rig_.Rooms(), Ask(kPrompt, 1));
+  ASSERT_TRUE(plain.AwaitEnd());
+  const wire::Submit bare = worker->submits().at(1);
+  EXPECT_FALSE(bare.sampling().has_logprobs());
+  EXPECT_FALSE(bare.sampling().has_prompt_logprobs());
+  EXPECT_EQ(bare.sampling().repetition_penalty(), 1.0f);
+}
+
+TEST_F(ExchangeTest, TellsLogprobsOfPromptAndAnswer) {
+  FakeWorkerOptions options = rig_.WorkerOptions();
+  options.tokens_per_step = 3;
+  rig_.AddWorker(options);
+  rig_.Start(1);
+  ExchangeRequest request = Ask(kPrompt, 7);
+  request.logprobs = 2;
+  request.prompt_logprobs = 1;
+  ExchangeClient client(rig_.Rooms(), std::move(request));
+  ASSERT_TRUE(client.AwaitEnd());
+  ASSERT_FALSE(client.error.has_value()) << *client.error;
+  ASSERT_EQ(client.logprobs.size(), 7u);
+  for (size_t i = 0; i < 7; ++i) {
+    const TokenScore& score = client.logprobs[i];
+    const wire::TokenLogprobs said = FakeLogprobs(client.token_ids[i], 2);
+    EXPECT_EQ(score.id, client.token_ids[i]);
+    EXPECT_EQ(score.logprob, said.logprob());
+    EXPECT_EQ(score.rank, static_cast<int32_t>(said.rank()));
+    EXPECT_EQ(score.bytes, rig_.text().tokenizer().TokenBytes(score.id));
+    ASSERT_EQ(score.top.size(), 2u);
+    EXPECT_EQ(score.top[1].id, static_cast<int32_t>(said.top_ids(1)));
+    EXPECT_EQ(score.top[1].logprob, said.top_logprobs(1));
+    EXPECT_EQ(score.top[1].bytes, rig_.text().tokenizer().TokenBytes(score.top[1].id));
+  }
+  ASSERT_EQ(client.prompt_logprobs.size(), kPrompt.size());
+  EXPECT_EQ(client.prompt_logprobs[0].id, kPrompt[0]);
+  EXPECT_EQ(client.prompt_logprobs[0].rank, 0);
+  for (size_t i = 1; i < kPrompt.size(); ++i) {
+    EXPECT_EQ(client.prompt_logprobs[i].id, kPrompt[i]);
+    EXPECT_EQ(client.prompt_logprobs[i].logprob, FakeLogprobs(kPrompt[i], 1).logprob());
+    EXPECT_EQ(client.prompt_logprobs[i].top.size(), 1u);
+  }
+}
+
+TEST_F(ExchangeTest, LogprobsEndWhereTheTextDoes) {
+  const std::vector<int32_t> words = *rig_.text().EncodePrompt("one two three four");
+  FakeWorkerOptions options = rig_.Scripted(kPrompt.size(), words);
+  options.tokens_per_step = 100;
+  rig_.AddWorker(options);
+  rig_.Start(1);
+  ExchangeRequest request = Ask(kPrompt, 100);
+  request.ignore_eos = false;
+  request.logprobs = 0;
+  ExchangeClient whole(rig_.Rooms(), request);
+  ASSERT_TRUE(whole.AwaitEnd());
+  EXPECT_EQ(whole.token_ids.size(), words.size() + 1);
+  EXPECT_EQ(whole.logprobs.size(), words.size()) << "the end id is no text";
+  request.stop = {" three"};
+  ExchangeClient stopped(rig_.Rooms(), request);
+  ASSERT_TRUE(stopped.AwaitEnd());
+  EXPECT_EQ(stopped.content, "one two");
+  EXPECT_LT(stopped.logprobs.size(), words.size());
+  EXPECT_GE(stopped.logprobs.size(), rig_.text().EncodePrompt("one two")->size());
+}
+
+TEST_F(ExchangeTest, AReplayCarriesWhatDrawsDependOn) {
+  FakeWorkerOptions options = rig_.WorkerOptions();
+  options.automatic = false;
+  FakeWorker* worker = rig_.AddWorker(options);
+  rig_.Start(1);
+  ExchangeClient client(rig_.Rooms(), AskWithAllOptions(8));
+  ASSERT_TRUE(worker->AwaitLive(1));
+  // Lost within the prompt: its logprobs come anew.
+  worker->Step();
+  worker->DropRequests();
+  ASSERT_TRUE(worker->AwaitLive(1));
+  worker->Step();
+  for (size_t i = 1; i <= 3; ++i) {
+    worker->Step();
+    ASSERT_TRUE(client.AwaitTokens(i));
+  }
+  worker->DropRequests();
+  ASSERT_TRUE(worker->AwaitSubmits(3));
+  worker->SetAutomatic(true);
+  ASSERT_TRUE(client.AwaitEnd());
+  ASSERT_FALSE(client.error.has_value()) << *client.error;
+  EXPECT_EQ(client.token_ids, FakeAnswer(options, kPrompt, 8));
+  EXPECT_EQ(client.logprobs.size(), 8u);
+  ASSERT_EQ(client.prompt_logprobs.size(), kPrompt.size());
+  EXPECT_EQ(client.prompt_logprobs[4].id, kPrompt[4]);
+
+  const wire::Submit first = worker->submits().at(0);
+  EXPECT_EQ(worker->submits().at(1).sampling().SerializeAsString(),
+            first.sampling().SerializeAsString());
+  const wire::Submit replay = worker->submits().at(2);
+  EXPECT_EQ(replay.generated_before(), 3u);
+  EXPECT_EQ(replay.priority(), -9);
+  EXPECT_EQ(replay.cache_salt(), "tenant");
+  EXPECT_EQ(replay.stop().max_tokens(), 5u);
+  wire::Sampling asked = first.sampling();
+  asked.clear_prompt_logprobs();  // all of them are there
+  EXPECT_EQ(replay.sampling().SerializeAsString(), asked.SerializeAsString());
+}
+
+TEST_F(ExchangeTest, AWorkerThatSendsNoLogprobsIsFound) {
+  FakeWorkerOptions options = rig_.WorkerOptions();
+  options.scores = false;
+  FakeWorker* worker = rig_.AddWorker(options);
+  rig_.Start(1);
+  ExchangeRequest request = Ask(kPrompt, 100);
+  request.logprobs = 1;
+  ExchangeClient client(rig_.Rooms(), std::move(request));
+  ASSERT_TRUE(client.AwaitEnd());
+  ASSERT_TRUE(client.error.has_value());
+  EXPECT_EQ(*client.error, absl::InternalError("worker sent 0 logprobs with 1 tokens"));
+  EXPECT_TRUE(worker->AwaitLive(0)) << "its request is cancelled";
+}
+
+TEST_F(ExchangeTest, TheAnswersToOnePromptShareIt) {
+  FakeWorkerOptions options = rig_.WorkerOptions();
+  FakeWorker* worker = rig_.AddWorker(options);
+  rig_.Start(1);
+  ExchangeRequest request;
+  request.prompt = std::string("the prompt");
+  request.max_tokens = 2;
+  request.seed = 5;
+  request.prompt_logprobs = 0;
+  std::vector<ExchangeRequest> requests = RequestsFor(std::move(request), 3);
+  ASSERT_EQ(requests.size(), 3u);
+  const std::shared_ptr<EncodedPrompt> shared = requests[0].encoded;
+  std::vector<std::unique_ptr<ExchangeClient>> clients;
+  for (ExchangeRequest& each : requests) {
+    clients.push_back(std::make_unique<ExchangeClient>(rig_.Rooms(), std::move(each)));
+  }
+  for (const auto& client : clients) {
+    ASSERT_TRUE(client->AwaitEnd());
+    EXPECT_FALSE(client->error.has_value()) << *client->error;
+  }
+  EXPECT_EQ(shared->ids, *rig_.text().EncodePrompt("the prompt"));
+  ASSERT_EQ(worker->submits().size(), 3u);
+  for (uint32_t i = 0; i < 3; ++i) {
+    const wire::Submit submit = worker->submits()[i];
+    EXPECT_THAT(submit.prompt_ids(), ::testing::ElementsAreArray(shared->ids));
+    EXPECT_EQ(submit.sampling().choice(), i);
+    EXPECT_EQ(submit.sampling().seed(), 5u);
+    EXPECT_EQ(submit.sampling().has_prompt_logprobs(), i == 0);
+  }
 }
 
 TEST_F(ExchangeTest, TakesNoLongerThanItMay) {

@@ -20,7 +20,7 @@ class FleetTest : public ::testing::Test {
  protected:
   void StartFleet(std::vector<std::string> addresses) {
     options_.workers = std::move(addresses);
-    fleet_ = std::make_unique<Fleet>(options_, WorkerDemand{"tiny", 500}, &loops_,
+    fleet_ = std::make_unique<Fleet>(options_, WorkerDemand{"tiny", 500}, &loops_, &index_,
                                      [this](const FleetSnapshot& snapshot) {
                                        const std::lock_guard<std::mutex> lock(mutex_);
                                        states_.clear();
@@ -46,6 +46,7 @@ class FleetTest : public ::testing::Test {
   std::condition_variable changed_;
   std::vector<WorkerState> states_;
   int32_t dials_ = 0;
+  PrefixIndex index_{1000};
   LoopPool loops_{2};
   std::unique_ptr<Fleet> fleet_;
 };

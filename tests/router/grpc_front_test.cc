@@ -144,6 +144,63 @@ TEST_F(GrpcFrontTest, ChatStreamsReasoningAndContent) {
   EXPECT_EQ(finish, "stop");
 }
 
+TEST_F(GrpcFrontTest, SeveralAnswersShareACall) {
+  const FakeWorkerOptions options = rig_.WorkerOptions();
+  FakeWorker* worker = rig_.AddWorker(options);
+  StartFront(1);
+  pb::GenerateRequest request = Ask(20);
+  request.mutable_params()->set_n(3);
+  request.mutable_params()->set_logprobs(1);
+  request.mutable_params()->set_prompt_logprobs(1);
+  grpc::ClientContext call;
+  const auto reader = stub_->Generate(&call, request);
+  pb::GenerateEvent event;
+  std::vector<int32_t> ids[3];
+  std::vector<int32_t> scored[3];
+  int ends[3] = {};
+  int prompt_scores[3] = {};
+  while (reader->Read(&event)) {
+    ASSERT_LT(event.index(), 3u);
+    EXPECT_EQ(ends[event.index()], 0) << "an event after the last";
+    std::vector<int32_t>& of_answer = ids[event.index()];
+    of_answer.insert(of_answer.end(), event.token_ids().begin(), event.token_ids().end());
+    for (const pb::TokenLogprobs& score : event.logprobs()) {
+      scored[event.index()].push_back(static_cast<int32_t>(score.id()));
+      EXPECT_EQ(score.logprob(), FakeLogprobs(static_cast<int32_t>(score.id()), 1).logprob());
+      EXPECT_EQ(score.token(),
+                rig_.text().tokenizer().TokenBytes(static_cast<int32_t>(score.id())));
+      EXPECT_EQ(score.top_size(), 1);
+    }
+    prompt_scores[event.index()] += event.prompt_logprobs_size();
+    if (event.finish_reason().empty()) continue;
+    ++ends[event.index()];
+    EXPECT_EQ(event.usage().completion_tokens(), 20u);
+  }
+  ASSERT_TRUE(reader->Finish().ok());
+  for (int i = 0; i < 3; ++i) {
+    EXPECT_EQ(ids[i], FakeAnswer(options, kPrompt, 20));
+    EXPECT_EQ(scored[i], ids[i]);
+    EXPECT_EQ(ends[i], 1);
+    EXPECT_EQ(prompt_scores[i], i == 0 ? static_cast<int>(kPrompt.size()) : 0);
+    EXPECT_EQ(worker->submits().at(i).sampling().choice(), static_cast<uint32_t>(i));
+  }
+}
+
+TEST_F(GrpcFrontTest, ACancelledCallFreesAllItsAnswers) {
+  FakeWorkerOptions options = rig_.WorkerOptions();
+  options.automatic = false;
+  FakeWorker* worker = rig_.AddWorker(options);
+  StartFront(1);
+  pb::GenerateRequest request = Ask(4000);
+  request.mutable_params()->set_n(3);
+  grpc::ClientContext call;
+  const auto reader = stub_->Generate(&call, request);
+  ASSERT_TRUE(worker->AwaitLive(3));
+  call.TryCancel();
+  ASSERT_TRUE(worker->AwaitLive(0));
+  EXPECT_EQ(worker->seen().cancels, 3);
+}
+
 TEST_F(GrpcFrontTest, ErrorsComeAsStatuses) {
   rig_.AddWorker(rig_.WorkerOptions());
   StartFront(1);

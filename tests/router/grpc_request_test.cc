@@ -6,6 +6,8 @@
 #include <string>
 #include <vector>
 
+#include "absl/strings/str_cat.h"
+
 namespace glm::router {
 namespace {
 
@@ -28,8 +30,30 @@ TEST(GrpcRequestTest, UnsetParamsAreThePublicDefaults) {
   EXPECT_EQ(request->top_p, defaults.top_p);
   EXPECT_EQ(request->top_k, defaults.top_k);
   EXPECT_EQ(request->min_tokens, 0);
+  EXPECT_EQ(request->repetition_penalty, 1.0f);
+  EXPECT_EQ(request->logprobs, -1);
+  EXPECT_EQ(request->prompt_logprobs, -1);
+  EXPECT_EQ(*ReadAnswers(message.params()), 1);
   EXPECT_FALSE(request->ignore_eos);
   EXPECT_TRUE(request->stop.empty());
+}
+
+TEST(GrpcRequestTest, RefusesNumbersThatDoNotFit) {
+  pb::GenerationParams params;
+  for (const uint32_t n : {0u, 17u}) {
+    params.set_n(n);
+    EXPECT_EQ(ReadAnswers(params).status(),
+              absl::InvalidArgumentError(absl::StrCat("n=", n, " must be from 1 to 16")));
+  }
+  pb::GenerateRequest message;
+  message.set_text("hello");
+  message.mutable_params()->set_logprobs(0x8000'0000u);
+  EXPECT_THAT(std::string(ReadGenerateRequest(message).status().message()),
+              HasSubstr("logprobs=2147483648"));
+  message.mutable_params()->clear_logprobs();
+  (*message.mutable_params()->mutable_logit_bias())[0x8000'0000u] = 1;
+  EXPECT_THAT(std::string(ReadGenerateRequest(message).status().message()),
+              HasSubstr("logit_bias token id=2147483648"));
 }
 
 TEST(GrpcRequestTest, EveryParamIsRead) {
@@ -47,8 +71,36 @@ TEST(GrpcRequestTest, EveryParamIsRead) {
   params->add_stop_token_ids(8);
   params->set_ignore_eos(true);
   params->set_min_tokens(2);
+  params->set_min_p(0.25f);
+  params->set_repetition_penalty(1.5f);
+  params->set_frequency_penalty(-0.5f);
+  params->set_presence_penalty(0.75f);
+  (*params->mutable_logit_bias())[6] = -3;
+  params->add_bad_words("no");
+  params->add_allowed_token_ids(3);
+  params->set_logprobs(0);  // set to zero is not unset
+  params->set_prompt_logprobs(4);
+  params->set_n(16);
+  params->set_priority(-2);
+  params->set_cache_salt("salt");
+  message.set_echo(true);
   const absl::StatusOr<ExchangeRequest> request = ReadGenerateRequest(message);
   ASSERT_TRUE(request.ok()) << request.status();
+  EXPECT_EQ(*ReadAnswers(*params), 16);
+  EXPECT_EQ(request->min_p, 0.25f);
+  EXPECT_EQ(request->repetition_penalty, 1.5f);
+  EXPECT_EQ(request->frequency_penalty, -0.5f);
+  EXPECT_EQ(request->presence_penalty, 0.75f);
+  ASSERT_EQ(request->logit_bias.size(), 1u);
+  EXPECT_EQ(request->logit_bias[0].id, 6);
+  EXPECT_EQ(request->logit_bias[0].add, -3.0f);
+  EXPECT_THAT(request->bad_words, ElementsAre("no"));
+  EXPECT_THAT(request->allowed_token_ids, ElementsAre(3));
+  EXPECT_EQ(request->logprobs, 0);
+  EXPECT_EQ(request->prompt_logprobs, 4);
+  EXPECT_EQ(request->priority, -2);
+  EXPECT_EQ(request->cache_salt, "salt");
+  EXPECT_TRUE(request->echo);
   EXPECT_EQ(request->model, "glm");
   EXPECT_THAT(std::get<std::vector<int32_t>>(request->prompt), ElementsAre(4, 5));
   EXPECT_EQ(request->max_tokens, 9);

@@ -119,6 +119,77 @@ TEST(OpenAiJsonTest, AcceptsWhatChangesNothing) {
   }
 }
 
+TEST(OpenAiJsonTest, ReadsEverySamplingField) {
+  const std::string fields =
+      R"("min_p":0.25,"top_k":5,"repetition_penalty":1.5,"frequency_penalty":-0.5,
+         "presence_penalty":2,"logit_bias":{"5":-100,"17":2.5},"bad_words":["a b","c"],
+         "allowed_token_ids":[1,2],"priority":-3,"cache_salt":"s","n":1)";
+  for (const bool is_chat : {true, false}) {
+    const absl::StatusOr<OpenAiCall> call =
+        is_chat ? ReadChatBody(ChatBody(fields)) : ReadCompletionBody(CompletionBody(fields));
+    ASSERT_TRUE(call.ok()) << call.status();
+    const ExchangeRequest& request = call->requests[0];
+    EXPECT_EQ(request.min_p, 0.25f);
+    EXPECT_EQ(request.top_k, 5);
+    EXPECT_EQ(request.repetition_penalty, 1.5f);
+    EXPECT_EQ(request.frequency_penalty, -0.5f);
+    EXPECT_EQ(request.presence_penalty, 2.0f);
+    ASSERT_EQ(request.logit_bias.size(), 2u);
+    EXPECT_EQ(request.logit_bias[0].id, 5);
+    EXPECT_EQ(request.logit_bias[0].add, -100.0f);
+    EXPECT_EQ(request.logit_bias[1].id, 17);
+    EXPECT_EQ(request.logit_bias[1].add, 2.5f);
+    EXPECT_EQ(request.bad_words, (std::vector<std::string>{"a b", "c"}));
+    EXPECT_EQ(request.allowed_token_ids, (std::vector<int32_t>{1, 2}));
+    EXPECT_EQ(request.priority, -3);
+    EXPECT_EQ(request.cache_salt, "s");
+    EXPECT_EQ(request.logprobs, -1);
+    EXPECT_EQ(request.prompt_logprobs, -1);
+  }
+}
+
+TEST(OpenAiJsonTest, ReadsLogprobs) {
+  absl::StatusOr<OpenAiCall> call =
+      ReadChatBody(ChatBody(R"("logprobs":true,"top_logprobs":3,"prompt_logprobs":2,"n":2)"));
+  ASSERT_TRUE(call.ok()) << call.status();
+  EXPECT_EQ(call->logprobs, 3);
+  EXPECT_EQ(call->prompt_logprobs, 2);
+  EXPECT_EQ(call->requests[0].logprobs, 3);
+  EXPECT_EQ(call->requests[0].prompt_logprobs, 2);
+  EXPECT_EQ(call->requests[1].prompt_logprobs, -1) << "one prompt, told once";
+  EXPECT_EQ(ReadChatBody(ChatBody(R"("logprobs":true)"))->requests[0].logprobs, 0);
+  EXPECT_EQ(ReadChatBody(ChatBody(R"("logprobs":false)"))->requests[0].logprobs, -1);
+
+  call = ReadCompletionBody(CompletionBody(R"("logprobs":5)"));
+  ASSERT_TRUE(call.ok()) << call.status();
+  EXPECT_EQ(call->requests[0].logprobs, 5);
+  EXPECT_EQ(call->requests[0].prompt_logprobs, -1);
+  call = ReadCompletionBody(CompletionBody(R"("logprobs":5,"echo":true,"n":2)"));
+  ASSERT_TRUE(call.ok()) << call.status();
+  EXPECT_EQ(call->prompt_logprobs, -1);
+  EXPECT_EQ(call->requests[0].prompt_logprobs, 5) << "the echo's";
+  EXPECT_EQ(call->requests[1].prompt_logprobs, 5);
+  call = ReadCompletionBody(CompletionBody(R"("logprobs":1,"prompt_logprobs":4,"echo":true)"));
+  ASSERT_TRUE(call.ok()) << call.status();
+  EXPECT_EQ(call->requests[0].prompt_logprobs, 4);
+}
+
+TEST(OpenAiJsonTest, NAnswersOfEachPromptComeInOrder) {
+  const absl::StatusOr<OpenAiCall> call =
+      ReadCompletionBody(R"({"prompt":["a","b"],"n":3,"best_of":3,"seed":9})");
+  ASSERT_TRUE(call.ok()) << call.status();
+  EXPECT_EQ(call->answers_per_prompt, 3);
+  ASSERT_EQ(call->requests.size(), 6u);
+  for (int32_t i = 0; i < 6; ++i) {
+    EXPECT_EQ(std::get<std::string>(call->requests[i].prompt), i < 3 ? "a" : "b");
+    EXPECT_EQ(call->requests[i].choice, i % 3);
+    EXPECT_EQ(call->requests[i].seed, 9u);
+  }
+  EXPECT_EQ(call->requests[0].encoded, call->requests[2].encoded);
+  EXPECT_NE(call->requests[0].encoded, call->requests[3].encoded);
+  EXPECT_EQ(ReadChatBody(ChatBody(""))->requests[0].encoded, nullptr);
+}
+
 struct BadBody {
   std::string body;
   std::string field;
@@ -182,11 +253,29 @@ TEST(OpenAiJsonTest, RefusesBadChatsByName) {
       {ChatBody(R"("user":5)"), "user", "must be a string"},
       {ChatBody(R"("frobnicate":1)"), "frobnicate", "not a known field"},
       {ChatBody(R"("prompt":"hi")"), "prompt", "not a known field"},
-      {ChatBody(R"("n":2)"), "n", "supported only as 1, not 2", kUnsupported},
-      {ChatBody(R"("n":true)"), "n", "supported only as 1", kUnsupported},
-      {ChatBody(R"("logprobs":true)"), "logprobs", "only as false", kUnsupported},
-      {ChatBody(R"("presence_penalty":0.5)"), "presence_penalty", "only as 0", kUnsupported},
-      {ChatBody(R"("logit_bias":{"5":1})"), "logit_bias", "only as {}", kUnsupported},
+      {ChatBody(R"("n":17)"), "n", "of 17 must be from 1 to 16"},
+      {ChatBody(R"("n":0)"), "n", "of 0 must be from 1 to 16"},
+      {ChatBody(R"("n":true)"), "n", "must be an integer"},
+      {ChatBody(R"("n":2,"best_of":3)"), "best_of", "only as 2, not 3", kUnsupported},
+      {ChatBody(R"("logprobs":1)"), "logprobs", "true or false"},
+      {ChatBody(R"("top_logprobs":1)"), "top_logprobs", "needs \"logprobs\": true"},
+      {ChatBody(R"("logprobs":true,"top_logprobs":21)"), "top_logprobs",
+       "of 21 must be from 0 to 20"},
+      {ChatBody(R"("prompt_logprobs":-1)"), "prompt_logprobs", "of -1 must be from 0 to 20"},
+      {ChatBody(R"("stream":true,"prompt_logprobs":1)"), "prompt_logprobs",
+       "needs \"stream\": false"},
+      {ChatBody(R"("presence_penalty":"a")"), "presence_penalty", "must be a number"},
+      {ChatBody(R"("logit_bias":[1])"), "logit_bias", "must be an object"},
+      {ChatBody(R"("logit_bias":{"five":1})"), "logit_bias", "has the key \"five\""},
+      {ChatBody(R"("logit_bias":{"-5":1})"), "logit_bias", "has the key \"-5\""},
+      {ChatBody(R"("logit_bias":{"":1})"), "logit_bias", "has the key \"\""},
+      {ChatBody(R"("logit_bias":{"3000000000":1})"), "logit_bias", "keys must be token ids"},
+      {ChatBody(R"("logit_bias":{"5":"1"})"), "logit_bias.5", "must be a number, not \"1\""},
+      {ChatBody(R"("logit_bias":{"5":null})"), "logit_bias.5", "must be a number, not null"},
+      {ChatBody(R"("bad_words":[1])"), "bad_words", "list of strings"},
+      {ChatBody(R"("allowed_token_ids":["a"])"), "allowed_token_ids[0]", "integer"},
+      {ChatBody(R"("priority":1.5)"), "priority", "integer"},
+      {ChatBody(R"("cache_salt":1)"), "cache_salt", "must be a string"},
       {ChatBody(R"("response_format":{"type":"json_object"})"), "response_format", "json_object",
        kUnsupported},
       {ChatBody(R"("reasoning_effort":"high")"), "reasoning_effort", "high", kUnsupported},
@@ -227,7 +316,11 @@ TEST(OpenAiJsonTest, RefusesBadCompletionsByName) {
       {R"({"prompt":[[5],["a"]]})", "prompt[0]", "integer"},
       {R"({"prompt":[[5],"a"]})", "prompt", "only strings"},
       {R"({"prompt":[null]})", "prompt", "only strings"},
-      {CompletionBody(R"("logprobs":1)"), "logprobs", "not supported", kUnsupported},
+      {CompletionBody(R"("logprobs":21)"), "logprobs", "of 21 must be from 0 to 20"},
+      {CompletionBody(R"("logprobs":true)"), "logprobs", "integer"},
+      {CompletionBody(R"("top_logprobs":1)"), "top_logprobs", "not a known field"},
+      {R"({"prompt":["a","b","c","d","e","f","g","h","i"],"n":15})", "n",
+       "of 15 for 9 prompts makes 135 choices; the limit is 128"},
       {CompletionBody(R"("suffix":"x")"), "suffix", "only as \"\"", kUnsupported},
       {CompletionBody(R"("best_of":2)"), "best_of", "only as 1", kUnsupported},
       {CompletionBody(R"("messages":[])"), "messages", "not a known field"},
@@ -393,8 +486,8 @@ TEST(OpenAiAnswerTest, WritesChunksOfAChat) {
   AnswerDelta word;
   word.content = "hi";
   std::string text;
-  events.AppendDelta(0, true, thought, &text);
-  events.AppendDelta(0, false, word, &text);
+  events.AppendDelta(0, true, thought, nullptr, &text);
+  events.AppendDelta(0, false, word, nullptr, &text);
   events.AppendEnd(0, false, AnswerEnd::kLength, &text);
   events.AppendUsage({10, 5, 4}, &text);
   const std::vector<Json> chunks = EventsOf(text);
@@ -417,13 +510,13 @@ TEST(OpenAiAnswerTest, WritesChunksOfACompletion) {
   AnswerDelta word;
   word.content = "hi";
   std::string text;
-  events.AppendDelta(3, true, word, &text);
+  events.AppendDelta(3, true, word, Json{{"tokens", {"hi"}}}, &text);
   events.AppendEnd(3, false, AnswerEnd::kStop, &text);
   const std::vector<Json> chunks = EventsOf(text);
   ASSERT_EQ(chunks.size(), 2u);
   EXPECT_EQ(chunks[0]["object"], "text_completion");
   EXPECT_EQ(chunks[0]["choices"].dump(),
-            R"([{"index":3,"text":"hi","logprobs":null,"finish_reason":null}])");
+            R"([{"index":3,"text":"hi","logprobs":{"tokens":["hi"]},"finish_reason":null}])");
   EXPECT_EQ(chunks[1]["choices"].dump(),
             R"([{"index":3,"text":"","logprobs":null,"finish_reason":"stop"}])");
 }

@@ -8,6 +8,7 @@
 #include <future>
 #include <map>
 #include <memory>
+#include <set>
 #include <string>
 #include <thread>
 #include <vector>
@@ -16,6 +17,7 @@
 #include "router/fleet/fleet.h"
 #include "router/front/http.h"
 #include "router/front/openai_answer.h"
+#include "router/route/placement.h"
 #include "tests/router/golden_text.h"
 #include "tests/router/http_client.h"
 #include "tests/support/fake_worker.h"
@@ -80,7 +82,7 @@ class OpenAiTest : public testing::Test {
     FleetOptions options;
     options.workers = {absl::StrCat("127.0.0.1:", port)};
     fleet_ = std::make_unique<Fleet>(options, WorkerDemand{"tiny", 3000}, &loops_,
-                                     [this](const FleetSnapshot& snapshot) {
+                                     &placement_.index(), [this](const FleetSnapshot& snapshot) {
                                        if (snapshot.ready > 0 && !was_ready_) {
                                          was_ready_ = true;
                                          ready_.set_value();
@@ -88,6 +90,7 @@ class OpenAiTest : public testing::Test {
                                      });
     ExchangeRooms rooms;
     rooms.fleet = fleet_.get();
+    rooms.placement = &placement_;
     rooms.text = model_.get();
     rooms.metrics = &metrics_;
     rooms.model_name = "tiny";
@@ -133,6 +136,7 @@ class OpenAiTest : public testing::Test {
   std::promise<void> ready_;
   bool was_ready_ = false;  // loop 0's
   std::unique_ptr<FakeWorker> worker_;
+  Placement placement_{Policy::kPrefix, *ParseHashKey(""), 1000, 1000};
   std::unique_ptr<Fleet> fleet_;
   std::unique_ptr<OpenAiFront> front_;
   std::unique_ptr<HttpServer> server_;
@@ -210,6 +214,116 @@ TEST_F(OpenAiTest, AnswersAChat) {
   EXPECT_EQ(usage["total_tokens"],
             usage["prompt_tokens"].get<int>() + usage["completion_tokens"].get<int>());
   EXPECT_EQ(usage["prompt_tokens_details"]["cached_tokens"], 2);
+}
+
+TEST_F(OpenAiTest, TellsTheLogprobsOfAChat) {
+  StartAll();
+  const std::string asked =
+      absl::StrCat(kUserTurn, R"(,"logprobs":true,"top_logprobs":2,"prompt_logprobs":1)");
+  const HttpAnswered answered = Chat(asked);
+  ASSERT_EQ(answered.status, 200) << answered.body;
+  const Json json = Parsed(answered);
+  // Reasoning and its end are tokens too; the end of the turn is not.
+  std::vector<int32_t> ids = thought_ids_;
+  ids.push_back(model_->tags().think_end);
+  ids.insert(ids.end(), answer_ids_.begin(), answer_ids_.end());
+  const Json& content = json["choices"][0]["logprobs"]["content"];
+  ASSERT_EQ(content.size(), ids.size());
+  for (size_t i = 0; i < ids.size(); ++i) {
+    EXPECT_EQ(content[i]["token"], std::string(model_->tokenizer().TokenBytes(ids[i])));
+    EXPECT_EQ(content[i]["logprob"], FakeLogprobs(ids[i], 2).logprob());
+    EXPECT_EQ(content[i]["top_logprobs"].size(), 2u);
+  }
+  const Json& prompt = json["prompt_logprobs"];
+  ASSERT_EQ(static_cast<int>(prompt.size()), worker_->submits()[0].prompt_ids_size());
+  EXPECT_TRUE(prompt[0].is_null());
+  EXPECT_TRUE(prompt[1].contains(absl::StrCat(worker_->submits()[0].prompt_ids(1))));
+
+  const HttpAnswered streamed =
+      Chat(absl::StrCat(kUserTurn, R"(,"logprobs":true,"top_logprobs":2,"stream":true)"));
+  ASSERT_EQ(streamed.status, 200) << streamed.body;
+  Json joined = Json::array();
+  for (const Json& event : Events(streamed.body)) {
+    const Json& logprobs = event["choices"][0]["logprobs"];
+    if (logprobs.is_null()) continue;
+    for (const Json& entry : logprobs["content"]) joined.push_back(entry);
+  }
+  EXPECT_EQ(joined, content);
+}
+
+TEST_F(OpenAiTest, EchoesThePromptWithItsLogprobs) {
+  StartAll();
+  for (const bool stream : {false, true}) {
+    const HttpAnswered answered = Complete(absl::StrCat(
+        R"("prompt":"Hello world","echo":true,"logprobs":1,"stream":)", stream ? "true" : "false"));
+    ASSERT_EQ(answered.status, 200) << answered.body;
+    std::string text;
+    Json joined;
+    const std::vector<Json> pieces =
+        stream ? Events(answered.body) : std::vector<Json>{Parsed(answered)};
+    for (const Json& piece : pieces) {
+      text += piece["choices"][0]["text"].get<std::string>();
+      for (const auto& [name, list] : piece["choices"][0]["logprobs"].items()) {
+        for (const Json& entry : list) joined[name].push_back(entry);
+      }
+    }
+    EXPECT_EQ(text, "Hello worldThe quick brown fox");
+    const std::vector<int32_t> prompt = *model_->EncodePrompt("Hello world");
+    ASSERT_EQ(joined["tokens"].size(), prompt.size() + answer_ids_.size());
+    EXPECT_TRUE(joined["token_logprobs"][0].is_null());
+    EXPECT_EQ(joined["token_logprobs"][1], FakeLogprobs(prompt[1], 1).logprob());
+    EXPECT_FALSE(joined["top_logprobs"][1].empty());
+    // The tokens lie one after the other in the text.
+    for (size_t i = 0; i < joined["tokens"].size(); ++i) {
+      const std::string token = joined["tokens"][i].get<std::string>();
+      EXPECT_EQ(text.substr(joined["text_offset"][i].get<size_t>(), token.size()), token);
+    }
+  }
+}
+
+TEST_F(OpenAiTest, GivesSeveralAnswersToOnePrompt) {
+  StartAll();
+  const std::string asked = R"("prompt":["one","two"],"n":3,"max_tokens":2,"seed":4)";
+  const HttpAnswered answered = Complete(asked);
+  ASSERT_EQ(answered.status, 200) << answered.body;
+  const Json json = Parsed(answered);
+  ASSERT_EQ(json["choices"].size(), 6u);
+  int prompt_tokens = 0;
+  std::map<std::string, std::set<uint32_t>> choices;
+  for (const auto& submit : worker_->submits()) {
+    const std::string ids = testing::PrintToString(
+        std::vector<uint32_t>(submit.prompt_ids().begin(), submit.prompt_ids().end()));
+    if (choices[ids].empty()) prompt_tokens += submit.prompt_ids_size();
+    choices[ids].insert(submit.sampling().choice());
+    EXPECT_EQ(submit.sampling().seed(), 4u);
+  }
+  ASSERT_EQ(choices.size(), 2u);
+  for (const auto& [ids, seen] : choices) EXPECT_EQ(seen, (std::set<uint32_t>{0, 1, 2})) << ids;
+  for (size_t i = 0; i < 6; ++i) {
+    EXPECT_EQ(json["choices"][i]["index"], i);
+    EXPECT_EQ(json["choices"][i]["finish_reason"], "length");
+  }
+  EXPECT_EQ(json["usage"]["prompt_tokens"], prompt_tokens) << "each prompt once";
+  EXPECT_EQ(json["usage"]["completion_tokens"], 12);
+
+  const std::vector<Json> events =
+      Events(Chat(absl::StrCat(kUserTurn, R"(,"n":2,"stream":true)")).body);
+  for (const int index : {0, 1}) {
+    EXPECT_EQ(Joined(events, "role", index), "assistant");
+    EXPECT_EQ(Joined(events, "content", index), "The quick brown fox");
+  }
+}
+
+TEST_F(OpenAiTest, AClientThatLeavesCancelsAllItsAnswers) {
+  worker_options_.automatic = false;
+  StartAll();
+  {
+    HttpClient client(server_->port());
+    client.SendPost("/v1/completions", R"({"prompt":"one","n":3})");
+    ASSERT_TRUE(worker_->AwaitLive(3));
+  }
+  EXPECT_TRUE(worker_->AwaitLive(0));
+  EXPECT_EQ(worker_->seen().cancels, 3);
 }
 
 TEST_F(OpenAiTest, StreamsAChat) {
@@ -340,7 +454,7 @@ TEST_F(OpenAiTest, CancelsEveryPromptOfARequestWhenOneFails) {
   std::string long_prompt = "[5";
   for (int i = 0; i < 300; ++i) long_prompt += ",5";
   const HttpAnswered answered = Complete(absl::StrCat(R"("prompt":[[5],)", long_prompt, "],[6]]"));
-  ExpectError(answered, 400, "invalid_request_error", "prompt", nullptr);
+  ExpectError(answered, 400, "invalid_request_error", "prompt", "context_length_exceeded");
   ASSERT_TRUE(worker_->AwaitLive(0));
   EXPECT_LE(worker_->seen().submits, 1);
 }
@@ -355,7 +469,14 @@ TEST_F(OpenAiTest, NamesWhatIsWrong) {
               nullptr);
   ExpectError(Chat(absl::StrCat(kUserTurn, R"(,"frobnicate":1)")), 400, invalid, "frobnicate",
               nullptr);
-  ExpectError(Chat(absl::StrCat(kUserTurn, R"(,"n":2)")), 400, invalid, "n", "unsupported_value");
+  ExpectError(Chat(absl::StrCat(kUserTurn, R"(,"n":17)")), 400, invalid, "n", nullptr);
+  ExpectError(Chat(absl::StrCat(kUserTurn, R"(,"store":true)")), 400, invalid, "store",
+              "unsupported_value");
+  ExpectError(Chat(absl::StrCat(kUserTurn, R"(,"min_p":2)")), 400, invalid, "min_p", nullptr);
+  ExpectError(Chat(absl::StrCat(kUserTurn, R"(,"logit_bias":{"5":101})")), 400, invalid,
+              "logit_bias", nullptr);
+  ExpectError(Chat(absl::StrCat(kUserTurn, R"(,"max_tokens":300)")), 400, invalid, "max_tokens",
+              "context_length_exceeded");
   ExpectError(Chat(absl::StrCat(kUserTurn, R"(,"model":"gpt")")), 404, invalid, "model",
               "model_not_found");
   ExpectError(Complete(R"("prompt":[3999999])"), 400, invalid, "prompt", nullptr);

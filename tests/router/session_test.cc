@@ -8,6 +8,7 @@
 #include <mutex>
 #include <optional>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "tests/support/fake_worker.h"
@@ -23,6 +24,7 @@ class Heard final : public Receiver {
   void OnOutput(const wire::Output& output) override {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (const uint32_t id : output.token_ids()) token_ids.push_back(static_cast<int32_t>(id));
+    ++outputs;
     if (output.finish() != wire::FINISH_NONE) last = output;
     changed_.notify_all();
   }
@@ -50,6 +52,7 @@ class Heard final : public Receiver {
 
   // Read under Await, or when nothing can change any more.
   std::vector<int32_t> token_ids;
+  int32_t outputs = 0;
   std::optional<wire::Output> last;
   std::optional<absl::Status> lost;
   std::optional<absl::Status> end;
@@ -80,7 +83,8 @@ class SessionTest : public ::testing::Test {
   void Open(FakeWorkerOptions worker_options) {
     worker_options_ = worker_options;
     worker_ = FakeWorker::Start(std::move(worker_options));
-    session_ = Session::Open(worker_->address(), options_, {"tiny", 500}, &loops_, heard_.Events());
+    session_ = Session::Open(worker_->address(), options_, {"tiny", 500}, &loops_, &index_,
+                             heard_.Events());
   }
   void OpenReady(FakeWorkerOptions worker_options) {
     Open(std::move(worker_options));
@@ -103,6 +107,7 @@ class SessionTest : public ::testing::Test {
   FakeWorkerOptions worker_options_;
   std::unique_ptr<FakeWorker> worker_;
   Heard heard_;
+  PrefixIndex index_{1000};
   LoopPool loops_{3};
   std::shared_ptr<Session> session_;
 };
@@ -152,6 +157,22 @@ TEST_F(SessionTest, LoadCountsWhatWasSentBeforeTheWorkerSaysIt) {
   EXPECT_EQ(session_->Load().tokens_waiting, 0);
   worker_->Step();
   ASSERT_TRUE(first.Await([&] { return first.last.has_value(); }));
+}
+
+TEST_F(SessionTest, LogprobsOfAPromptThatIsNotComputedYetSettleNoLoad) {
+  OpenReady({.automatic = false});
+  Heard heard;
+  wire::Submit submit = MakeSubmit({1, 2, 3, 4}, 1);
+  submit.mutable_sampling()->set_prompt_logprobs(0);
+  ASSERT_TRUE(Submit(0, submit, &heard).ok());
+  ASSERT_TRUE(worker_->AwaitLive(1));
+  worker_->Step();
+  ASSERT_TRUE(heard.Await([&] { return heard.outputs == 1; }));
+  EXPECT_TRUE(heard.token_ids.empty());
+  EXPECT_EQ(session_->Load().tokens_waiting, 4);
+  worker_->Step();
+  ASSERT_TRUE(heard.Await([&] { return heard.last.has_value(); }));
+  EXPECT_EQ(session_->Load().tokens_waiting, 0);
 }
 
 TEST_F(SessionTest, LoadOfOthersIsHeard) {
@@ -274,11 +295,39 @@ TEST(SessionDialTest, NobodyThereEndsUnavailable) {
     port = worker->port();
   }
   LoopPool loops(1);
+  PrefixIndex index(10);
   Heard heard;
   const auto session = Session::Open("127.0.0.1:" + std::to_string(port), FleetOptions(),
-                                     {"tiny", 1}, &loops, heard.Events());
+                                     {"tiny", 1}, &loops, &index, heard.Events());
   ASSERT_TRUE(heard.Await([&] { return heard.end.has_value(); }));
   EXPECT_EQ(heard.end->code(), absl::StatusCode::kUnavailable);
+}
+
+TEST_F(SessionTest, TheIndexFollowsTheWorkersCache) {
+  FakeWorkerOptions options;
+  options.prefix_caching = true;
+  OpenReady(options);
+  EXPECT_EQ(session_->cache_slot(), 0);
+  const auto await_blocks = [&](int64_t blocks) {
+    for (int32_t i = 0; i < 3000 && index_.blocks() != blocks; ++i) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(10));
+    }
+    return index_.blocks();
+  };
+  ASSERT_TRUE(worker_->Await([](const auto& seen) { return seen.snapshots == 1; }));
+  std::vector<int32_t> prompt(40, 5);  // two full blocks of 16
+  Heard request;
+  ASSERT_TRUE(Submit(0, MakeSubmit(prompt, 1), &request).ok());
+  EXPECT_EQ(await_blocks(2), 2);
+  // A gap is seen, and mended by a snapshot.
+  worker_->StoreInSecret({77, 78});
+  prompt.assign(20, 6);
+  Heard other;
+  ASSERT_TRUE(Submit(0, MakeSubmit(prompt, 1), &other).ok());
+  ASSERT_TRUE(worker_->Await([](const auto& seen) { return seen.snapshots == 2; }));
+  EXPECT_EQ(await_blocks(4), 4);
+  worker_->BreakSessions(absl::UnavailableError("gone"));
+  EXPECT_EQ(await_blocks(0), 0);
 }
 
 }  // namespace

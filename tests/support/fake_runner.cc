@@ -184,6 +184,10 @@ void FakeDevice::CheckShape(const StepPlan& plan) const {
   CHECK_EQ(plan.query_starts.size(), sequences + 1);
   CHECK_EQ(plan.block_tables.size(), sequences * plan.blocks_max);
   CHECK_EQ(plan.sample_rows.size(), plan.logit_tokens.size());
+  CHECK_LE(plan.edits.size(), static_cast<size_t>(limits_.edits_max));
+  CHECK_LE(plan.edit_contexts.size(), static_cast<size_t>(limits_.edit_contexts_max));
+  CHECK_LE(plan.masks.size(),
+           static_cast<size_t>(limits_.masks_max) * ((limits_.vocabulary + 31) / 32));
   CHECK(plan.drafts <= limits_.drafts_max && (plan.drafts == 0) == plan.draft_rows.empty());
   CHECK_EQ(plan.next_ids.size(), limits_.drafts_max > 0 ? plan.token_ids.size() : 0);
 }

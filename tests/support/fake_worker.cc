@@ -45,6 +45,18 @@ std::vector<int32_t> FakeAnswer(const FakeWorkerOptions& options, std::vector<in
   return prompt_ids;
 }
 
+wire::TokenLogprobs FakeLogprobs(int32_t id, int32_t alternatives) {
+  wire::TokenLogprobs logprobs;
+  logprobs.set_id(static_cast<uint32_t>(id));
+  logprobs.set_logprob(-0.25f - static_cast<float>(id % 4));
+  logprobs.set_rank(static_cast<uint32_t>(id % 4 + 1));
+  for (int32_t i = 0; i < alternatives; ++i) {
+    logprobs.add_top_ids(static_cast<uint32_t>(id - id % 4 + i));
+    logprobs.add_top_logprobs(-0.25f - static_cast<float>(i));
+  }
+  return logprobs;
+}
+
 class FakeWorker::Service final : public wire::Worker::CallbackService {
  public:
   explicit Service(FakeWorkerOptions options) : options_(std::move(options)) {
@@ -114,6 +126,11 @@ class FakeWorker::Service final : public wire::Worker::CallbackService {
     for (Peer* peer : peers_) Send(peer, StepFrame());
   }
 
+  void StoreInSecret(const BlockKey& block) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    Hold(block);
+  }
+
   void DropRequests() {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (Peer* peer : peers_) {
@@ -150,7 +167,8 @@ class FakeWorker::Service final : public wire::Worker::CallbackService {
  private:
   struct Live {
     std::vector<int32_t> ids;  // prompt and answer so far
-    int32_t answered = 0;
+    uint32_t answered = 0;
+    int scored = 0;  // tokens of the prompt
     wire::Submit submit;
   };
 
@@ -241,6 +259,9 @@ class FakeWorker::Service final : public wire::Worker::CallbackService {
   void Take(Peer* peer, const wire::RouterFrame& frame) {
     if (frame.has_hello() && options_.welcomes) {
       Send(peer, WelcomeFrame());
+    } else if (frame.has_ask_cache_snapshot()) {
+      ++seen_.snapshots;
+      Send(peer, SnapshotFrame());
     } else if (frame.has_cancel()) {
       ++seen_.cancels;
       seen_.live -= static_cast<int32_t>(peer->live.erase(frame.cancel().request_id()));
@@ -262,7 +283,55 @@ class FakeWorker::Service final : public wire::Worker::CallbackService {
       CHECK(peer->live.emplace(submit.request_id(), std::move(live)).second)
           << "request id " << submit.request_id() << " is live already";
       ++seen_.live;
+      if (options_.prefix_caching) CachePrompt(submit);
     }
+  }
+
+  bool Hold(const BlockKey& block) {
+    for (const BlockKey& held : blocks_) {
+      if (held == block) return false;
+    }
+    blocks_.push_back(block);
+    digest_.Store(block);
+    return true;
+  }
+
+  void CachePrompt(const wire::Submit& submit) {
+    BlockHasher hasher(*ParseHashKey(""));
+    const std::vector<int32_t> ids(submit.prompt_ids().begin(), submit.prompt_ids().end());
+    const auto size = static_cast<size_t>(options_.block_size);
+    wire::CacheChanges changes;
+    changes.set_sequence(blocks_.size() + 1);
+    BlockKey parent;
+    for (size_t begin = 0; begin + size <= ids.size(); begin += size) {
+      const std::span<const int32_t> block(ids.data() + begin, size);
+      parent = begin == 0 ? hasher.First(submit.cache_salt(), block) : hasher.Next(parent, block);
+      if (!Hold(parent)) continue;
+      changes.add_stored(true);
+      changes.add_blocks(parent.high);
+      changes.add_blocks(parent.low);
+    }
+    if (changes.stored_size() == 0) return;
+    changes.set_digest(digest_.value());
+    for (Peer* peer : peers_) {
+      wire::WorkerFrame frame = StepFrame();
+      *frame.mutable_step()->mutable_cache() = changes;
+      Send(peer, std::move(frame));
+    }
+  }
+
+  wire::WorkerFrame SnapshotFrame() const {
+    wire::WorkerFrame frame;
+    wire::CacheSnapshot* snapshot = frame.mutable_cache_snapshot();
+    snapshot->set_sequence(blocks_.size());
+    snapshot->set_digest(digest_.value());
+    snapshot->set_first(true);
+    snapshot->set_last(true);
+    for (const BlockKey& block : blocks_) {
+      snapshot->add_blocks(block.high);
+      snapshot->add_blocks(block.low);
+    }
+    return frame;
   }
 
   wire::WorkerFrame WelcomeFrame() const {
@@ -275,6 +344,7 @@ class FakeWorker::Service final : public wire::Worker::CallbackService {
     welcome->set_length_max(static_cast<uint32_t>(options_.length_max));
     welcome->set_block_size(static_cast<uint32_t>(options_.block_size));
     welcome->set_kv_blocks_total(static_cast<uint64_t>(options_.kv_blocks_total));
+    welcome->set_prefix_caching(options_.prefix_caching);
     welcome->set_sequences_max(static_cast<uint32_t>(options_.sequences_max));
     for (const int32_t id : options_.eos_ids) welcome->add_eos_ids(static_cast<uint32_t>(id));
     return frame;
@@ -314,8 +384,26 @@ class FakeWorker::Service final : public wire::Worker::CallbackService {
     Send(peer, std::move(frame));
   }
 
+  /// The prompt's logprobs come in two parts, as chunks of the prompt do; the second comes with the
+  /// first token. Whether all are sent.
+  bool AddPromptLogprobs(Live* live, wire::Output* output) {
+    const wire::Submit& submit = live->submit;
+    if (!submit.sampling().has_prompt_logprobs()) return true;
+    const int count = submit.prompt_ids_size();
+    const int end = live->scored == 0 ? count / 2 : count;
+    for (int i = std::max(live->scored, 1); i < end; ++i) {
+      *output->add_prompt_logprobs() =
+          FakeLogprobs(static_cast<int32_t>(submit.prompt_ids(i)),
+                       static_cast<int32_t>(submit.sampling().prompt_logprobs()));
+    }
+    live->scored = end;
+    return end == count;
+  }
+
   /// Whether the request ended.
   bool Advance(uint64_t id, Live* live, wire::Output* output) {
+    output->set_request_id(id);
+    if (!AddPromptLogprobs(live, output)) return false;
     for (int32_t i = 1; i < options_.tokens_per_step; ++i) {
       if (AddToken(id, live, output)) return true;
     }
@@ -329,14 +417,18 @@ class FakeWorker::Service final : public wire::Worker::CallbackService {
     ++seen_.tokens;
     output->set_request_id(id);
     output->add_token_ids(static_cast<uint32_t>(token));
+    const wire::Sampling& sampling = live->submit.sampling();
+    if (sampling.has_logprobs() && options_.scores) {
+      *output->add_logprobs() = FakeLogprobs(token, static_cast<int32_t>(sampling.logprobs()));
+    }
     const wire::Stop& stop = live->submit.stop();
     const bool stops = std::count(stop.stop_ids().begin(), stop.stop_ids().end(),
                                   static_cast<uint32_t>(token)) > 0 &&
-                       live->answered >= static_cast<int32_t>(stop.min_tokens());
+                       live->answered + live->submit.generated_before() >= stop.min_tokens();
     if (stops) {
       output->set_finish(wire::FINISH_STOP);
       output->set_stop_id(token);
-    } else if (live->answered >= static_cast<int32_t>(stop.max_tokens())) {
+    } else if (live->answered >= stop.max_tokens()) {
       output->set_finish(wire::FINISH_LENGTH);
     } else {
       return false;
@@ -375,6 +467,8 @@ class FakeWorker::Service final : public wire::Worker::CallbackService {
   Seen seen_;
   std::vector<wire::Submit> submits_;
   absl::Status refusal_;
+  std::vector<BlockKey> blocks_;  // of its prefix cache, as they came
+  Digest digest_;
   wire::Load load_;
   uint64_t step_ = 0;
   bool automatic_ = true;
@@ -398,6 +492,7 @@ void FakeWorker::Refuse(absl::Status status) { service_->Refuse(std::move(status
 void FakeWorker::BreakSessions(const absl::Status& status) { service_->BreakSessions(status); }
 void FakeWorker::SetDraining(bool draining) { service_->SetDraining(draining); }
 void FakeWorker::SayLoad(const wire::Load& load) { service_->SayLoad(load); }
+void FakeWorker::StoreInSecret(const BlockKey& block) { service_->StoreInSecret(block); }
 void FakeWorker::DropRequests() { service_->DropRequests(); }
 FakeWorker::Seen FakeWorker::seen() const { return service_->seen(); }
 bool FakeWorker::Await(const std::function<bool(const Seen&)>& condition) const {

@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "proto/base/block_hash.h"
 #include "proto/worker.pb.h"
 
 namespace glm {
@@ -35,6 +36,10 @@ struct FakeWorkerOptions {
   int32_t tokens_per_step = 1;  // of each request, as drafts give
   int32_t cached_tokens = 0;    // said of every prompt
   bool welcomes = true;         // whether Hello is answered
+  bool scores = true;           // whether logprobs that are asked for are sent
+  /// Whether it has a prefix cache: it holds every full block of every prompt, named under the
+  /// public key, and says so at once.
+  bool prefix_caching = false;
 };
 
 class FakeWorker {
@@ -44,8 +49,9 @@ class FakeWorker {
     int32_t sessions = 0;  // open now
     int32_t submits = 0;
     int32_t cancels = 0;
-    int32_t live = 0;    // requests submitted and not ended
-    int64_t tokens = 0;  // sent
+    int32_t live = 0;       // requests submitted and not ended
+    int64_t tokens = 0;     // sent
+    int32_t snapshots = 0;  // of the prefix cache, asked for
   };
 
   static std::unique_ptr<FakeWorker> Start(FakeWorkerOptions options = {});
@@ -66,6 +72,8 @@ class FakeWorker {
   void SetDraining(bool draining);
   /// Says a load to every session, as if others had sent requests.
   void SayLoad(const glmserve::worker::v1::Load& load);
+  /// Stores a block in its prefix cache and tells nobody: the next change comes after a gap.
+  void StoreInSecret(const BlockKey& block);
   /// Ends every request with FINISH_CANCELLED, unasked.
   void DropRequests();
 
@@ -92,5 +100,8 @@ class FakeWorker {
 /// What a worker of these options answers to `prompt_ids`, `count` tokens of it.
 std::vector<int32_t> FakeAnswer(const FakeWorkerOptions& options, std::vector<int32_t> prompt_ids,
                                 int32_t count);
+
+/// What a worker says of a token: the ids from the multiple of 4 on are ever less likely.
+glmserve::worker::v1::TokenLogprobs FakeLogprobs(int32_t id, int32_t alternatives);
 
 }  // namespace glm

@@ -20,6 +20,7 @@ class ScriptedEngine : public engine::Engine {
     shape_.kv_blocks_total = 8;
     shape_.sequences_max = 4;
     shape_.eos_ids = {7, 8};
+    shape_.prefix_caching = true;
   }
 
   absl::Status Submit(engine::Request request) override {
@@ -34,16 +35,28 @@ class ScriptedEngine : public engine::Engine {
     cancelled_.push_back(id);
     changed_.SignalAll();
   }
-  void AskCacheSnapshot() override {}
-  engine::EngineStats Stats() const override { return {}; }
+  void AskCacheSnapshot() override {
+    MutexLock lock(&mutex_);
+    ++snapshots_asked_;
+    changed_.SignalAll();
+  }
+  engine::EngineStats Stats() const override { return stats; }
   const engine::EngineShape& shape() const override { return shape_; }
   void Stop() override {}
+
+  /// What Stats says; set before anybody asks.
+  engine::EngineStats stats;
 
   /// Blocks until `count` requests were submitted; the last of them.
   engine::Request AwaitSubmitted(size_t count) {
     MutexLock lock(&mutex_);
     while (submitted_.size() < count) changed_.Wait(&mutex_);
     return submitted_[count - 1];
+  }
+  /// Blocks until the cache's snapshot was asked for `count` times.
+  void AwaitSnapshotAsked(int32_t count) {
+    MutexLock lock(&mutex_);
+    while (snapshots_asked_ < count) changed_.Wait(&mutex_);
   }
   /// Blocks until `count` requests were cancelled; their engine ids.
   std::vector<engine::RequestId> AwaitCancelled(size_t count) {
@@ -56,6 +69,7 @@ class ScriptedEngine : public engine::Engine {
   engine::EngineShape shape_;
   Mutex mutex_;  // "script"
   Condition changed_;
+  int32_t snapshots_asked_ = 0;
   std::vector<engine::Request> submitted_;
   std::vector<engine::RequestId> cancelled_;
 };

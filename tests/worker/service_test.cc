@@ -1,6 +1,7 @@
 // The worker's service over a real gRPC channel, with a scripted engine behind it.
 #include "worker/service.h"
 
+#include <gmock/gmock.h>
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
@@ -8,6 +9,7 @@
 #include <string>
 
 #include "tests/worker/scripted_engine.h"
+#include "worker/wire.h"
 
 namespace glm::worker {
 namespace {
@@ -38,6 +40,11 @@ class Peer {
   void Cancel(uint64_t request_id) {
     pb::RouterFrame frame;
     frame.mutable_cancel()->set_request_id(request_id);
+    stream_->Write(frame);
+  }
+  void AskCacheSnapshot() {
+    pb::RouterFrame frame;
+    frame.mutable_ask_cache_snapshot();
     stream_->Write(frame);
   }
   /// The next frame; fails the test at the stream's end.
@@ -295,6 +302,101 @@ TEST_F(ServiceTest, LatenciesAreObserved) {
   EXPECT_EQ(counts["glmserve_worker_time_to_first_token_seconds"], 1u);
   EXPECT_EQ(counts["glmserve_worker_inter_token_seconds"], 2u);
   EXPECT_EQ(counts["glmserve_worker_request_seconds"], 1u);
+}
+
+TEST_F(ServiceTest, ASubmitThatDoesNotFitIsRefusedByName) {
+  Peer router(channel_);
+  router.Open();
+  router.Submit(5, {0x8000'0000u});
+  const pb::Step step = router.Read().step();
+  ASSERT_EQ(step.outputs_size(), 1);
+  EXPECT_EQ(step.outputs(0).finish(), pb::FINISH_REFUSED);
+  EXPECT_EQ(step.outputs(0).error(), "prompt_ids[0]=2147483648 must be at most 2147483647");
+  EXPECT_EQ(step.outputs(0).error_code(), static_cast<int>(absl::StatusCode::kInvalidArgument));
+  EXPECT_TRUE(service_->AwaitIdle(std::chrono::milliseconds(0)));
+}
+
+class CountingEngine : public ScriptedEngine {
+ public:
+  engine::EngineStats Stats() const override { return stats; }
+  engine::EngineStats stats;
+};
+
+TEST(WorkerMetricsTest, TellsCacheAndDrafts) {
+  CountingEngine engine;
+  engine.stats.preemptions = 2;
+  engine.stats.prompt_tokens_queried = 100;
+  engine.stats.prompt_tokens_cached = 64;
+  engine.stats.cache_blocks_evicted = 3;
+  engine.stats.draft_rounds = 50;
+  engine.stats.draft_tokens = 90;
+  engine.stats.draft_accepted = {40, 20, 0, 0, 0};
+  engine.stats.drafts_now = 2;
+  WorkerMetrics metrics;
+  metrics.Attach(&engine);
+  std::map<std::string, double> values;
+  for (const prometheus::MetricFamily& family : metrics.Collect()) {
+    for (const prometheus::ClientMetric& metric : family.metric) {
+      const std::string label = metric.label.empty() ? "" : metric.label[0].value;
+      values[family.name + label] = metric.counter.value + metric.gauge.value;
+    }
+  }
+  EXPECT_EQ(values["glmserve_worker_preemptions_total"], 2);
+  EXPECT_EQ(values["glmserve_worker_prefix_cache_queried_tokens_total"], 100);
+  EXPECT_EQ(values["glmserve_worker_prefix_cache_hit_tokens_total"], 64);
+  EXPECT_EQ(values["glmserve_worker_prefix_cache_evicted_blocks_total"], 3);
+  EXPECT_EQ(values["glmserve_worker_draft_rounds_total"], 50);
+  EXPECT_EQ(values["glmserve_worker_draft_tokens_total"], 90);
+  EXPECT_EQ(values["glmserve_worker_draft_accepted_tokens_total1"], 40);
+  EXPECT_EQ(values["glmserve_worker_draft_accepted_tokens_total2"], 20);
+  EXPECT_EQ(values["glmserve_worker_drafts"], 2);
+}
+
+TEST_F(ServiceTest, CacheChangesGoToAllAndASnapshotToWhoAsked) {
+  Peer first(channel_);
+  Peer second(channel_);
+  EXPECT_TRUE(first.Open().prefix_caching());
+  second.Open();
+  engine::StepEvents events;
+  events.cache_sequence = 8;
+  events.cache_changes = {{.stored = true, .block = {1, 2}, .parent = {}},
+                          {.stored = false, .block = {3, 4}, .parent = {}}};
+  events.cache_digest = 99;
+  service_->Deliver(std::move(events));
+  for (Peer* peer : {&first, &second}) {
+    const pb::CacheChanges changes = peer->Read().step().cache();
+    EXPECT_EQ(changes.sequence(), 8u);
+    EXPECT_EQ(changes.digest(), 99u);
+    EXPECT_THAT(changes.stored(), testing::ElementsAre(true, false));
+    EXPECT_THAT(changes.blocks(), testing::ElementsAre(1, 2, 3, 4));
+  }
+
+  first.AskCacheSnapshot();
+  engine_.AwaitSnapshotAsked(1);
+  auto snapshot = std::make_shared<engine::CacheSnapshot>();
+  snapshot->sequence = 9;
+  snapshot->digest = 7;
+  const size_t blocks = kSnapshotFrameBlocks + 5;
+  for (uint64_t i = 0; i < blocks; ++i) {
+    snapshot->blocks.push_back({.stored = true, .block = {i, i + 1}, .parent = {}});
+  }
+  engine::StepEvents with_snapshot;
+  with_snapshot.cache_snapshot = snapshot;
+  service_->Deliver(std::move(with_snapshot));
+  service_->Deliver({});
+  EXPECT_FALSE(first.Read().step().has_cache());
+  const pb::WorkerFrame head = first.Read();
+  EXPECT_TRUE(head.cache_snapshot().first());
+  EXPECT_FALSE(head.cache_snapshot().last());
+  const pb::WorkerFrame tail = first.Read();
+  EXPECT_FALSE(tail.cache_snapshot().first());
+  EXPECT_TRUE(tail.cache_snapshot().last());
+  EXPECT_EQ(tail.cache_snapshot().sequence(), 9u);
+  EXPECT_EQ(tail.cache_snapshot().digest(), 7u);
+  EXPECT_EQ(head.cache_snapshot().blocks_size() + tail.cache_snapshot().blocks_size(),
+            static_cast<int>(2 * blocks));
+  EXPECT_TRUE(second.Read().has_step());
+  EXPECT_TRUE(second.Read().has_step()) << "no snapshot for who did not ask";
 }
 
 }  // namespace
