@@ -5,12 +5,18 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <fstream>
+#include <iterator>
 #include <random>
 #include <string>
 #include <vector>
 
 #include "tests/engine/rank_driver.h"
 #include "tests/engine/stepper.h"
+#include "tests/support/temp_folder.h"
+#include "tests/support/tiny_model.h"
 
 namespace glm::test {
 namespace {
@@ -113,6 +119,55 @@ std::vector<Ids> Answers(const std::string& folder, DriverOptions options,
   return answers;
 }
 
+/// Copies a checkpoint of one BF16 file and moves a quarter of its weights to a neighbouring value:
+/// as little as rounding does.
+void WriteNudgedModel(const std::string& from, const std::string& to, uint64_t seed) {
+  std::filesystem::copy(
+      from, to,
+      std::filesystem::copy_options::recursive | std::filesystem::copy_options::overwrite_existing);
+  const std::string path = to + "/model.safetensors";
+  auto file = SafetensorsFile::Open(path);
+  ASSERT_TRUE(file.ok()) << file.status();
+  std::ifstream stream(path, std::ios::binary);
+  std::string bytes((std::istreambuf_iterator<char>(stream)), std::istreambuf_iterator<char>());
+  const auto& tensors = (*file)->tensors();
+  const std::byte* map = nullptr;  // where the file's data begins in memory
+  for (const auto& [name, tensor] : tensors) {
+    if (map == nullptr || tensor.data < map) map = tensor.data;
+  }
+  int64_t data_bytes = 0;
+  for (const auto& [name, tensor] : tensors) data_bytes += tensor.bytes;
+  const int64_t begin = static_cast<int64_t>(bytes.size()) - data_bytes;
+  std::mt19937_64 random(seed);
+  for (const auto& [name, tensor] : tensors) {
+    if (tensor.dtype != DType::kBF16) continue;
+    for (int64_t at = begin + (tensor.data - map); at < begin + (tensor.data - map) + tensor.bytes;
+         at += 2) {
+      const uint64_t draw = random();
+      uint16_t bits = 0;
+      std::memcpy(&bits, bytes.data() + at, 2);
+      if (draw % 4 != 0 || (bits & 0x7fff) < 2) continue;  // zeros stay
+      bits = static_cast<uint16_t>(bits + ((draw & 4) != 0 ? 1 : -1));
+      std::memcpy(bytes.data() + at, &bits, 2);
+    }
+  }
+  WriteFile(path, bytes);
+}
+
+/// Whether rounding may decide between two tokens after `ids`: on the CPU, of a number of models
+/// nudged by as much, at least one prefers the other. A choice of experts that are nearly as good
+/// makes jumps of logits which no bound on the logits themselves tells from a bug.
+bool RoundingDecides(const std::string& folder, const Ids& ids, int32_t one, int32_t other) {
+  TempFolder nudged;
+  for (uint64_t seed = 1; seed <= 40; ++seed) {
+    WriteNudgedModel(folder, nudged.path(), seed);
+    Stepper stepper(nudged.path(), DType::kBF16);
+    const std::vector<float> logits = stepper.Step({{0, ids}}).back();
+    if (logits[other] >= logits[one]) return true;
+  }
+  return false;
+}
+
 /// Where two greedy answers part, the CPU's logits of the two tokens must be within rounding.
 /// Returns how many part.
 int Compare(const std::string& folder, const std::vector<Ids>& prompts, const std::vector<Ids>& a,
@@ -136,9 +191,11 @@ int Compare(const std::string& folder, const std::vector<Ids>& prompts, const st
     const std::vector<float> exact_logits = exact.Step({{0, ids}}).back();
     const double moved = std::max(std::abs(logits[*at] - exact_logits[*at]),
                                   std::abs(logits[*other] - exact_logits[*other]));
-    EXPECT_LE(gap, std::max(0x1p-5 * std::max(1.0, std::abs(largest)), 2 * moved))
-        << "moved " << moved << "; prompt " << i << " token " << at - a[i].begin() << ": " << *at
-        << " or " << *other;
+    const bool near = gap <= std::max(0x1p-5 * std::max(1.0, std::abs(largest)), 2 * moved);
+    EXPECT_TRUE(near || RoundingDecides(folder, ids, *at, *other))
+        << "gap " << gap << ", moved " << moved << "; prompt " << i << " token "
+        << at - a[i].begin() << ": " << *at << " or " << *other;
+    if (!near) std::printf("prompt %zu: a choice of experts decides, gap %.3f\n", i, gap);
     widest = std::max(widest, gap);
   }
   std::printf("%s: %d of %zu answers part, at gaps of at most %.4f\n", folder.c_str(), parted,
