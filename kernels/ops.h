@@ -346,8 +346,8 @@ struct OpTable {
   /// score of head h is (q_plain . K_h c + q_rope . r) * scale, K_h the head's key rows of kv_up;
   /// the head's output is V_h (sum of p c), V_h its value rows. A backend may absorb K_h into the
   /// query (then K_h^T q_plain is rounded to act) or expand K_h c (then that is): the two differ by
-  /// rounding only. Softmax in float; sum of p c rounded to act, or V_h c in the expanded form; the
-  /// output rounded once, to `out` and to `quantized`.
+  /// rounding only. Softmax in float (a GPU may round probabilities to act); sum of p c rounded to
+  /// act, or V_h c in the expanded form; the output rounded once, to `out` and to `quantized`.
   void (*mla_attention)(Device&, const MlaAttentionArgs&);
 
   /// out = silu(gate) * up: float, rounded once, to `out` and to `quantized`.

@@ -24,8 +24,8 @@ class ExchangePlacementTest : public ::testing::Test {
       ASSERT_TRUE(worker->Await([](const auto& seen) { return seen.snapshots == 1; }));
     }
   }
-  /// Asks for one token after a prompt of 800 tokens of `prefix`, more than a request costs, and one
-  /// of its own.
+  /// Asks for one token after a prompt of 800 tokens of `prefix`, more than a request costs, and
+  /// one of its own.
   void Ask(int32_t prefix, const std::string& session = "") {
     ExchangeRequest request;
     std::vector<int32_t> ids(800, 300 + prefix);
