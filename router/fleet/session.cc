@@ -183,6 +183,9 @@ absl::Status Session::TakeFrame(wire::WorkerFrame* frame) {
     step_age_ms_ = frame->heartbeat().step_age_ms();
     step_expected_ms_ = frame->heartbeat().step_expected_ms();
     if (frame->heartbeat().has_load()) TakeLoad(frame->heartbeat().load());
+    if (frame->heartbeat().has_cache() && cache_.has_value()) {
+      Obey(cache_->Take(frame->heartbeat().cache()));
+    }
   }
   return absl::OkStatus();
 }
