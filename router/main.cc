@@ -68,7 +68,7 @@ void AddRouteFlags(CLI::App& app, RouteOptions& route) {
   app.add_option("--prefix-hash-key", route.prefix_hash_key,
                  "32 hex digits, as the workers'; empty: a public key");
   app.add_option("--prefix-blocks-max", route.prefix_blocks_max,
-                 "Cached blocks of the workers that are remembered, some 60 bytes each");
+                 "Cached blocks of the workers that are remembered, some 32 bytes each");
   app.add_option("--prefix-expect-ms", route.prefix_expect_ms,
                  "A prompt that was sent counts as cached at its worker for this long");
 }

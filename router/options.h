@@ -31,7 +31,7 @@ struct FleetOptions {
 struct RouteOptions {
   std::string policy = "prefix";          // one of route/policy.h
   std::string prefix_hash_key;            // as the workers'; empty: the public one
-  int64_t prefix_blocks_max = 4LL << 20;  // blocks that are remembered, some 60 bytes each
+  int64_t prefix_blocks_max = 4LL << 20;  // blocks that are remembered, some 32 bytes each
   int32_t prefix_expect_ms = 10'000;      // a prompt sent counts as cached there for this long
 };
 
