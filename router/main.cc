@@ -15,16 +15,17 @@
 
 #include "proto/base/log.h"
 #include "router/fleet/fleet.h"
+#include "router/fleet/grpc_stream.h"
 #include "router/front/grpc_front.h"
 #include "router/front/http.h"
 #include "router/front/http_routes.h"
 #include "router/front/openai.h"
 #include "router/front/openai_answer.h"
-#include "router/loop.h"
 #include "router/metrics.h"
 #include "router/options.h"
 #include "router/route/placement.h"
 #include "router/text/text_model.h"
+#include "router/thread_loop.h"
 
 namespace glm::router {
 namespace {
@@ -40,6 +41,10 @@ void AddFleetFlags(CLI::App& app, FleetOptions& fleet, ExchangeOptions& exchange
   app.add_option("--backoff-max-ms", fleet.backoff_max_ms, "The longest such wait");
   app.add_option("--backoff-jitter", fleet.backoff_jitter,
                  "Such a wait is up to this share longer or shorter");
+  app.add_option("--hang-timeout-ms", fleet.hang_timeout_ms,
+                 "A worker that has requests and sends nothing for this long is given up");
+  app.add_option("--step-timeout-ms", fleet.step_timeout_ms,
+                 "So is one whose step takes longer, if it does not say what the step should take");
   app.add_option("--keepalive-ms", fleet.keepalive_ms,
                  "A silent connection to a worker is pinged this often");
   app.add_option("--keepalive-timeout-ms", fleet.keepalive_timeout_ms,
@@ -168,8 +173,12 @@ int Run(const RouterOptions& options) {
   const RouteOptions& route = options.route;  // validated
   Placement placement(*ParsePolicy(route.policy), *ParseHashKey(route.prefix_hash_key),
                       route.prefix_blocks_max, route.prefix_expect_ms);
-  Fleet fleet(options.fleet, {options.ModelName(), (*text)->tokenizer().vocabulary()}, &loops,
-              &placement.index(), [&](const FleetSnapshot& snapshot) {
+  Fleet fleet(options.fleet, {options.ModelName(), (*text)->tokenizer().vocabulary()},
+              {.loops = loops.all(),
+               .index = &placement.index(),
+               .metrics = &metrics,
+               .dial = DialOverGrpc(options.fleet)},
+              [&](const FleetSnapshot& snapshot) {
                 metrics.SetWorkers(CountWorkers(snapshot));
                 grpc_health->SetServing(snapshot.ready > 0);
               });

@@ -14,7 +14,7 @@
 
 #include "absl/status/statusor.h"
 #include "router/exchange.h"
-#include "router/loop.h"
+#include "router/thread_loop.h"
 #include "router/options.h"
 
 namespace grpc {
