@@ -76,24 +76,6 @@ std::shared_ptr<tls::CertificateProviderInterface> Watch(const std::string& cert
 
 }  // namespace
 
-void CheckTls(absl::string_view prefix, const ServerTls& tls, OptionChecks* checks) {
-  const std::string cert = absl::StrCat(prefix, "-cert");
-  const std::string key = absl::StrCat(prefix, "-key");
-  checks->Needs(cert, tls.cert, key, tls.key);
-  checks->Needs(key, tls.key, cert, tls.cert);
-  checks->Needs(absl::StrCat(prefix, "-client-ca"), tls.client_ca, cert, tls.cert);
-}
-
-void CheckTls(absl::string_view prefix, const ClientTls& tls, OptionChecks* checks) {
-  const std::string ca = absl::StrCat(prefix, "-ca");
-  const std::string cert = absl::StrCat(prefix, "-cert");
-  const std::string key = absl::StrCat(prefix, "-key");
-  checks->Needs(cert, tls.cert, key, tls.key);
-  checks->Needs(key, tls.key, cert, tls.cert);
-  checks->Needs(cert, tls.cert, ca, tls.ca);
-  checks->Needs(absl::StrCat(prefix, "-name"), tls.name, ca, tls.ca);
-}
-
 absl::StatusOr<std::shared_ptr<grpc::ServerCredentials>> MakeCredentials(absl::string_view prefix,
                                                                          const ServerTls& files) {
   if (files.cert.empty()) return grpc::InsecureServerCredentials();
