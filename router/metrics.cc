@@ -147,6 +147,8 @@ RouterMetrics::RouterMetrics() : registry_(std::make_unique<prometheus::Registry
   running_ = AddGauge(registry, "requests_running", "Requests that are at a worker");
   waiting_ = AddGauge(registry, "requests_waiting", "Requests that wait for a worker to be ready");
   connections_ = AddGauge(registry, "http_connections", "Open HTTP connections");
+  workers_unauthenticated_ =
+      AddGauge(registry, "workers_unauthenticated", "Workers that do not take this router's token");
 }
 
 RouterMetrics::~RouterMetrics() = default;
@@ -196,6 +198,7 @@ void RouterMetrics::SetWorkers(const WorkerCounts& counts) {
   workers_[1]->Set(counts.ready);
   workers_[2]->Set(counts.draining);
   workers_[3]->Set(counts.down);
+  workers_unauthenticated_->Set(counts.unauthenticated);
 }
 
 std::string RouterMetrics::Text() const {

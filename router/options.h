@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "proto/tls_files.h"
 
 namespace glm::router {
 
@@ -25,6 +26,8 @@ struct FleetOptions {
   int64_t session_out_bytes_max = 64LL << 20;  // frames not yet taken by a worker; over: it is lost
   int64_t frame_bytes_max = 64LL << 20;        // one frame of a worker
   int32_t waiting_max = 1024;                  // requests that wait for a worker to be ready
+  ClientTls tls = {};                          // of the connections to workers
+  std::string token_file = {};                 // shown to workers; empty: none
 };
 
 /// Which worker gets a request.
@@ -62,6 +65,8 @@ struct GrpcOptions {
   int64_t message_bytes_max = 32LL << 20;  // of a request
   int64_t output_bytes_max = 4 << 20;  // not yet taken by a client; over: its request is cancelled
   int32_t streams_max = 1024;          // of one connection at once
+  int64_t memory_bytes_max = 4LL << 30;  // that gRPC holds for all connections together
+  ServerTls tls = {};
 };
 
 struct RouterOptions {

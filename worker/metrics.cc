@@ -84,18 +84,25 @@ void AppendDrafts(const engine::EngineStats& stats, std::vector<MetricFamily>* f
 
 WorkerMetrics::WorkerMetrics()
     : time_to_first_token_(
-          NewHistogram(histograms_, "glmserve_worker_time_to_first_token_seconds",
+          NewHistogram(registry_, "glmserve_worker_time_to_first_token_seconds",
                        "From the worker's receipt of a request to its first token.",
                        {.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60})),
-      inter_token_(NewHistogram(histograms_, "glmserve_worker_inter_token_seconds",
+      inter_token_(NewHistogram(registry_, "glmserve_worker_inter_token_seconds",
                                 "Between two tokens of one request.",
                                 {.001, .0025, .005, .01, .015, .02, .03, .05, .1, .25, .5, 1, 5})),
-      end_to_end_(NewHistogram(histograms_, "glmserve_worker_request_seconds",
+      end_to_end_(NewHistogram(registry_, "glmserve_worker_request_seconds",
                                "From the worker's receipt of a request to its end.",
-                               {.01, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600})) {}
+                               {.01, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600})) {
+  auto& refused = prometheus::BuildCounter()
+                      .Name("glmserve_worker_sessions_refused_total")
+                      .Help("Routers' sessions refused, by why.")
+                      .Register(registry_);
+  refused_sessions_[static_cast<size_t>(RefusedSession::kToken)] = &refused.Add({{"why", "token"}});
+  refused_sessions_[static_cast<size_t>(RefusedSession::kLimit)] = &refused.Add({{"why", "limit"}});
+}
 
 std::vector<MetricFamily> WorkerMetrics::Collect() const {
-  std::vector<MetricFamily> families = histograms_.Collect();
+  std::vector<MetricFamily> families = registry_.Collect();
   if (engine_ == nullptr) return families;
   const engine::EngineStats stats = engine_->Stats();
   families.push_back(NewFamily("glmserve_worker_requests_total", "Requests that ended, by how.",

@@ -189,7 +189,10 @@ void Fleet::DialLater(Member* member) {
 void Fleet::Publish() {
   auto snapshot = std::make_shared<FleetSnapshot>();
   for (const std::unique_ptr<Member>& member : members_) {
-    FleetWorker worker{.address = member->address, .state = member->state, .session = nullptr};
+    FleetWorker worker{.address = member->address,
+                       .state = member->state,
+                       .session = nullptr,
+                       .unauthenticated = absl::IsUnauthenticated(member->last_error)};
     if (member->state == WorkerState::kReady || member->state == WorkerState::kDraining) {
       worker.session = member->session;
     }

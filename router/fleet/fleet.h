@@ -34,6 +34,7 @@ struct FleetWorker {
   std::string address;
   WorkerState state = WorkerState::kConnecting;
   std::shared_ptr<Session> session;  // set while ready or draining
+  bool unauthenticated = false;      // it did not take our token when it was dialled last
 };
 
 /// The fleet at one moment; never changes once published. A session in it may have died since: ask
