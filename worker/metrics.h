@@ -1,10 +1,11 @@
 // The worker's Prometheus metrics: EngineStats read at scrape time, and latency histograms.
 //
 // Who calls: Collect on the exposer's thread; the Observe functions on the engine thread (through
-// Service). Names and labels are fixed here and nowhere else.
+// Service), CountHeartbeat on the service's. Names and labels are fixed here and nowhere else.
 #pragma once
 
 #include <prometheus/collectable.h>
+#include <prometheus/counter.h>
 #include <prometheus/histogram.h>
 #include <prometheus/registry.h>
 
@@ -28,14 +29,17 @@ class WorkerMetrics : public prometheus::Collectable {
   /// Seconds from Submit to the end of a request.
   void ObserveEndToEnd(double seconds) { end_to_end_->Observe(seconds); }
 
+  void CountHeartbeat() { heartbeats_->Increment(); }
+
   std::vector<prometheus::MetricFamily> Collect() const override;
 
  private:
   const engine::Engine* engine_ = nullptr;
-  prometheus::Registry histograms_;
+  prometheus::Registry registry_;
   prometheus::Histogram* time_to_first_token_;
   prometheus::Histogram* inter_token_;
   prometheus::Histogram* end_to_end_;
+  prometheus::Counter* heartbeats_;
 };
 
 }  // namespace glm::worker
