@@ -1,7 +1,7 @@
 // The worker's Prometheus metrics: EngineStats read at scrape time, and latency histograms.
 //
 // Who calls: Collect on the exposer's thread; the Observe functions on the engine thread (through
-// Service). Names and labels are fixed here and nowhere else.
+// Service), CountHeartbeat on the service's. Names and labels are fixed here and nowhere else.
 #pragma once
 
 #include <prometheus/collectable.h>
@@ -42,6 +42,7 @@ class WorkerMetrics : public prometheus::Collectable {
   void CountRefusedSession(RefusedSession why) {
     refused_sessions_[static_cast<size_t>(why)]->Increment();
   }
+  void CountHeartbeat() { heartbeats_->Increment(); }
 
   std::vector<prometheus::MetricFamily> Collect() const override;
 
@@ -52,6 +53,7 @@ class WorkerMetrics : public prometheus::Collectable {
   prometheus::Histogram* inter_token_;
   prometheus::Histogram* end_to_end_;
   std::array<prometheus::Counter*, kRefusedSessionCount> refused_sessions_;
+  prometheus::Counter* heartbeats_;
 };
 
 }  // namespace glm::worker
