@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <vector>
 
 #include "proto/base/block_hash.h"
 #include "proto/worker.pb.h"
@@ -44,6 +45,7 @@ class CacheFeed {
   bool synced_ = false;  // the index has what the worker holds
   uint64_t next_sequence_ = 0;
   Digest digest_;
+  std::vector<BlockKey> blocks_;  // of one call
   int64_t snapshots_ = 0;
   int64_t breaks_ = 0;
 };
