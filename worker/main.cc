@@ -97,6 +97,8 @@ void AddFlags(CLI::App& app, WorkerOptions& options, DraftFlags& drafts, std::st
   app.add_option("--sessions-max", options.sessions_max, "Routers connected at once");
   app.add_option("--session-frames-max", options.session_frames_max,
                  "Frames waiting for one router; past that it is disconnected");
+  app.add_option("--heartbeat-ms", options.heartbeat_ms,
+                 "A router with live requests that was sent nothing for so long gets a heartbeat");
   app.add_option("--frame-bytes-max", options.frame_bytes_max, "Largest frame from a router");
   AddEngineFlags(app, options.engine);
   AddDraftFlags(app, drafts);

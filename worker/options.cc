@@ -19,6 +19,7 @@ absl::Status WorkerOptions::Validate() const {
        {CheckRange("drain-timeout-s", drain_timeout_s, 0, 86'400),
         CheckRange("sessions-max", sessions_max, 1, 4'096),
         CheckRange("session-frames-max", session_frames_max, 16, 1 << 20),
+        CheckRange("heartbeat-ms", heartbeat_ms, 10, 60'000),
         CheckRange("frame-bytes-max", frame_bytes_max, 4'096, 1 << 30)}) {
     if (!status.ok()) return status;
   }

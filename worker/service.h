@@ -2,9 +2,10 @@
 // frames.
 //
 // Threads: gRPC's own threads bring frames (OnReadDone); the engine thread brings StepEvents
-// (Deliver). Two locks, always taken in this order: Service::mutex_ over the table of live
-// requests, then a session's out-buffer. Nothing waits for a slow router: a session whose
-// out-buffer overflows is closed.
+// (Deliver); a thread of the service's own, "heartbeat", wakes when a session with live requests
+// was sent nothing for a while, and tells it how the step under way is. Two locks, always taken in
+// this order: Service::mutex_ over the table of live requests, then a session's out-buffer. Nothing
+// waits for a slow router: a session whose out-buffer overflows is closed.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -13,6 +14,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <thread>
 #include <unordered_map>
 
 #include "absl/base/thread_annotations.h"
@@ -31,7 +33,7 @@ class Session;
 
 class Service : public ::glmserve::worker::v1::Worker::CallbackService {
  public:
-  /// `metrics` must outlive the service.
+  /// Starts the heartbeat thread. `metrics` must outlive the service.
   Service(const WorkerOptions& options, WorkerMetrics* metrics);
   ~Service() override;
 
@@ -44,7 +46,7 @@ class Service : public ::glmserve::worker::v1::Worker::CallbackService {
   /// From now on: every frame says draining, submits are refused with UNAVAILABLE.
   void StartDraining();
 
-  /// Ends every session with UNAVAILABLE: the last step of a drain.
+  /// Ends every session with UNAVAILABLE: the last step of a drain. No heartbeat comes after it.
   void CloseAll();
 
   /// Waits until no request is live, at most `timeout`. True when none is.
@@ -83,6 +85,14 @@ class Service : public ::glmserve::worker::v1::Worker::CallbackService {
   void Observe(const engine::RequestEvent& event, LiveRequest& live)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   ::glmserve::worker::v1::Welcome MakeWelcome() const;
+  /// Writes `load` for this session: with the step times if they are news to it.
+  void TellLoad(const engine::EngineLoad& load, glm::worker::Session* session,
+                ::glmserve::worker::v1::Load* wire) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  // The heartbeat thread.
+  void Beat();
+  /// Sends the heartbeats that are due; when the next one may be.
+  Clock::time_point SendHeartbeats(Clock::time_point now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const WorkerOptions options_;
   WorkerMetrics* const metrics_;
@@ -98,6 +108,10 @@ class Service : public ::glmserve::worker::v1::Worker::CallbackService {
   std::map<uint64_t, std::shared_ptr<glm::worker::Session>> sessions_ ABSL_GUARDED_BY(mutex_);
   std::unordered_map<engine::RequestId, LiveRequest> live_ ABSL_GUARDED_BY(mutex_);
   Condition idle_;  // no request is live
+
+  Condition beat_changed_;  // a first request is live, or the end has come
+  bool beating_ ABSL_GUARDED_BY(mutex_) = true;
+  std::thread heart_;  // last: it uses all of the above
 };
 
 }  // namespace glm::worker
