@@ -1,9 +1,7 @@
 #include "router/exchange.h"
 
 #include <algorithm>
-#include <boost/asio/steady_timer.hpp>
 #include <chrono>
-#include <random>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -20,21 +18,10 @@
 namespace glm::router {
 namespace {
 
-using Clock = std::chrono::steady_clock;
+using Clock = Loop::Clock;
 
 double SecondsBetween(Clock::time_point begin, Clock::time_point end) {
   return std::chrono::duration<double>(end - begin).count();
-}
-
-/// The prefix index's time.
-int64_t NowMs() {
-  return std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now().time_since_epoch())
-      .count();
-}
-
-uint64_t RandomNumber() {
-  std::random_device device;
-  return (static_cast<uint64_t>(device()) << 32) | device();
 }
 
 TokenScore ScoreOf(const wire::TokenLogprobs& token, const Tokenizer& tokenizer) {
@@ -61,9 +48,9 @@ class LiveExchange final : public Exchange, private Receiver {
       : rooms_(rooms),
         request_(std::move(request)),
         sink_(std::make_shared<const ExchangeSink>(std::move(sink))),
-        began_(Clock::now()),
-        wait_timer_(rooms.loop->io_context()),
-        timeout_timer_(rooms.loop->io_context()) {}
+        began_(rooms.loop->Now()),
+        wait_timer_(rooms.loop->NewTimer()),
+        timeout_timer_(rooms.loop->NewTimer()) {}
   ~LiveExchange() override;
 
   void Begin();
@@ -100,13 +87,6 @@ class LiveExchange final : public Exchange, private Receiver {
       if (!alive.expired() && !ended_) fn();
     };
   }
-  /// The same for a timer, which also calls when it is cancelled.
-  template <typename Fn>
-  static auto OnTime(Fn fn) {
-    return [fn](const boost::system::error_code& error) {
-      if (!error) fn();
-    };
-  }
 
   const ExchangeRooms rooms_;
   ExchangeRequest request_;
@@ -138,8 +118,8 @@ class LiveExchange final : public Exchange, private Receiver {
 
   std::optional<uint64_t> wait_ticket_;
   std::optional<Clock::time_point> wait_until_;  // of all waits before the next submit
-  boost::asio::steady_timer wait_timer_;
-  boost::asio::steady_timer timeout_timer_;
+  const std::unique_ptr<Timer> wait_timer_;
+  const std::unique_ptr<Timer> timeout_timer_;
   Clock::time_point last_token_;
   bool ended_ = false;
 };
@@ -153,12 +133,11 @@ void LiveExchange::Begin() {
   absl::Status status = ValidateExchangeRequest(request_, rooms_.model_name);
   if (status.ok()) status = MakePrompt();
   if (!status.ok()) return Fail(status);
-  seed_ = request_.seed.has_value() ? *request_.seed : RandomNumber();
-  timeout_timer_.expires_after(std::chrono::seconds(rooms_.options.timeout_s));
-  timeout_timer_.async_wait(OnTime(WhileOpen([this] {
+  seed_ = request_.seed.has_value() ? *request_.seed : rooms_.loop->Random();
+  timeout_timer_->Set(began_ + std::chrono::seconds(rooms_.options.timeout_s), [this] {
     Fail(absl::DeadlineExceededError(absl::StrCat(
         "request took longer than ", rooms_.options.timeout_s, " s (--request-timeout-s)")));
-  })));
+  });
   Dispatch();
 }
 
@@ -222,7 +201,7 @@ void LiveExchange::NameBlocks(const FleetSnapshot& snapshot) {
 std::vector<Candidate> LiveExchange::Candidates(const FleetSnapshot& snapshot,
                                                 int32_t* length_max) const {
   std::vector<int32_t> depths;
-  if (!chain_.empty()) depths = rooms_.placement->index().Depths(chain_, NowMs());
+  if (!chain_.empty()) depths = rooms_.placement->index().Depths(chain_, NowMs(*rooms_.loop));
   // Of the first attempt it is known only that one token must fit; later ones go on with what was
   // settled then.
   const int64_t length = static_cast<int64_t>(prompt_ids_.size()) + std::max(max_tokens_, 1);
@@ -241,7 +220,9 @@ std::vector<Candidate> LiveExchange::Candidates(const FleetSnapshot& snapshot,
     candidate.tokens_waiting = load.tokens_waiting;
     candidate.kv_blocks_free = load.kv_blocks_total - load.kv_blocks_used;
     candidate.block_size = session->shape().block_size;
-    candidate.name_hash = rooms_.placement->HashOf(session->address());
+    if (!request_.session.empty()) {
+      candidate.name_hash = rooms_.placement->HashOf(session->address());
+    }
     if (!depths.empty() && session->cache_slot() >= 0 &&
         candidate.block_size == chain_block_size_) {
       candidate.cached_tokens = int64_t{depths[session->cache_slot()]} * candidate.block_size;
@@ -252,6 +233,7 @@ std::vector<Candidate> LiveExchange::Candidates(const FleetSnapshot& snapshot,
 
 void LiveExchange::Dispatch() {
   const std::shared_ptr<const FleetSnapshot> snapshot = rooms_.fleet->Snapshot();
+  const Clock::time_point asked = rooms_.loop->Now();
   int32_t length_max = 0;
   NameBlocks(*snapshot);
   const std::vector<Candidate> candidates = Candidates(*snapshot, &length_max);
@@ -259,10 +241,11 @@ void LiveExchange::Dispatch() {
   const RouteRequest route{
       .policy = placement.policy(),
       .prompt_tokens = static_cast<int64_t>(prompt_ids_.size() + answer_ids_.size()),
-      .spread = RandomNumber(),
+      .spread = rooms_.loop->Random(),
       .turn = placement.policy() == Policy::kRoundRobin ? placement.NextTurn() : 0,
       .session_hash = request_.session.empty() ? 0 : placement.HashOf(request_.session)};
   const int32_t chosen = ChooseWorker(route, candidates);
+  rooms_.metrics->ObserveDecision(SecondsBetween(asked, rooms_.loop->Now()));
   if (chosen < 0 && length_max == 0) return WaitForWorker();
   if (chosen < 0) return Fail(WhyNone(length_max));
   session_ = snapshot->workers[chosen].session;
@@ -280,11 +263,13 @@ void LiveExchange::Dispatch() {
   }
   request_id_ = *id;
   if (session_->cache_slot() >= 0) {
-    placement.index().Expect(session_->cache_slot(), chain_, NowMs(),
-                             NowMs() + placement.expect_ms());
+    const int64_t now_ms = NowMs(*rooms_.loop);
+    placement.index().Expect(session_->cache_slot(), chain_, now_ms,
+                             now_ms + placement.expect_ms());
   }
   wait_until_.reset();
   rooms_.metrics->AddRunning(1);
+  rooms_.metrics->CountAttempt();
   if (!submitted_) rooms_.metrics->CountPromptTokens(static_cast<int64_t>(prompt_ids_.size()));
   submitted_ = true;
 }
@@ -317,16 +302,17 @@ void LiveExchange::WaitForWorker() {
   wait_ticket_ = *ticket;
   rooms_.metrics->AddWaiting(1);
   // A worker that is ready for a moment does not restart the time.
-  if (!wait_until_.has_value()) wait_until_ = Clock::now() + std::chrono::milliseconds(wait_ms);
-  wait_timer_.expires_at(*wait_until_);
-  wait_timer_.async_wait(OnTime(WhileOpen([this, none] { Fail(none()); })));
+  if (!wait_until_.has_value()) {
+    wait_until_ = rooms_.loop->Now() + std::chrono::milliseconds(wait_ms);
+  }
+  wait_timer_->Set(*wait_until_, [this, none] { Fail(none()); });
 }
 
 void LiveExchange::StopWaiting() {
   if (!wait_ticket_.has_value()) return;
   rooms_.fleet->CancelWait(*wait_ticket_);
   wait_ticket_.reset();
-  wait_timer_.cancel();
+  wait_timer_->Cancel();
   rooms_.metrics->AddWaiting(-1);
 }
 
@@ -438,7 +424,7 @@ void LiveExchange::TakeTokens(const wire::Output& output, AnswerDelta* delta) {
   const int32_t count = output.token_ids_size();
   if (count == 0) return;
   delta->token_ids.assign(output.token_ids().begin(), output.token_ids().end());
-  const Clock::time_point now = Clock::now();
+  const Clock::time_point now = rooms_.loop->Now();
   if (answer_ids_.empty()) {
     rooms_.metrics->ObserveFirstToken(SecondsBetween(began_, now));
     delta->content = std::move(echo_);
@@ -504,7 +490,7 @@ void LiveExchange::FinishAnswer(AnswerDelta delta, AnswerEnd end) {
                  .completion_tokens = static_cast<int32_t>(answer_ids_.size()),
                  .cached_tokens = cached_tokens_};
   rooms_.metrics->CountCachedTokens(cached_tokens_);
-  rooms_.metrics->ObserveRequest(SecondsBetween(began_, Clock::now()));
+  rooms_.metrics->ObserveRequest(SecondsBetween(began_, rooms_.loop->Now()));
   Close(end == AnswerEnd::kStop ? Outcome::kStop : Outcome::kLength);
   const std::shared_ptr<const ExchangeSink> sink = sink_;
   sink->on_delta(std::move(delta));
@@ -519,7 +505,7 @@ void LiveExchange::Fail(const absl::Status& status) {
 void LiveExchange::Close(Outcome outcome) {
   ended_ = true;
   StopWaiting();
-  timeout_timer_.cancel();
+  timeout_timer_->Cancel();
   if (session_ != nullptr) {
     session_->Cancel(rooms_.loop, request_id_);
     LeaveWorker();

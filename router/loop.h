@@ -1,39 +1,54 @@
-// The event loops of the router: one thread and one Asio io_context each, a fixed number of them.
+// Where the code of a request runs: a queue of functions that one thread takes in turn, with a
+// clock, timers and a source of random numbers.
 //
-// Who calls: main builds the pool first and destroys it last. A connection and its exchanges belong
-// to one loop for life, so what they own needs no lock; other threads reach them through Post.
+// A connection and its exchanges belong to one loop for life, so what they own needs no lock; other
+// threads reach them through Post. In the router each loop is a thread (thread_loop.h); a test may
+// run several over one virtual clock.
 #pragma once
 
-#include <atomic>
-#include <boost/asio/executor_work_guard.hpp>
-#include <boost/asio/io_context.hpp>
-#include <boost/asio/post.hpp>
+#include <chrono>
 #include <cstdint>
 #include <future>
 #include <memory>
-#include <thread>
 #include <utility>
-#include <vector>
+
+#include "absl/functional/any_invocable.h"
 
 namespace glm::router {
 
+/// Calls one function later. Made by a loop, used and destroyed on that loop, before it.
+class Timer {
+ public:
+  /// As Cancel.
+  virtual ~Timer() = default;
+  /// `fn` is run on the loop at `at` or soon after; what was set before is dropped.
+  virtual void Set(std::chrono::steady_clock::time_point at, absl::AnyInvocable<void()> fn) = 0;
+  /// From here on `fn` is not run, even if its time has come.
+  virtual void Cancel() = 0;
+};
+
 class Loop {
  public:
-  /// Starts the thread. `index` is the loop's place in its pool.
-  explicit Loop(int32_t index);
+  using Clock = std::chrono::steady_clock;
+
   Loop(const Loop&) = delete;
   Loop& operator=(const Loop&) = delete;
-  /// As Stop.
-  ~Loop();
+  virtual ~Loop() = default;
 
-  /// Runs `fn` on the loop's thread, after everything posted before. Any thread. A posted `fn` is
-  /// dropped, unrun, when the loop stops first; it may own objects that only move.
-  template <typename Fn>
-  void Post(Fn&& fn) {
-    boost::asio::post(io_context_, std::forward<Fn>(fn));
-  }
+  /// Runs `fn` on the loop, after everything posted before. Any thread. A posted `fn` is dropped,
+  /// unrun, when the loop stops first; it may own objects that only move.
+  virtual void Post(absl::AnyInvocable<void()> fn) = 0;
 
-  /// Runs `fn` on the loop's thread and waits for it. Not from a loop's own thread, nor after Stop.
+  /// Whether the caller may touch what belongs to the loop.
+  virtual bool OnThread() const = 0;
+
+  virtual Clock::time_point Now() const = 0;      // any thread
+  virtual std::unique_ptr<Timer> NewTimer() = 0;  // any thread
+  virtual uint64_t Random() = 0;                  // all 64 bits; on the loop only
+
+  int32_t index() const { return index_; }
+
+  /// Runs `fn` on the loop and waits for it. Not from a loop's own thread, nor after its end.
   template <typename Fn>
   void Run(Fn&& fn) {
     std::promise<void> done;
@@ -41,41 +56,24 @@ class Loop {
       fn();
       done.set_value();
     });
-    done.get_future().wait();
+    AwaitPosted(done.get_future());
   }
 
-  /// Whether the caller is the loop's thread.
-  bool OnThread() const { return std::this_thread::get_id() == thread_.get_id(); }
-  int32_t index() const { return index_; }
-  /// For sockets and timers; their handlers run on the loop's thread.
-  boost::asio::io_context& io_context() { return io_context_; }
-
-  /// Ends the thread after the function it runs now, and joins it. Not from a loop's own thread.
-  void Stop();
+ protected:
+  /// `index` is the loop's place among the loops of its process.
+  explicit Loop(int32_t index) : index_(index) {}
 
  private:
+  /// Returns once `done` is set by a function that was posted.
+  virtual void AwaitPosted(std::future<void> done) { done.wait(); }
+
   const int32_t index_;
-  boost::asio::io_context io_context_;
-  boost::asio::executor_work_guard<boost::asio::io_context::executor_type> work_;
-  std::thread thread_;
 };
 
-class LoopPool {
- public:
-  /// `threads` loops, at least 1.
-  explicit LoopPool(int32_t threads);
-
-  /// The next loop in turn: where a new connection goes. Any thread.
-  Loop& Next();
-  Loop& at(int32_t index) { return *loops_[index]; }
-  int32_t size() const { return static_cast<int32_t>(loops_.size()); }
-
-  /// Stops every loop. What is posted later is never run.
-  void Stop();
-
- private:
-  std::vector<std::unique_ptr<Loop>> loops_;
-  std::atomic<uint32_t> turn_{0};
-};
+/// Milliseconds on the loop's clock, since some fixed moment.
+inline int64_t NowMs(const Loop& loop) {
+  return std::chrono::duration_cast<std::chrono::milliseconds>(loop.Now().time_since_epoch())
+      .count();
+}
 
 }  // namespace glm::router

@@ -17,10 +17,16 @@ constexpr std::array<const char*, kEndpointCount> kEndpointNames = {
 constexpr std::array<const char*, kOutcomeCount> kOutcomeNames = {
     "stop", "length", "cancelled", "invalid", "overloaded", "unavailable", "timeout", "error"};
 constexpr std::array<const char*, kRetryReasonCount> kRetryReasonNames = {"lost", "refused"};
+constexpr std::array<const char*, kHangKindCount> kHangKindNames = {"silent", "step"};
 constexpr std::array<const char*, 4> kWorkerStateNames = {"connecting", "ready", "draining",
                                                           "down"};
 
 using Buckets = prometheus::Histogram::BucketBoundaries;
+
+/// From a short prompt and a few workers to 100,000 tokens and hundreds.
+Buckets DecisionBuckets() {
+  return {0.000'005, 0.000'01, 0.000'02, 0.000'05, 0.000'1, 0.000'2, 0.000'5, 0.001, 0.002, 0.01};
+}
 
 /// From a cached short prompt on an idle GPU to a long one in a queue.
 Buckets FirstTokenBuckets() {
@@ -105,6 +111,13 @@ RouterMetrics::RouterMetrics() : registry_(std::make_unique<prometheus::Registry
   for (size_t i = 0; i < kRetryReasonNames.size(); ++i) {
     retries_[i] = &retries.Add({{"reason", kRetryReasonNames[i]}});
   }
+  auto& hangs = prometheus::BuildCounter()
+                    .Name("glmserve_router_worker_hangs_total")
+                    .Help("Workers given up because they showed no progress, by what was seen")
+                    .Register(*registry);
+  for (size_t i = 0; i < kHangKindNames.size(); ++i) {
+    hangs_[i] = &hangs.Add({{"kind", kHangKindNames[i]}});
+  }
   auto& workers = prometheus::BuildGauge()
                       .Name("glmserve_router_workers")
                       .Help("Workers in each state")
@@ -112,10 +125,17 @@ RouterMetrics::RouterMetrics() : registry_(std::make_unique<prometheus::Registry
   for (size_t i = 0; i < kWorkerStateNames.size(); ++i) {
     workers_[i] = &workers.Add({{"state", kWorkerStateNames[i]}});
   }
+  attempts_ = AddCounter(registry, "attempts_total",
+                         "Times that a request was sent to a worker, the first included");
+  cache_snapshots_ = AddCounter(registry, "cache_snapshots_total",
+                                "Snapshots of a worker's prefix cache that were asked for");
   prompt_tokens_ = AddCounter(registry, "prompt_tokens_total", "Tokens of the prompts sent");
   cached_tokens_ = AddCounter(registry, "cached_tokens_total",
                               "Prompt tokens that workers had in their prefix cache");
   completion_tokens_ = AddCounter(registry, "completion_tokens_total", "Tokens received");
+  decision_seconds_ =
+      AddHistogram(registry, "decision_seconds", "To name a prompt's blocks and choose its worker",
+                   DecisionBuckets());
   first_token_seconds_ =
       AddHistogram(registry, "time_to_first_token_seconds",
                    "From a request read to its first token received", FirstTokenBuckets());
@@ -127,6 +147,8 @@ RouterMetrics::RouterMetrics() : registry_(std::make_unique<prometheus::Registry
   running_ = AddGauge(registry, "requests_running", "Requests that are at a worker");
   waiting_ = AddGauge(registry, "requests_waiting", "Requests that wait for a worker to be ready");
   connections_ = AddGauge(registry, "http_connections", "Open HTTP connections");
+  workers_unauthenticated_ =
+      AddGauge(registry, "workers_unauthenticated", "Workers that do not take this router's token");
 }
 
 RouterMetrics::~RouterMetrics() = default;
@@ -151,6 +173,14 @@ void RouterMetrics::CountRetry(RetryReason reason) {
   retries_[static_cast<size_t>(reason)]->Increment();
 }
 
+void RouterMetrics::CountAttempt() { attempts_->Increment(); }
+
+void RouterMetrics::CountHang(HangKind kind) { hangs_[static_cast<size_t>(kind)]->Increment(); }
+
+void RouterMetrics::CountCacheSnapshot() { cache_snapshots_->Increment(); }
+
+void RouterMetrics::ObserveDecision(double seconds) { decision_seconds_->Observe(seconds); }
+
 void RouterMetrics::ObserveFirstToken(double seconds) { first_token_seconds_->Observe(seconds); }
 
 void RouterMetrics::ObserveNextTokens(double seconds, int32_t tokens) {
@@ -168,6 +198,7 @@ void RouterMetrics::SetWorkers(const WorkerCounts& counts) {
   workers_[1]->Set(counts.ready);
   workers_[2]->Set(counts.draining);
   workers_[3]->Set(counts.down);
+  workers_unauthenticated_->Set(counts.unauthenticated);
 }
 
 std::string RouterMetrics::Text() const {

@@ -44,12 +44,20 @@ Outcome OutcomeOf(const absl::Status& status);
 enum class RetryReason : uint8_t { kLost, kRefused };
 inline constexpr int32_t kRetryReasonCount = 2;
 
+/// How a worker was found to hang.
+enum class HangKind : uint8_t {
+  kSilent,  // it sends nothing
+  kStep,    // it lives, and its step does not end
+};
+inline constexpr int32_t kHangKindCount = 2;
+
 /// How many workers are in each state.
 struct WorkerCounts {
   int32_t connecting = 0;
   int32_t ready = 0;
   int32_t draining = 0;
   int32_t down = 0;
+  int32_t unauthenticated = 0;  // of those not ready: they do not take our token
 };
 
 class RouterMetrics {
@@ -66,7 +74,11 @@ class RouterMetrics {
   void CountCachedTokens(int64_t tokens);
   void CountCompletionTokens(int64_t tokens);
   void CountRetry(RetryReason reason);
+  void CountAttempt();            // a request was sent to a worker
+  void CountHang(HangKind kind);  // a worker was given up that showed no progress
+  void CountCacheSnapshot();      // a worker was asked for all that its prefix cache holds
 
+  void ObserveDecision(double seconds);    // to name a prompt's blocks and choose its worker
   void ObserveFirstToken(double seconds);  // since the request was read
   /// `tokens` arrived together, `seconds` after the ones before.
   void ObserveNextTokens(double seconds, int32_t tokens);
@@ -84,9 +96,13 @@ class RouterMetrics {
   std::unique_ptr<prometheus::Registry> registry_;
   std::array<std::array<prometheus::Counter*, kOutcomeCount>, kEndpointCount> requests_;
   std::array<prometheus::Counter*, kRetryReasonCount> retries_;
+  std::array<prometheus::Counter*, kHangKindCount> hangs_;
+  prometheus::Counter* attempts_;
+  prometheus::Counter* cache_snapshots_;
   prometheus::Counter* prompt_tokens_;
   prometheus::Counter* cached_tokens_;
   prometheus::Counter* completion_tokens_;
+  prometheus::Histogram* decision_seconds_;
   prometheus::Histogram* first_token_seconds_;
   prometheus::Histogram* next_token_seconds_;
   prometheus::Histogram* request_seconds_;
@@ -94,6 +110,7 @@ class RouterMetrics {
   prometheus::Gauge* waiting_;
   prometheus::Gauge* connections_;
   std::array<prometheus::Gauge*, 4> workers_;
+  prometheus::Gauge* workers_unauthenticated_;
 };
 
 }  // namespace glm::router

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "proto/tls_files.h"
 
 namespace glm::router {
 
@@ -19,16 +20,21 @@ struct FleetOptions {
   double backoff_jitter = 0.2;                 // a wait is up to this share longer or shorter
   int32_t keepalive_ms = 10'000;               // a silent connection is pinged this often
   int32_t keepalive_timeout_ms = 5000;         // and given up when the ping is not answered
+  int32_t hang_timeout_ms = 2500;              // a worker with requests that is silent is lost
+  int32_t step_timeout_ms = 60'000;            // one whose step takes longer too, if it cannot say
+                                               // what the step should take
   int64_t session_out_bytes_max = 64LL << 20;  // frames not yet taken by a worker; over: it is lost
   int64_t frame_bytes_max = 64LL << 20;        // one frame of a worker
   int32_t waiting_max = 1024;                  // requests that wait for a worker to be ready
+  ClientTls tls = {};                          // of the connections to workers
+  std::string token_file = {};                 // shown to workers; empty: none
 };
 
 /// Which worker gets a request.
 struct RouteOptions {
   std::string policy = "prefix";          // one of route/policy.h
   std::string prefix_hash_key;            // as the workers'; empty: the public one
-  int64_t prefix_blocks_max = 4LL << 20;  // blocks that are remembered, some 60 bytes each
+  int64_t prefix_blocks_max = 4LL << 20;  // blocks that are remembered, some 32 bytes each
   int32_t prefix_expect_ms = 10'000;      // a prompt sent counts as cached there for this long
 };
 
@@ -59,6 +65,8 @@ struct GrpcOptions {
   int64_t message_bytes_max = 32LL << 20;  // of a request
   int64_t output_bytes_max = 4 << 20;  // not yet taken by a client; over: its request is cancelled
   int32_t streams_max = 1024;          // of one connection at once
+  int64_t memory_bytes_max = 4LL << 30;  // that gRPC holds for all connections together
+  ServerTls tls = {};
 };
 
 struct RouterOptions {

@@ -115,7 +115,14 @@ WorkerMetrics::WorkerMetrics()
                        .Name("glmserve_worker_heartbeats_total")
                        .Help("Heartbeats sent to routers, since no step had ended for a while.")
                        .Register(registry_)
-                       .Add({})) {}
+                       .Add({})) {
+  auto& refused = prometheus::BuildCounter()
+                      .Name("glmserve_worker_sessions_refused_total")
+                      .Help("Routers' sessions refused, by why.")
+                      .Register(registry_);
+  refused_sessions_[static_cast<size_t>(RefusedSession::kToken)] = &refused.Add({{"why", "token"}});
+  refused_sessions_[static_cast<size_t>(RefusedSession::kLimit)] = &refused.Add({{"why", "limit"}});
+}
 
 std::vector<MetricFamily> WorkerMetrics::Collect() const {
   std::vector<MetricFamily> families = registry_.Collect();

@@ -9,11 +9,20 @@
 #include <prometheus/histogram.h>
 #include <prometheus/registry.h>
 
+#include <array>
+#include <cstdint>
 #include <vector>
 
 #include "engine/engine.h"
 
 namespace glm::worker {
+
+/// Why a router's session was refused.
+enum class RefusedSession : uint8_t {
+  kToken,  // none, or a wrong one
+  kLimit,  // too many are connected
+};
+inline constexpr int32_t kRefusedSessionCount = 2;
 
 class WorkerMetrics : public prometheus::Collectable {
  public:
@@ -29,6 +38,10 @@ class WorkerMetrics : public prometheus::Collectable {
   /// Seconds from Submit to the end of a request.
   void ObserveEndToEnd(double seconds) { end_to_end_->Observe(seconds); }
 
+  /// Any thread.
+  void CountRefusedSession(RefusedSession why) {
+    refused_sessions_[static_cast<size_t>(why)]->Increment();
+  }
   void CountHeartbeat() { heartbeats_->Increment(); }
 
   std::vector<prometheus::MetricFamily> Collect() const override;
@@ -39,6 +52,7 @@ class WorkerMetrics : public prometheus::Collectable {
   prometheus::Histogram* time_to_first_token_;
   prometheus::Histogram* inter_token_;
   prometheus::Histogram* end_to_end_;
+  std::array<prometheus::Counter*, kRefusedSessionCount> refused_sessions_;
   prometheus::Counter* heartbeats_;
 };
 

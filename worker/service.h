@@ -10,6 +10,7 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <map>
@@ -21,6 +22,7 @@
 #include "absl/status/status.h"
 #include "engine/engine.h"
 #include "proto/base/mutex.h"
+#include "proto/bearer_token.h"
 #include "proto/worker.grpc.pb.h"
 #include "worker/metrics.h"
 #include "worker/options.h"
@@ -33,8 +35,9 @@ class Session;
 
 class Service : public ::glmserve::worker::v1::Worker::CallbackService {
  public:
-  /// Starts the heartbeat thread. `metrics` must outlive the service.
-  Service(const WorkerOptions& options, WorkerMetrics* metrics);
+  /// Starts the heartbeat thread. `metrics` must outlive the service, and so must `tokens`, of which
+  /// a router must show one; null: none is asked for.
+  Service(const WorkerOptions& options, WorkerMetrics* metrics, const TokenFile* tokens = nullptr);
   ~Service() override;
 
   /// Sessions are refused with UNAVAILABLE before this. `engine` must outlive the service's use.
@@ -68,7 +71,8 @@ class Service : public ::glmserve::worker::v1::Worker::CallbackService {
     bool has_token = false;
   };
 
-  /// Registers a session after its Hello. RESOURCE_EXHAUSTED past sessions_max.
+  /// Registers a session after its Hello. RESOURCE_EXHAUSTED past sessions_max or
+  /// peer_sessions_max.
   absl::Status Open(const std::shared_ptr<glm::worker::Session>& session);
   /// Cancels all of the session's requests. The session gets no more frames.
   void Close(uint64_t session_number);
@@ -79,6 +83,8 @@ class Service : public ::glmserve::worker::v1::Worker::CallbackService {
   void AskCacheSnapshot(uint64_t session_number);
   void SendSnapshot(const engine::CacheSnapshot& snapshot) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
+  absl::Status CheckRoom(const glm::worker::Session& session) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status Register(const std::shared_ptr<glm::worker::Session>& session, uint64_t request_id,
                         engine::RequestId* engine_id);
   void Forget(engine::RequestId engine_id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -96,6 +102,7 @@ class Service : public ::glmserve::worker::v1::Worker::CallbackService {
 
   const WorkerOptions options_;
   WorkerMetrics* const metrics_;
+  const TokenFile* const tokens_;
   const uint64_t incarnation_;
 
   mutable Mutex mutex_;  // "live requests"
@@ -108,6 +115,8 @@ class Service : public ::glmserve::worker::v1::Worker::CallbackService {
   std::map<uint64_t, std::shared_ptr<glm::worker::Session>> sessions_ ABSL_GUARDED_BY(mutex_);
   std::unordered_map<engine::RequestId, LiveRequest> live_ ABSL_GUARDED_BY(mutex_);
   Condition idle_;  // no request is live
+  /// Calls without a good token so far: the log names the first, then ever fewer.
+  std::atomic<uint64_t> unauthenticated_{0};
 
   Condition beat_changed_;  // a first request is live, or the end has come
   bool beating_ ABSL_GUARDED_BY(mutex_) = true;

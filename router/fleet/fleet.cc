@@ -10,6 +10,9 @@
 namespace glm::router {
 namespace {
 
+/// How often the sessions' progress is looked at.
+constexpr std::chrono::milliseconds kWatchEvery{250};
+
 bool AnyAccepts(const FleetSnapshot& snapshot) {
   return std::any_of(snapshot.workers.begin(), snapshot.workers.end(), [](const auto& worker) {
     return worker.session != nullptr && worker.session->accepting();
@@ -26,15 +29,13 @@ int32_t BackoffMs(const FleetOptions& options, int32_t failures, double random) 
   return std::max(1, static_cast<int32_t>(jittered));
 }
 
-Fleet::Fleet(const FleetOptions& options, const WorkerDemand& demand, LoopPool* loops,
-             PrefixIndex* index, std::function<void(const FleetSnapshot&)> on_change)
+Fleet::Fleet(const FleetOptions& options, const WorkerDemand& demand, FleetRooms rooms,
+             std::function<void(const FleetSnapshot&)> on_change)
     : options_(options),
       demand_(demand),
-      loops_(loops),
-      index_(index),
-      loop_(&loops->at(0)),
+      rooms_(std::move(rooms)),
+      loop_(rooms_.loops[0]),
       on_change_(std::move(on_change)),
-      random_(std::random_device{}()),
       snapshot_(std::make_shared<const FleetSnapshot>()) {}
 
 Fleet::~Fleet() { Stop(); }
@@ -43,28 +44,48 @@ void Fleet::Start() {
   CHECK(!started_) << "a fleet starts once";
   started_ = true;
   loop_->Run([this] {
+    watch_timer_ = loop_->NewTimer();
     for (const std::string& address : options_.workers) {
-      members_.push_back(std::make_unique<Member>(address, loop_));
+      members_.push_back(std::make_unique<Member>());
+      members_.back()->address = address;
+      members_.back()->timer = loop_->NewTimer();
     }
     for (const std::unique_ptr<Member>& member : members_) Dial(member.get());
     Publish();
+    Watch();
   });
 }
 
-void Fleet::Stop() {
-  if (!started_) return;
-  started_ = false;
+void Fleet::BeginStop() {
+  if (!started_ || stop_begun_) return;
+  stop_begun_ = true;
   loop_->Post([this] {
     stopping_ = true;
+    watch_timer_->Cancel();
     for (const std::unique_ptr<Member>& member : members_) {
-      member->timer.cancel();
+      member->timer->Cancel();
       if (member->session != nullptr) member->session->Close(absl::CancelledError("router stops"));
     }
     if (sessions_open_ == 0) stopped_.set_value();
   });
+}
+
+void Fleet::Stop() {
+  BeginStop();
+  if (!started_) return;
+  started_ = false;
   stopped_.get_future().wait();
-  // Timers that were cancelled have their handlers queued by now; they run before this.
-  loop_->Run([this] { members_.clear(); });
+  loop_->Run([this] {
+    members_.clear();
+    watch_timer_ = nullptr;
+  });
+}
+
+void Fleet::Watch() {
+  for (const std::unique_ptr<Member>& member : members_) {
+    if (member->session != nullptr) member->session->CheckProgress();
+  }
+  watch_timer_->Set(loop_->Now() + kWatchEvery, [this] { Watch(); });
 }
 
 std::shared_ptr<const FleetSnapshot> Fleet::Snapshot() const {
@@ -103,19 +124,17 @@ void Fleet::Dial(Member* member) {
   // A member has one session at a time, and on_end is the last that is heard of it: so the events
   // need not say which session they are of.
   member->session = Session::Open(
-      member->address, options_, demand_, loops_, index_,
+      member->address, options_, demand_, rooms_,
       {.on_ready = [this, member] { loop_->Post([this, member] { OnReady(member); }); },
        .on_draining = [this, member] { loop_->Post([this, member] { OnDraining(member); }); },
        .on_end =
            [this, member](absl::Status status) {
              loop_->Post([this, member, status] { OnEnd(member, status); });
            }});
-  member->timer.expires_after(std::chrono::milliseconds(options_.connect_timeout_ms));
-  member->timer.async_wait([this, member, session = member->session](boost::system::error_code) {
-    if (stopping_ || member->session != session || member->state != WorkerState::kConnecting) {
-      return;
-    }
-    session->Close(absl::DeadlineExceededError(absl::StrCat(
+  const auto timeout = std::chrono::milliseconds(options_.connect_timeout_ms);
+  member->timer->Set(loop_->Now() + timeout, [this, member] {
+    if (member->state != WorkerState::kConnecting) return;
+    member->session->Close(absl::DeadlineExceededError(absl::StrCat(
         "no Welcome within ", options_.connect_timeout_ms, " ms (--connect-timeout-ms)")));
   });
 }
@@ -125,7 +144,7 @@ void Fleet::OnReady(Member* member) {
   member->state = WorkerState::kReady;
   member->failures = 0;
   member->last_error = absl::OkStatus();
-  member->timer.cancel();
+  member->timer->Cancel();
   const WorkerShape& shape = member->session->shape();
   LOG(INFO) << "worker " << member->address << " is ready: " << shape.model_name << ", length "
             << shape.length_max << ", " << shape.sequences_max << " sequences, "
@@ -159,11 +178,9 @@ void Fleet::OnEnd(Member* member, const absl::Status& status) {
 }
 
 void Fleet::DialLater(Member* member) {
-  const double random = std::uniform_real_distribution<double>(0, 1)(random_);
-  member->timer.expires_after(
-      std::chrono::milliseconds(BackoffMs(options_, member->failures, random)));
-  member->timer.async_wait([this, member](boost::system::error_code error) {
-    if (error || stopping_ || member->state != WorkerState::kDown) return;
+  const double random = static_cast<double>(loop_->Random() >> 11) * 0x1p-53;
+  const auto wait = std::chrono::milliseconds(BackoffMs(options_, member->failures, random));
+  member->timer->Set(loop_->Now() + wait, [this, member] {
     Dial(member);
     Publish();
   });
@@ -172,7 +189,10 @@ void Fleet::DialLater(Member* member) {
 void Fleet::Publish() {
   auto snapshot = std::make_shared<FleetSnapshot>();
   for (const std::unique_ptr<Member>& member : members_) {
-    FleetWorker worker{.address = member->address, .state = member->state, .session = nullptr};
+    FleetWorker worker{.address = member->address,
+                       .state = member->state,
+                       .session = nullptr,
+                       .unauthenticated = absl::IsUnauthenticated(member->last_error)};
     if (member->state == WorkerState::kReady || member->state == WorkerState::kDraining) {
       worker.session = member->session;
     }

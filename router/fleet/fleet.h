@@ -6,13 +6,11 @@
 #pragma once
 
 #include <atomic>
-#include <boost/asio/steady_timer.hpp>
 #include <cstdint>
 #include <functional>
 #include <future>
 #include <memory>
 #include <mutex>
-#include <random>
 #include <string>
 #include <vector>
 
@@ -36,6 +34,7 @@ struct FleetWorker {
   std::string address;
   WorkerState state = WorkerState::kConnecting;
   std::shared_ptr<Session> session;  // set while ready or draining
+  bool unauthenticated = false;      // it did not take our token when it was dialled last
 };
 
 /// The fleet at one moment; never changes once published. A session in it may have died since: ask
@@ -49,17 +48,18 @@ struct FleetSnapshot {
 class Fleet {
  public:
   /// `on_change` hears every new snapshot, on loop 0; it may be empty. Nothing is dialled before
-  /// Start. `loops`, and `index`, which learns what the workers' caches hold, outlive the fleet.
-  Fleet(const FleetOptions& options, const WorkerDemand& demand, LoopPool* loops,
-        PrefixIndex* index, std::function<void(const FleetSnapshot&)> on_change);
+  /// Start. `rooms` outlive the fleet.
+  Fleet(const FleetOptions& options, const WorkerDemand& demand, FleetRooms rooms,
+        std::function<void(const FleetSnapshot&)> on_change);
   Fleet(const Fleet&) = delete;
   Fleet& operator=(const Fleet&) = delete;
   /// As Stop.
   ~Fleet();
 
   void Start();
-  /// Ends every session and waits until gRPC has let go of them. Not from a loop's thread, and
-  /// while the loops still run.
+  /// Ends every session. Not from a loop's thread.
+  void BeginStop();
+  /// As BeginStop, and waits until the sessions have ended. While the loops still run.
   void Stop();
 
   std::shared_ptr<const FleetSnapshot> Snapshot() const;  // any thread
@@ -79,10 +79,8 @@ class Fleet {
     WorkerState state = WorkerState::kDown;
     std::shared_ptr<Session> session;
     int32_t failures = 0;  // since the last Welcome
-    boost::asio::steady_timer timer;
+    std::unique_ptr<Timer> timer;
     absl::Status last_error;
-
-    Member(std::string address, Loop* loop) : address(address), timer(loop->io_context()) {}
   };
   struct Waiter {
     uint64_t ticket = 0;
@@ -95,23 +93,25 @@ class Fleet {
   void OnDraining(Member* member);
   void OnEnd(Member* member, const absl::Status& status);
   void DialLater(Member* member);
+  void Watch();
   void Publish();
 
   const FleetOptions options_;
   const WorkerDemand demand_;
-  LoopPool* const loops_;
-  PrefixIndex* const index_;
+  const FleetRooms rooms_;
   Loop* const loop_;  // loop 0
   const std::function<void(const FleetSnapshot&)> on_change_;
 
   // Loop 0's own.
   std::vector<std::unique_ptr<Member>> members_;
-  std::minstd_rand random_;
+  std::unique_ptr<Timer> watch_timer_;
   int32_t sessions_open_ = 0;
   bool stopping_ = false;
   std::promise<void> stopped_;
 
-  bool started_ = false;  // the caller of Start and Stop
+  // The caller's of Start and Stop.
+  bool started_ = false;
+  bool stop_begun_ = false;
 
   mutable std::mutex mutex_;
   std::shared_ptr<const FleetSnapshot> snapshot_ ABSL_GUARDED_BY(mutex_);

@@ -1,29 +1,16 @@
 #include "router/fleet/session.h"
 
-#include <grpcpp/create_channel.h>
-
 #include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "proto/base/log.h"
-#include "proto/rpc_status.h"
 
 namespace glm::router {
 namespace {
 
-std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address,
-                                           const FleetOptions& options) {
-  grpc::ChannelArguments arguments;
-  // A connection of its own for each session, so that the fleet's back-off is the only one.
-  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-  arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, options.keepalive_ms);
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, options.keepalive_timeout_ms);
-  arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
-  arguments.SetMaxReceiveMessageSize(static_cast<int>(options.frame_bytes_max));
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
-}
+/// A step may take this many times what it should before its worker is taken for hung.
+constexpr int64_t kStepSlack = 8;
 
 WorkerShape ShapeOf(const wire::Welcome& welcome) {
   WorkerShape shape;
@@ -59,37 +46,30 @@ absl::Status CheckShape(const WorkerShape& shape, const WorkerDemand& demand) {
 }  // namespace
 
 std::shared_ptr<Session> Session::Open(const std::string& address, const FleetOptions& options,
-                                       const WorkerDemand& demand, LoopPool* loops,
-                                       PrefixIndex* index, Events events) {
-  std::shared_ptr<Session> session(
-      new Session(address, options, demand, loops, index, std::move(events)));
+                                       const WorkerDemand& demand, const FleetRooms& rooms,
+                                       Events events) {
+  std::shared_ptr<Session> session(new Session(address, options, demand, rooms, std::move(events)));
   session->self_ = session;
   session->Dial();
   return session;
 }
 
 Session::Session(const std::string& address, const FleetOptions& options,
-                 const WorkerDemand& demand, LoopPool* loops, PrefixIndex* index, Events events)
+                 const WorkerDemand& demand, const FleetRooms& rooms, Events events)
     : address_(address),
       options_(options),
       demand_(demand),
-      loops_(loops),
-      index_(index),
+      rooms_(rooms),
       events_(std::move(events)),
-      live_(loops->size()) {}
+      live_(rooms.loops.size()) {}
 
 void Session::Dial() {
-  channel_ = MakeChannel(address_, options_);
-  stub_ = wire::Worker::NewStub(channel_);
-  stub_->async()->Session(&call_, this);
-  // Loops start writes from outside of gRPC's callbacks: held until no write can start any more.
-  AddHold();
+  stream_ = rooms_.dial(address_, this);
+  stream_->Start();
   wire::RouterFrame hello;
   hello.mutable_hello()->set_protocol_version(kProtocolVersion);
   hello.mutable_hello()->set_router_name("glmserve-router");
   Send(std::move(hello));
-  StartRead(&frame_in_);
-  StartCall();
 }
 
 WorkerLoad Session::Load() const {
@@ -110,7 +90,7 @@ absl::StatusOr<uint64_t> Session::Submit(Loop* loop, wire::Submit submit, Receiv
       requests_made_.fetch_add(1, std::memory_order_relaxed) * live_.size() + loop->index();
   submit.set_request_id(id);
   Live live{.receiver = receiver, .prompt_tokens = submit.prompt_ids_size()};
-  own_requests_.fetch_add(1, std::memory_order_relaxed);
+  if (own_requests_.fetch_add(1, std::memory_order_relaxed) == 0) busy_since_ms_ = NowMs(*loop);
   own_tokens_waiting_.fetch_add(live.prompt_tokens, std::memory_order_relaxed);
   LiveTable& table = live_[loop->index()];
   table.emplace(id, live);
@@ -149,7 +129,7 @@ void Session::Close(const absl::Status& reason) {
     accepting_ = false;
     if (close_reason_.ok()) close_reason_ = reason;
   }
-  call_.TryCancel();
+  stream_->Cancel();
 }
 
 bool Session::Send(wire::RouterFrame frame) {
@@ -160,7 +140,7 @@ bool Session::Send(wire::RouterFrame frame) {
     if (out_bytes_ + bytes <= options_.session_out_bytes_max) {
       out_bytes_ += bytes;
       out_.push_back(std::move(frame));
-      if (out_.size() == 1) StartWrite(&out_.front());
+      if (out_.size() == 1) stream_->Write(&out_.front());
       return true;
     }
   }
@@ -170,38 +150,67 @@ bool Session::Send(wire::RouterFrame frame) {
   return false;
 }
 
-void Session::OnWriteDone(bool ok) {
+void Session::OnWritten(bool ok) {
   const std::lock_guard<std::mutex> lock(out_mutex_);
   // A write that fails means a broken stream: the read under way fails too, and ends the session.
   if (!ok || ended_) return;
   out_bytes_ -= static_cast<int64_t>(out_.front().ByteSizeLong());
   out_.pop_front();
-  if (!out_.empty()) StartWrite(&out_.front());
+  if (!out_.empty()) stream_->Write(&out_.front());
 }
 
-void Session::OnReadDone(bool ok) {
-  if (!ok) {
-    accepting_ = false;
-    cache_.reset();
-    {
-      const std::lock_guard<std::mutex> lock(out_mutex_);
-      ended_ = true;
+void Session::OnBroken() {
+  accepting_ = false;
+  cache_.reset();
+  const std::lock_guard<std::mutex> lock(out_mutex_);
+  ended_ = true;
+}
+
+void Session::OnFrame(wire::WorkerFrame* frame) {
+  heard_ms_ = NowMs(*rooms_.loops[0]);
+  if (absl::Status status = TakeFrame(frame); !status.ok()) Close(status);
+}
+
+absl::Status Session::TakeFrame(wire::WorkerFrame* frame) {
+  if (frame->has_welcome()) return TakeWelcome(frame->welcome());
+  if (!welcomed_) return absl::FailedPreconditionError("worker's first frame is not a Welcome");
+  if (frame->has_cache_snapshot()) {
+    if (cache_.has_value()) Obey(cache_->Take(frame->cache_snapshot()));
+  } else if (frame->has_step()) {
+    step_age_ms_ = 0;
+    TakeStep(frame->mutable_step());
+  } else if (frame->has_heartbeat()) {
+    step_age_ms_ = frame->heartbeat().step_age_ms();
+    step_expected_ms_ = frame->heartbeat().step_expected_ms();
+    if (frame->heartbeat().has_load()) TakeLoad(frame->heartbeat().load());
+    if (frame->heartbeat().has_cache() && cache_.has_value()) {
+      Obey(cache_->Take(frame->heartbeat().cache()));
     }
-    RemoveHold();
+  }
+  return absl::OkStatus();
+}
+
+void Session::CheckProgress() {
+  if (own_requests_.load(std::memory_order_relaxed) == 0) return;
+  const int64_t silent_ms =
+      NowMs(*rooms_.loops[0]) - std::max(heard_ms_.load(), busy_since_ms_.load());
+  if (silent_ms > options_.hang_timeout_ms) {
+    rooms_.metrics->CountHang(HangKind::kSilent);
+    Close(absl::UnavailableError(absl::StrCat("no frame for ", silent_ms,
+                                              " ms, with requests under way (--hang-timeout-ms ",
+                                              options_.hang_timeout_ms, ")")));
     return;
   }
-  absl::Status status;
-  if (frame_in_.has_welcome()) {
-    status = TakeWelcome(frame_in_.welcome());
-  } else if (!welcomed_) {
-    status = absl::FailedPreconditionError("worker's first frame is not a Welcome");
-  } else if (frame_in_.has_cache_snapshot()) {
-    if (cache_.has_value()) Obey(cache_->Take(frame_in_.cache_snapshot()));
-  } else if (frame_in_.has_step()) {
-    TakeStep(frame_in_.mutable_step());
-  }
-  if (!status.ok()) Close(status);
-  StartRead(&frame_in_);
+  const int64_t expected_ms = step_expected_ms_;
+  const int64_t limit_ms =
+      expected_ms > 0 ? std::max<int64_t>(options_.hang_timeout_ms, kStepSlack * expected_ms)
+                      : options_.step_timeout_ms;
+  if (step_age_ms_ <= limit_ms) return;
+  rooms_.metrics->CountHang(HangKind::kStep);
+  Close(absl::UnavailableError(absl::StrCat("a step takes ", step_age_ms_.load(),
+                                            " ms and more; the limit is ", limit_ms,
+                                            " ms (--step-timeout-ms, or ", kStepSlack,
+                                            " times the ", expected_ms, " ms it should take)")));
 }
 
 absl::Status Session::TakeWelcome(const wire::Welcome& welcome) {
@@ -226,29 +235,31 @@ absl::Status Session::TakeWelcome(const wire::Welcome& welcome) {
 }
 
 void Session::FollowCache() {
-  cache_.emplace(index_);
+  cache_.emplace(rooms_.index);
   cache_slot_ = cache_->slot();
   if (cache_slot_ >= 0) Obey(CacheFeed::Next::kAskSnapshot);
 }
 
 void Session::Obey(CacheFeed::Next next) {
   if (next == CacheFeed::Next::kGoOn) return;
+  rooms_.metrics->CountCacheSnapshot();
   wire::RouterFrame frame;
   frame.mutable_ask_cache_snapshot();
   Send(std::move(frame));
 }
 
+void Session::TakeLoad(const wire::Load& load) {
+  const auto relaxed = std::memory_order_relaxed;
+  said_requests_.store(static_cast<int32_t>(load.requests_running() + load.requests_waiting()),
+                       relaxed);
+  said_tokens_waiting_.store(static_cast<int64_t>(load.tokens_waiting()), relaxed);
+  said_kv_blocks_used_.store(static_cast<int64_t>(load.kv_blocks_used()), relaxed);
+  said_kv_blocks_total_.store(static_cast<int64_t>(load.kv_blocks_total()), relaxed);
+}
+
 void Session::TakeStep(wire::Step* step) {
   if (step->has_cache() && cache_.has_value()) Obey(cache_->Take(step->cache()));
-  if (step->has_load()) {
-    const wire::Load& load = step->load();
-    const auto relaxed = std::memory_order_relaxed;
-    said_requests_.store(static_cast<int32_t>(load.requests_running() + load.requests_waiting()),
-                         relaxed);
-    said_tokens_waiting_.store(static_cast<int64_t>(load.tokens_waiting()), relaxed);
-    said_kv_blocks_used_.store(static_cast<int64_t>(load.kv_blocks_used()), relaxed);
-    said_kv_blocks_total_.store(static_cast<int64_t>(load.kv_blocks_total()), relaxed);
-  }
+  if (step->has_load()) TakeLoad(step->load());
   if (step->draining() && !draining_) {
     draining_ = true;
     accepting_ = false;
@@ -260,7 +271,7 @@ void Session::TakeStep(wire::Step* step) {
   }
   for (size_t i = 0; i < split.size(); ++i) {
     if (split[i].empty()) continue;
-    loops_->at(static_cast<int32_t>(i)).Post([self = self_, i, outputs = std::move(split[i])] {
+    rooms_.loops[i]->Post([self = self_, i, outputs = std::move(split[i])] {
       self->Deliver(static_cast<int32_t>(i), outputs);
     });
   }
@@ -283,21 +294,23 @@ void Session::Deliver(int32_t loop_index, const std::vector<wire::Output>& outpu
   }
 }
 
-void Session::OnDone(const grpc::Status& grpc_status) {
-  absl::Status status = FromGrpcStatus(grpc_status);
+void Session::OnClosed(const absl::Status& stream_status) {
+  absl::Status status = stream_status;
   {
     const std::lock_guard<std::mutex> lock(out_mutex_);
     if (!close_reason_.ok()) status = close_reason_;
   }
   if (status.ok()) status = absl::UnavailableError("worker ended the stream");
   // Posted after every frame's outputs, so what came is delivered before it is lost. The last post
-  // takes gRPC's hold along: a channel that dies on a thread of gRPC's would have it join itself.
-  const int32_t last = loops_->size() - 1;
-  for (int32_t i = 0; i < last; ++i) {
-    loops_->at(i).Post([self = self_, i, status] { self->LoseAll(i, status); });
+  // takes the stream's hold along: a channel that dies on a thread of gRPC's would have it join
+  // itself.
+  const size_t last = rooms_.loops.size() - 1;
+  for (size_t i = 0; i < last; ++i) {
+    rooms_.loops[i]->Post(
+        [self = self_, i, status] { self->LoseAll(static_cast<int32_t>(i), status); });
   }
-  loops_->at(last).Post([self = std::move(self_), last, status] {
-    self->LoseAll(last, status);
+  rooms_.loops[last]->Post([self = std::move(self_), last, status] {
+    self->LoseAll(static_cast<int32_t>(last), status);
     self->events_.on_end(status);
   });
 }

@@ -1,15 +1,15 @@
 // One worker as seen from here: one stream, from dialling to its end. A worker that comes back is a
 // new Session.
 //
-// Who calls: Fleet opens and closes it; exchanges, on their loops, submit and cancel. gRPC's
-// threads read a frame and split it by loop: one Post per loop that has an answer in it. What
-// belongs to a loop (its table of live requests) is touched on that loop only; the out-buffer has
-// the one lock.
+// Who calls: Fleet opens, watches and closes it; exchanges, on their loops, submit and cancel. The
+// stream's thread reads a frame and splits it by loop: one Post per loop that has an answer in it.
+// What belongs to a loop (its table of live requests) is touched on that loop only; the out-buffer
+// has the one lock.
+//
+// An output reaches its request by the session and the number that its submit got there: numbers
+// are never used again, and a request that was lost or cancelled is out of the table. So tokens of
+// an attempt that was given up, however late, reach nobody.
 #pragma once
-
-#include <grpcpp/channel.h>
-#include <grpcpp/client_context.h>
-#include <grpcpp/support/client_callback.h>
 
 #include <atomic>
 #include <cstdint>
@@ -25,10 +25,11 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
-#include "proto/worker.grpc.pb.h"
 #include "proto/worker.pb.h"
 #include "router/fleet/cache_feed.h"
+#include "router/fleet/worker_stream.h"
 #include "router/loop.h"
+#include "router/metrics.h"
 #include "router/options.h"
 
 namespace glm::router {
@@ -76,24 +77,30 @@ class Receiver {
   ~Receiver() = default;
 };
 
-class Session final : private grpc::ClientBidiReactor<wire::RouterFrame, wire::WorkerFrame> {
+/// What sessions work with; it outlives them.
+struct FleetRooms {
+  std::vector<Loop*> loops;      // of the process, each at its index
+  PrefixIndex* index = nullptr;  // learns what the workers' caches hold
+  RouterMetrics* metrics = nullptr;
+  DialWorker dial;
+};
+
+class Session final : private StreamReader {
  public:
-  /// What the owner hears: on_ready and on_draining at most once each, on a thread of gRPC's;
-  /// on_end exactly once and last, on a loop's thread.
+  /// What the owner hears: on_ready and on_draining at most once each, on the stream's
+  /// thread; on_end exactly once and last, on a loop's thread.
   struct Events {
     std::function<void()> on_ready;
     std::function<void()> on_draining;
     std::function<void(absl::Status)> on_end;
   };
 
-  /// Dials `address`. `loops` and `index`, which learns what the worker's prefix cache holds,
-  /// outlive the session.
+  /// Dials `address`.
   static std::shared_ptr<Session> Open(const std::string& address, const FleetOptions& options,
-                                       const WorkerDemand& demand, LoopPool* loops,
-                                       PrefixIndex* index, Events events);
+                                       const WorkerDemand& demand, const FleetRooms& rooms,
+                                       Events events);
   Session(const Session&) = delete;
   Session& operator=(const Session&) = delete;
-  ~Session() override = default;
 
   /// Whether a new request may go here. Any thread; false at once when the stream breaks.
   bool accepting() const { return accepting_.load(std::memory_order_acquire); }
@@ -115,6 +122,11 @@ class Session final : private grpc::ClientBidiReactor<wire::RouterFrame, wire::W
   /// Ends the stream; on_end gets `reason`. Any thread.
   void Close(const absl::Status& reason);
 
+  /// Closes the session if its worker has work and shows no progress: no frame for
+  /// hang_timeout_ms, or a step that takes far longer than it should. To be called a few times a
+  /// second. Any thread.
+  void CheckProgress();
+
  private:
   /// A request that was submitted and has not ended.
   struct Live {
@@ -126,15 +138,18 @@ class Session final : private grpc::ClientBidiReactor<wire::RouterFrame, wire::W
   using LiveTable = std::unordered_map<uint64_t, Live>;
 
   Session(const std::string& address, const FleetOptions& options, const WorkerDemand& demand,
-          LoopPool* loops, PrefixIndex* index, Events events);
+          const FleetRooms& rooms, Events events);
   void Dial();
   void FollowCache();
   void Obey(CacheFeed::Next next);
 
-  void OnWriteDone(bool ok) override;
-  void OnReadDone(bool ok) override;
-  void OnDone(const grpc::Status& status) override;
+  void OnFrame(wire::WorkerFrame* frame) override;
+  void OnWritten(bool ok) override;
+  void OnBroken() override;
+  void OnClosed(const absl::Status& status) override;
 
+  absl::Status TakeFrame(wire::WorkerFrame* frame);
+  void TakeLoad(const wire::Load& load);
   absl::Status TakeWelcome(const wire::Welcome& welcome);
   void TakeStep(wire::Step* step);
   void Deliver(int32_t loop_index, const std::vector<wire::Output>& outputs);
@@ -145,21 +160,17 @@ class Session final : private grpc::ClientBidiReactor<wire::RouterFrame, wire::W
   const std::string address_;
   const FleetOptions options_;
   const WorkerDemand demand_;
-  LoopPool* const loops_;
-  PrefixIndex* const index_;
+  const FleetRooms rooms_;
   const Events events_;
 
-  grpc::ClientContext call_;
-  std::shared_ptr<grpc::Channel> channel_;
-  std::unique_ptr<wire::Worker::Stub> stub_;
-  std::shared_ptr<Session> self_;  // gRPC's hold on this object, until OnDone
+  std::unique_ptr<WorkerStream> stream_;
+  std::shared_ptr<Session> self_;  // the stream's hold on this object, until OnClosed
 
-  wire::WorkerFrame frame_in_;  // being read; gRPC's thread
   WorkerShape shape_;
-  std::optional<CacheFeed> cache_;  // gRPC's thread
+  std::optional<CacheFeed> cache_;  // the stream's thread
   int32_t cache_slot_ = -1;
-  bool welcomed_ = false;  // gRPC's thread
-  bool draining_ = false;  // gRPC's thread
+  bool welcomed_ = false;  // the stream's thread
+  bool draining_ = false;  // the stream's thread
   std::atomic<bool> accepting_{false};
 
   std::vector<LiveTable> live_;  // one per loop, touched on that loop only
@@ -174,7 +185,13 @@ class Session final : private grpc::ClientBidiReactor<wire::RouterFrame, wire::W
   std::atomic<int64_t> said_kv_blocks_used_{0};
   std::atomic<int64_t> said_kv_blocks_total_{0};
 
-  /// The out-buffer: loops put frames in, gRPC's thread takes them out one by one.
+  // Progress, in milliseconds of the loops' clock.
+  std::atomic<int64_t> heard_ms_{0};          // the last frame came
+  std::atomic<int64_t> busy_since_ms_{0};     // a request was sent to a worker that had none
+  std::atomic<int64_t> step_age_ms_{0};       // of the step under way, by the last heartbeat
+  std::atomic<int64_t> step_expected_ms_{0};  // 0: not known
+
+  /// The out-buffer: loops put frames in, the stream's thread takes them out one by one.
   std::mutex out_mutex_;
   std::deque<wire::RouterFrame> out_ ABSL_GUARDED_BY(out_mutex_);  // the first is being written
   int64_t out_bytes_ ABSL_GUARDED_BY(out_mutex_) = 0;

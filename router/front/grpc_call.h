@@ -18,7 +18,7 @@
 #include "proto/router.pb.h"
 #include "proto/rpc_status.h"
 #include "router/exchange.h"
-#include "router/loop.h"
+#include "router/thread_loop.h"
 
 namespace glm::router {
 

@@ -2,15 +2,16 @@
 
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
-#include <grpcpp/security/server_credentials.h>
 #include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
 
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "proto/credentials.h"
 #include "proto/router.grpc.pb.h"
 #include "proto/rpc_status.h"
+#include "proto/wire_limits.h"
 #include "router/fleet/fleet.h"
 #include "router/front/grpc_call.h"
 #include "router/front/grpc_request.h"
@@ -143,18 +144,20 @@ GrpcFront::GrpcFront() = default;
 absl::StatusOr<std::unique_ptr<GrpcFront>> GrpcFront::Start(const GrpcOptions& options,
                                                             const ExchangeRooms& rooms,
                                                             LoopPool* loops) {
+  const auto credentials = MakeCredentials("grpc-tls", options.tls);
+  if (!credentials.ok()) return credentials.status();
   std::unique_ptr<GrpcFront> front(new GrpcFront());
   front->loops_ = loops;
   front->service_ = std::make_unique<Service>(options, rooms, loops);
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
-  builder.SetMaxReceiveMessageSize(static_cast<int>(options.message_bytes_max));
-  builder.AddChannelArgument(GRPC_ARG_MAX_CONCURRENT_STREAMS, options.streams_max);
-  // Two routers on one port would share its clients at random.
-  builder.AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
+  SetLimits({.message_bytes_max = options.message_bytes_max,
+             .streams_max = options.streams_max,
+             .memory_bytes_max = options.memory_bytes_max},
+            &builder);
   int port = 0;
-  builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &port);
+  builder.AddListeningPort(options.listen, *credentials, &port);
   builder.RegisterService(front->service_.get());
   front->server_ = builder.BuildAndStart();
   if (front->server_ == nullptr) {

@@ -37,7 +37,7 @@ struct HttpShared {
 
 /// The connections of one loop. Owned by that loop.
 struct HttpLane {
-  Loop* loop = nullptr;
+  ThreadLoop* loop = nullptr;
   std::unordered_set<std::shared_ptr<HttpConnection>> connections;
   std::function<void()> on_empty;                  // called once, when the last connection ends
   std::mt19937_64 random{std::random_device{}()};  // for request ids

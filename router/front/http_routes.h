@@ -10,7 +10,7 @@
 
 #include "absl/strings/string_view.h"
 #include "router/front/http_message.h"
-#include "router/loop.h"
+#include "router/thread_loop.h"
 
 namespace glm::router {
 
@@ -18,7 +18,7 @@ namespace glm::router {
 struct HttpCall {
   HttpRequest request;
   std::string rest;  // of a path route: what stood for '*', decoded
-  Loop* loop = nullptr;
+  ThreadLoop* loop = nullptr;
   HttpReply* reply = nullptr;
 };
 

@@ -276,8 +276,16 @@ void OpenAiFront::SendModel(const HttpCall& call) const {
 
 void OpenAiFront::SendReadiness(const HttpCall& call) const {
   if (draining_) return SendJson(call.reply, Json{{"status", "draining"}}, 503);
-  if (!fleet_->ready()) return SendJson(call.reply, Json{{"status", "no worker is ready"}}, 503);
-  SendJson(call.reply, Json{{"status", "ok"}});
+  if (fleet_->ready()) return SendJson(call.reply, Json{{"status", "ok"}});
+  const std::vector<FleetWorker>& workers = fleet_->Snapshot()->workers;
+  const auto unauthenticated =
+      std::count_if(workers.begin(), workers.end(),
+                    [](const FleetWorker& worker) { return worker.unauthenticated; });
+  SendJson(call.reply,
+           Json{{"status", "no worker is ready"},
+                {"workers", workers.size()},
+                {"workers_unauthenticated", unauthenticated}},
+           503);
 }
 
 }  // namespace glm::router

@@ -14,7 +14,7 @@
 #include "router/exchange.h"
 #include "router/front/http_routes.h"
 #include "router/front/openai_json.h"
-#include "router/loop.h"
+#include "router/thread_loop.h"
 
 namespace glm::router {
 

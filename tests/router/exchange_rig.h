@@ -15,10 +15,11 @@
 
 #include "router/exchange.h"
 #include "router/fleet/fleet.h"
-#include "router/loop.h"
+#include "router/fleet/grpc_stream.h"
 #include "router/metrics.h"
 #include "router/route/placement.h"
 #include "router/text/text_model.h"
+#include "router/thread_loop.h"
 #include "tests/router/golden_text.h"
 #include "tests/support/fake_worker.h"
 
@@ -57,8 +58,12 @@ class ExchangeRig {
   /// Starts the fleet and waits until `ready` workers are.
   void Start(int32_t ready) {
     fleet_ = std::make_unique<Fleet>(fleet_options,
-                                     WorkerDemand{"tiny", text().tokenizer().vocabulary()}, &loops_,
-                                     &placement->index(), [this](const FleetSnapshot& snapshot) {
+                                     WorkerDemand{"tiny", text().tokenizer().vocabulary()},
+                                     FleetRooms{.loops = loops_.all(),
+                                                .index = &placement->index(),
+                                                .metrics = &metrics_,
+                                                .dial = DialOverGrpc(fleet_options)},
+                                     [this](const FleetSnapshot& snapshot) {
                                        const std::lock_guard<std::mutex> lock(mutex_);
                                        ready_ = snapshot.ready;
                                        changed_.notify_all();
@@ -89,7 +94,9 @@ class ExchangeRig {
     return *model;
   }
 
-  FleetOptions fleet_options{.backoff_initial_ms = 5, .backoff_max_ms = 20};
+  /// Workers that are stepped by hand are no hung ones.
+  FleetOptions fleet_options{
+      .backoff_initial_ms = 5, .backoff_max_ms = 20, .hang_timeout_ms = 600'000};
   ExchangeOptions exchange_options;
   std::unique_ptr<Placement> placement = MakePlacement(Policy::kPrefix);
 

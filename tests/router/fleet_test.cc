@@ -9,6 +9,8 @@
 #include <string>
 #include <vector>
 
+#include "router/fleet/grpc_stream.h"
+#include "router/thread_loop.h"
 #include "tests/support/fake_worker.h"
 
 namespace glm::router {
@@ -20,7 +22,11 @@ class FleetTest : public ::testing::Test {
  protected:
   void StartFleet(std::vector<std::string> addresses) {
     options_.workers = std::move(addresses);
-    fleet_ = std::make_unique<Fleet>(options_, WorkerDemand{"tiny", 500}, &loops_, &index_,
+    fleet_ = std::make_unique<Fleet>(options_, WorkerDemand{"tiny", 500},
+                                     FleetRooms{.loops = loops_.all(),
+                                                .index = &index_,
+                                                .metrics = &metrics_,
+                                                .dial = DialOverGrpc(options_)},
                                      [this](const FleetSnapshot& snapshot) {
                                        const std::lock_guard<std::mutex> lock(mutex_);
                                        states_.clear();
@@ -47,6 +53,7 @@ class FleetTest : public ::testing::Test {
   std::vector<WorkerState> states_;
   int32_t dials_ = 0;
   PrefixIndex index_{1000};
+  RouterMetrics metrics_;
   LoopPool loops_{2};
   std::unique_ptr<Fleet> fleet_;
 };

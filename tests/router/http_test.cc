@@ -11,8 +11,8 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
-#include "router/loop.h"
 #include "router/metrics.h"
+#include "router/thread_loop.h"
 #include "tests/router/http_client.h"
 
 namespace glm::router {
@@ -25,7 +25,7 @@ constexpr std::chrono::seconds kWait(HttpClient::kWaitSeconds);
 
 /// An answer that is under way: what the test writes to, and a sign when it is destroyed.
 struct OpenStream {
-  Loop* loop = nullptr;
+  ThreadLoop* loop = nullptr;
   HttpReply* reply = nullptr;
   std::future<void> destroyed;
 };

@@ -15,6 +15,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "router/fleet/fleet.h"
+#include "router/fleet/grpc_stream.h"
 #include "router/front/http.h"
 #include "router/front/openai_answer.h"
 #include "router/route/placement.h"
@@ -80,9 +81,14 @@ class OpenAiTest : public testing::Test {
   void StartFront() {
     const int32_t port = worker_ == nullptr ? 1 : worker_->port();
     FleetOptions options;
+    options.hang_timeout_ms = 600'000;  // workers that are stepped by hand
     options.workers = {absl::StrCat("127.0.0.1:", port)};
-    fleet_ = std::make_unique<Fleet>(options, WorkerDemand{"tiny", 3000}, &loops_,
-                                     &placement_.index(), [this](const FleetSnapshot& snapshot) {
+    fleet_ = std::make_unique<Fleet>(options, WorkerDemand{"tiny", 3000},
+                                     FleetRooms{.loops = loops_.all(),
+                                                .index = &placement_.index(),
+                                                .metrics = &metrics_,
+                                                .dial = DialOverGrpc(options)},
+                                     [this](const FleetSnapshot& snapshot) {
                                        if (snapshot.ready > 0 && !was_ready_) {
                                          was_ready_ = true;
                                          ready_.set_value();

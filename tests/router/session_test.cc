@@ -11,6 +11,8 @@
 #include <thread>
 #include <vector>
 
+#include "router/fleet/grpc_stream.h"
+#include "router/thread_loop.h"
 #include "tests/support/fake_worker.h"
 
 namespace glm::router {
@@ -83,8 +85,7 @@ class SessionTest : public ::testing::Test {
   void Open(FakeWorkerOptions worker_options) {
     worker_options_ = worker_options;
     worker_ = FakeWorker::Start(std::move(worker_options));
-    session_ = Session::Open(worker_->address(), options_, {"tiny", 500}, &loops_, &index_,
-                             heard_.Events());
+    session_ = Session::Open(worker_->address(), options_, {"tiny", 500}, Rooms(), heard_.Events());
   }
   void OpenReady(FakeWorkerOptions worker_options) {
     Open(std::move(worker_options));
@@ -103,7 +104,15 @@ class SessionTest : public ::testing::Test {
     return id;
   }
 
-  FleetOptions options_;
+  FleetRooms Rooms() {
+    return {.loops = loops_.all(),
+            .index = &index_,
+            .metrics = &metrics_,
+            .dial = DialOverGrpc(options_)};
+  }
+
+  FleetOptions options_{.hang_timeout_ms = 600'000};
+  RouterMetrics metrics_;
   FakeWorkerOptions worker_options_;
   std::unique_ptr<FakeWorker> worker_;
   Heard heard_;
@@ -300,9 +309,12 @@ TEST(SessionDialTest, NobodyThereEndsUnavailable) {
   }
   LoopPool loops(1);
   PrefixIndex index(10);
+  RouterMetrics metrics;
   Heard heard;
-  const auto session = Session::Open("127.0.0.1:" + std::to_string(port), FleetOptions(),
-                                     {"tiny", 1}, &loops, &index, heard.Events());
+  const auto session = Session::Open(
+      "127.0.0.1:" + std::to_string(port), FleetOptions(), {"tiny", 1},
+      {.loops = loops.all(), .index = &index, .metrics = &metrics, .dial = DialOverGrpc({})},
+      heard.Events());
   ASSERT_TRUE(heard.Await([&] { return heard.end.has_value(); }));
   EXPECT_EQ(heard.end->code(), absl::StatusCode::kUnavailable);
 }

