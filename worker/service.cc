@@ -255,6 +255,7 @@ void Service::Observe(const engine::RequestEvent& event, LiveRequest& live) {
 
 void Service::Deliver(engine::StepEvents&& events) {
   MutexLock lock(&mutex_);
+  NoteCache(events);
   std::map<uint64_t, pb::WorkerFrame> frames;
   for (const auto& [number, session] : sessions_) {
     pb::Step* step = frames[number].mutable_step();
@@ -284,6 +285,15 @@ void Service::TellLoad(const engine::EngineLoad& load, glm::worker::Session* ses
   session->step_times_told_ = load.step_times;
 }
 
+void Service::NoteCache(const engine::StepEvents& events) {
+  cache_sequence_next_ = events.cache_sequence + events.cache_changes.size();
+  cache_digest_ = events.cache_digest;
+  if (events.cache_changes.empty()) return;
+  for (const auto& [number, session] : sessions_) {
+    if (!std::exchange(session->wants_digest_, true)) beat_changed_.Signal();
+  }
+}
+
 // ---- Heartbeats
 // ----------------------------------------------------------------------------------
 
@@ -305,15 +315,20 @@ Service::Clock::time_point Service::SendHeartbeats(Clock::time_point now) {
   const auto period = std::chrono::milliseconds(options_.heartbeat_ms);
   Clock::time_point next = Clock::time_point::max();
   for (const auto& [number, session] : sessions_) {
-    if (session->requests_.empty()) continue;
+    if (session->requests_.empty() && !session->wants_digest_) continue;
     Clock::time_point due = std::max(session->last_sent(), session->busy_since_) + period;
     if (due <= now) {
       const engine::EngineStats stats = engine_->Stats();
       pb::WorkerFrame frame;
       ToWire(stats, frame.mutable_heartbeat());
       TellLoad(stats.load, session.get(), frame.mutable_heartbeat()->mutable_load());
+      if (std::exchange(session->wants_digest_, false)) {
+        frame.mutable_heartbeat()->mutable_cache()->set_sequence(cache_sequence_next_);
+        frame.mutable_heartbeat()->mutable_cache()->set_digest(cache_digest_);
+      }
       metrics_->CountHeartbeat();
       session->Send(std::move(frame));
+      if (session->requests_.empty()) continue;
       due = now + period;
     }
     next = std::min(next, due);

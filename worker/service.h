@@ -3,7 +3,8 @@
 //
 // Threads: gRPC's own threads bring frames (OnReadDone); the engine thread brings StepEvents
 // (Deliver); a thread of the service's own, "heartbeat", wakes when a session with live requests
-// was sent nothing for a while, and tells it how the step under way is. Two locks, always taken in
+// was sent nothing for a while, and tells it how the step under way is; and once more when all is
+// quiet after changes of the prefix cache, with the cache's digest. Two locks, always taken in
 // this order: Service::mutex_ over the table of live requests, then a session's out-buffer. Nothing
 // waits for a slow router: a session whose out-buffer overflows is closed.
 #pragma once
@@ -35,8 +36,8 @@ class Session;
 
 class Service : public ::glmserve::worker::v1::Worker::CallbackService {
  public:
-  /// Starts the heartbeat thread. `metrics` must outlive the service, and so must `tokens`, of which
-  /// a router must show one; null: none is asked for.
+  /// Starts the heartbeat thread. `metrics` must outlive the service, and so must `tokens`, of
+  /// which a router must show one; null: none is asked for.
   Service(const WorkerOptions& options, WorkerMetrics* metrics, const TokenFile* tokens = nullptr);
   ~Service() override;
 
@@ -95,6 +96,8 @@ class Service : public ::glmserve::worker::v1::Worker::CallbackService {
   void TellLoad(const engine::EngineLoad& load, glm::worker::Session* session,
                 ::glmserve::worker::v1::Load* wire) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
+  void NoteCache(const engine::StepEvents& events) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
   // The heartbeat thread.
   void Beat();
   /// Sends the heartbeats that are due; when the next one may be.
@@ -115,6 +118,9 @@ class Service : public ::glmserve::worker::v1::Worker::CallbackService {
   std::map<uint64_t, std::shared_ptr<glm::worker::Session>> sessions_ ABSL_GUARDED_BY(mutex_);
   std::unordered_map<engine::RequestId, LiveRequest> live_ ABSL_GUARDED_BY(mutex_);
   Condition idle_;  // no request is live
+  // Of the prefix cache, by the last StepEvents: the number of its next change, and its digest.
+  uint64_t cache_sequence_next_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t cache_digest_ ABSL_GUARDED_BY(mutex_) = 0;
   /// Calls without a good token so far: the log names the first, then ever fewer.
   std::atomic<uint64_t> unauthenticated_{0};
 

@@ -65,6 +65,8 @@ class Session final : public grpc::ServerBidiReactor<::glmserve::worker::v1::Rou
   ::glmserve::worker::v1::RouterFrame incoming_;
   /// It asked for a snapshot of the cache and has not got it. Guarded by the service's lock.
   bool wants_snapshot_ = false;
+  /// The prefix cache changed since it was sent a digest. Guarded by the service's lock.
+  bool wants_digest_ = false;
   /// When the first of its live requests came. Guarded by the service's lock.
   std::chrono::steady_clock::time_point busy_since_{};
   /// What it was told last. Guarded by the service's lock.

@@ -5,8 +5,10 @@
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <memory>
 #include <string>
+#include <thread>
 
 #include "tests/worker/peer.h"
 #include "tests/worker/scripted_engine.h"
@@ -20,7 +22,7 @@ class ServiceTest : public testing::Test {
   void SetUp() override {
     options_.session_frames_max = 32;
     options_.sessions_max = 2;
-    options_.heartbeat_ms = 60'000;  // none, however slow this machine is
+    options_.heartbeat_ms = heartbeat_ms_;
     service_ = std::make_unique<Service>(options_, &metrics_);
     service_->Attach(&engine_);
     grpc::ServerBuilder builder;
@@ -48,6 +50,7 @@ class ServiceTest : public testing::Test {
     service_->Deliver(std::move(events));
   }
 
+  int32_t heartbeat_ms_ = 60'000;  // none, however slow this machine is
   WorkerOptions options_;
   WorkerMetrics metrics_;
   ScriptedEngine engine_;
@@ -306,6 +309,43 @@ TEST(WorkerMetricsTest, TellsCacheAndDrafts) {
   EXPECT_EQ(values["glmserve_worker_context_tokens"], 77);
   EXPECT_EQ(values["glmserve_worker_step_age_seconds"], 0.25);
   EXPECT_EQ(values["glmserve_worker_step_expected_seconds"], 0.125);
+}
+
+class QuietTest : public ServiceTest {
+ protected:
+  void SetUp() override {
+    heartbeat_ms_ = 20;
+    ServiceTest::SetUp();
+  }
+};
+
+TEST_F(QuietTest, TheCachesDigestIsToldOnceWhenAllIsQuiet) {
+  Peer router(channel_);
+  router.Open();
+  for (uint64_t sequence : {8, 9}) {
+    engine::StepEvents events;
+    events.cache_sequence = sequence;
+    events.cache_changes = {{.stored = true, .block = {1, sequence}, .parent = {}}};
+    events.cache_digest = 90 + sequence;
+    service_->Deliver(std::move(events));
+  }
+  int32_t heartbeats = 0;
+  uint64_t digest = 0;
+  while (digest != 99) {  // a machine that stalls may find it quiet between the two
+    const pb::WorkerFrame frame = router.Read();
+    if (!frame.has_heartbeat()) continue;
+    ++heartbeats;
+    EXPECT_TRUE(frame.heartbeat().has_load());
+    EXPECT_EQ(frame.heartbeat().step_age_ms(), 0u);
+    digest = frame.heartbeat().cache().digest();
+    EXPECT_EQ(frame.heartbeat().cache().sequence(), digest - 90 + 1);
+    EXPECT_EQ(frame.heartbeat().cache().blocks_size(), 0);
+  }
+  EXPECT_LE(heartbeats, 2);
+  // Then nothing more.
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  service_->Deliver({});
+  EXPECT_TRUE(router.Read().has_step());
 }
 
 TEST_F(ServiceTest, StepTimesAreToldWhenTheyAreNews) {
