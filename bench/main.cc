@@ -5,6 +5,7 @@
 
 #include "bench/kernel_bench.h"
 #include "bench/load.h"
+#include "bench/route_bench.h"
 #include "bench/schedule_bench.h"
 #include "bench/step_bench.h"
 
@@ -76,6 +77,25 @@ CLI::App* AddSchedule(CLI::App& app, ScheduleBenchOptions& options) {
   return schedule;
 }
 
+CLI::App* AddRoute(CLI::App& app, RouteBenchOptions& options) {
+  CLI::App* route = app.add_subcommand("route", "The index of prefixes, and a choice of worker");
+  route->option_defaults()->always_capture_default();
+  route->add_option("--blocks", options.blocks, "Of the index");
+  route->add_option("--workers", options.workers, "That hold them");
+  route->add_option("--depth", options.depth, "Blocks of a long chain");
+  route->add_option("--block-size", options.block_size, "Tokens of a block");
+  route->add_option("--writers", options.writers, "Threads that change the index");
+  route->add_option("--readers", options.readers, "Threads that look up meanwhile");
+  route->add_option("--batch", options.batch, "Blocks of one change");
+  route->add_option("--mixed-rate", options.mixed_rate, "Blocks changed a second meanwhile");
+  route->add_option("--update-blocks", options.update_blocks,
+                    "Of the index whose update rate is told; 0: as --blocks");
+  route->add_option("--only", options.only,
+                    "usual, scattered, worst, update, decision; empty: all");
+  route->add_option("--seconds", options.seconds, "Of each measurement");
+  return route;
+}
+
 int Report(const absl::Status& status) {
   if (status.ok()) return 0;
   std::cerr << "glmserve-bench: " << status.message() << std::endl;
@@ -93,7 +113,13 @@ int Main(int argc, char** argv) {
   const CLI::App* step = AddStep(app, step_options);
   ScheduleBenchOptions schedule_options;
   const CLI::App* schedule = AddSchedule(app, schedule_options);
+  RouteBenchOptions route_options;
+  const CLI::App* route = AddRoute(app, route_options);
   CLI11_PARSE(app, argc, argv);
+  if (route->parsed()) {
+    if (const absl::Status status = route_options.Validate(); !status.ok()) return Report(status);
+    return Report(RunRouteBench(route_options));
+  }
   if (schedule->parsed()) {
     if (const absl::Status status = schedule_options.Validate(); !status.ok()) {
       return Report(status);

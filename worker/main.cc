@@ -129,6 +129,8 @@ void AddFlags(CLI::App& app, WorkerOptions& options, DraftFlags& drafts, std::st
                  "From a router's call to its first frame");
   app.add_option("--session-frames-max", options.session_frames_max,
                  "Frames waiting for one router; past that it is disconnected");
+  app.add_option("--heartbeat-ms", options.heartbeat_ms,
+                 "A router with live requests that was sent nothing for so long gets a heartbeat");
   app.add_option("--frame-bytes-max", options.frame_bytes_max, "Largest frame from a router");
   app.add_option("--grpc-memory-bytes-max", options.grpc_memory_bytes_max,
                  "Bytes that gRPC holds for all connections together");

@@ -28,6 +28,9 @@ struct WorkerOptions {
   int32_t hello_timeout_ms = 5000;
   /// Frames waiting to be written to one router; past that the session is closed.
   int32_t session_frames_max = 4096;
+  /// A router with live requests that was sent nothing for this long gets a heartbeat; so does one
+  /// for which all is quiet after changes of the prefix cache. Milliseconds.
+  int32_t heartbeat_ms = 500;
   /// Largest frame taken from a router, in bytes: bounds the length of a prompt.
   int32_t frame_bytes_max = 16 << 20;
 

@@ -22,7 +22,9 @@
 #include <cstring>
 #include <iostream>
 #include <optional>
+#include <set>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "absl/strings/match.h"
@@ -462,8 +464,14 @@ bool Simulation::AllEnded() const {
 }
 
 void Simulation::CheckQuiet() {
+  std::set<std::pair<uint64_t, uint64_t>> held;
+  for (const auto& worker : workers_) worker->AddHeld(&held);
   for (const auto& router : routers_) {
     for (const auto& client : clients_) CheckIndex(*router, *client, true);
+    const int64_t known = router->placement.index().blocks();
+    if (known != static_cast<int64_t>(held.size())) {
+      Violate(absl::StrCat("the index has ", known, " blocks, the workers ", held.size()));
+    }
     if (MetricOf(router->metrics, "glmserve_router_requests_running") != 0) {
       Violate("requests count as running though all have ended");
     }

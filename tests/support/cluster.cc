@@ -120,6 +120,22 @@ EventStream::EventStream(int port, const std::string& target, const std::string&
 
 EventStream::~EventStream() = default;
 
+struct HastyClient::State {
+  boost::asio::io_context loop;
+  tcp::socket socket{loop};
+};
+
+HastyClient::HastyClient(int port, const std::string& target, const std::string& body)
+    : state_(std::make_unique<State>()) {
+  beast::error_code error;
+  state_->socket.connect({boost::asio::ip::address_v4::loopback(), static_cast<uint16_t>(port)},
+                         error);
+  if (!error) http::write(state_->socket, MakeRequest(target, body), error);
+  EXPECT_FALSE(error) << error.message();
+}
+
+HastyClient::~HastyClient() = default;
+
 std::string EventStream::Next() {
   while (true) {
     const size_t end = state_->text.find("\n\n");

@@ -38,6 +38,17 @@ class EventStream {
   std::unique_ptr<State> state_;
 };
 
+/// A client that sends a request, waits for nothing and closes the connection when destroyed.
+class HastyClient {
+ public:
+  HastyClient(int port, const std::string& target, const std::string& body);
+  ~HastyClient();
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
 class Cluster {
  public:
   /// Starts `glmserve serve model` with `workers` workers and waits until it says that it is ready;

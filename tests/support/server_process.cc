@@ -12,6 +12,7 @@
 #include <fstream>
 #include <iostream>
 #include <sstream>
+#include <utility>
 
 #include "tests/support/cluster.h"
 
@@ -91,12 +92,13 @@ int ServerProcess::AwaitExit(double seconds) {
   return WIFEXITED(status_) ? WEXITSTATUS(status_) : -1;
 }
 
-WorkerProcess::WorkerProcess(std::vector<std::string> flags, int port)
+WorkerProcess::WorkerProcess(std::vector<std::string> flags, int port, std::string host)
     : ServerProcess("glmserve-worker",
-                    With({kModelFlag, "--listen=127.0.0.1:" + std::to_string(port),
+                    With({kModelFlag, "--listen=" + host + ":" + std::to_string(port),
                           "--metrics-listen=none", "--cpu-threads=1"},
                          flags),
                     "worker ready"),
+      host_(std::move(host)),
       port_(NumberAfter("(port ")) {}
 
 RouterProcess::RouterProcess(std::vector<std::string> flags)
