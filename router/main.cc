@@ -2,13 +2,17 @@
 // of workers.
 //
 // Flags to RouterOptions, then bottom-up: text, metrics, loops, fleet, fronts. On SIGTERM or SIGINT
-// the router drains: not ready at once, nothing new is taken, open streams may finish, then it
-// exits with 0. A second signal ends it at once.
+// the router drains: not ready at once, served on for a while, so that load balancers see it before
+// anyone is turned away; then nothing new is taken, open streams may finish, and it exits with 0. A
+// second signal ends it at once.
 #include <CLI/CLI.hpp>
+#include <algorithm>
 #include <chrono>
 #include <memory>
 #include <string>
 #include <thread>
+#include <utility>
+#include <vector>
 
 #include "proto/base/log.h"
 #include "proto/base/process.h"
@@ -16,6 +20,8 @@
 #include "proto/credentials.h"
 #include "router/fleet/fleet.h"
 #include "router/fleet/grpc_stream.h"
+#include "router/fleet/membership.h"
+#include "router/fleet/registry.h"
 #include "router/front/grpc_front.h"
 #include "router/front/http.h"
 #include "router/front/http_routes.h"
@@ -32,8 +38,7 @@ namespace {
 
 void AddFleetFlags(CLI::App& app, FleetOptions& fleet, ExchangeOptions& exchange) {
   app.add_option("--workers", fleet.workers, "Workers: host:port or unix:/path, comma-separated")
-      ->delimiter(',')
-      ->required();
+      ->delimiter(',');
   app.add_option("--connect-timeout-ms", fleet.connect_timeout_ms,
                  "From dialling a worker to its welcome");
   app.add_option("--backoff-initial-ms", fleet.backoff_initial_ms,
@@ -59,6 +64,30 @@ void AddFleetFlags(CLI::App& app, FleetOptions& fleet, ExchangeOptions& exchange
   app.add_option("--worker-wait-ms", exchange.worker_wait_ms,
                  "How long a request waits for a worker to be ready");
   app.add_option("--request-timeout-s", exchange.timeout_s, "How long a request may take in all");
+}
+
+void AddMembershipFlags(CLI::App& app, MembershipOptions& membership, FleetOptions& fleet) {
+  app.add_option("--workers-file", membership.file,
+                 "File of workers, one a line, read again when it changes; empty: none");
+  app.add_option("--workers-dns", membership.dns,
+                 "host:port; every address of the host is a worker; empty: none");
+  app.add_option("--workers-dns-interval-s", membership.dns_interval_s,
+                 "Seconds between two look-ups of it");
+  app.add_option("--registry-listen", membership.registry_listen,
+                 "Where workers may register themselves: host:port; empty: nowhere. Needs "
+                 "--worker-token-file or --registry-tls-client-ca");
+  app.add_option("--registration-grace-s", membership.registration_grace_s,
+                 "Seconds that a registered worker is kept when neither its registration nor its "
+                 "session lives");
+  app.add_option("--registry-tls-cert", membership.registry_tls.cert,
+                 "PEM file of the certificate shown to workers that register; empty: no TLS");
+  app.add_option("--registry-tls-key", membership.registry_tls.key, "PEM file of its key");
+  app.add_option("--registry-tls-client-ca", membership.registry_tls.client_ca,
+                 "PEM file of the roots that their certificates must come from; empty: none is "
+                 "asked for");
+  app.add_option("--leave-timeout-s", fleet.leave_timeout_s,
+                 "Seconds that the requests of a worker may still take that is no member any more; "
+                 "then they go on elsewhere");
 }
 
 void AddSecurityFlags(CLI::App& app, FleetOptions& fleet, GrpcOptions& grpc) {
@@ -124,9 +153,13 @@ void AddFlags(CLI::App& app, RouterOptions& options, std::string& name) {
   app.add_option("--served-model-name", options.served_model_name,
                  "Name that clients use; empty: the folder's name");
   app.add_option("--loop-threads", options.loop_threads, "Threads that serve connections");
+  app.add_option(
+      "--settle-s", options.settle_s,
+      "Seconds after SIGTERM in which requests are still served, while readiness says no");
   app.add_option("--drain-timeout-s", options.drain_timeout_s,
-                 "Seconds that open streams may still take after SIGTERM");
+                 "Seconds that open streams may still take after that");
   AddFleetFlags(app, options.fleet, options.exchange);
+  AddMembershipFlags(app, options.membership, options.fleet);
   AddSecurityFlags(app, options.fleet, options.grpc);
   AddRouteFlags(app, options.route);
   AddFrontFlags(app, options.http, options.grpc);
@@ -158,8 +191,11 @@ WorkerCounts CountWorkers(const FleetSnapshot& snapshot) {
 void ServeUntilSignal(const StopSignals& signals, const RouterOptions& options, OpenAiFront& openai,
                       HttpServer& http, GrpcFront& grpc_front) {
   const int signal = signals.Await();
-  LOG(INFO) << "signal " << signal << ": draining for at most " << options.drain_timeout_s << " s";
+  LOG(INFO) << "signal " << signal << ": not ready, serving on for " << options.settle_s
+            << " s, then draining for at most " << options.drain_timeout_s << " s";
   openai.BeginDrain();
+  grpc_front.BeginDrain();
+  std::this_thread::sleep_for(std::chrono::seconds(options.settle_s));
   const std::chrono::seconds wait(options.drain_timeout_s);
   std::thread grpc_drain([&] { grpc_front.Drain(wait); });
   http.Drain(wait);
@@ -191,6 +227,41 @@ absl::StatusOr<WorkerKeys> OpenKeys(const FleetOptions& fleet) {
                     "the clear";
   }
   return keys;
+}
+
+/// Who names workers besides --workers. Gone before the fleet stops.
+struct Sources {
+  std::unique_ptr<Membership> membership;
+  std::unique_ptr<Registry> registry;  // null without --registry-listen
+};
+
+bool IsReached(const FleetSnapshot& snapshot, const std::string& address) {
+  return std::any_of(snapshot.workers.begin(), snapshot.workers.end(), [&](const auto& worker) {
+    return worker.address == address && worker.session != nullptr;
+  });
+}
+
+absl::Status StartSources(const RouterOptions& options, Fleet& fleet, RouterMetrics* metrics,
+                          const TokenFile* tokens, Sources* sources) {
+  const auto set_members = [&fleet](MemberSource source, std::vector<std::string> addresses) {
+    return fleet.SetMembers(source, std::move(addresses));
+  };
+  auto membership = Membership::Start(options.membership, set_members, metrics);
+  if (!membership.ok()) return membership.status();
+  sources->membership = *std::move(membership);
+  if (options.membership.registry_listen.empty()) return absl::OkStatus();
+  auto registry = Registry::Start(
+      options.membership,
+      {.set_members = set_members,
+       .reached =
+           [&fleet](const std::string& address) { return IsReached(*fleet.Snapshot(), address); },
+       .metrics = metrics,
+       .tokens = tokens});
+  if (!registry.ok()) return registry.status();
+  sources->registry = *std::move(registry);
+  LOG(INFO) << "workers register on " << options.membership.registry_listen << " (registry port "
+            << sources->registry->port() << ")";
+  return absl::OkStatus();
 }
 
 int Run(const RouterOptions& options) {
@@ -231,15 +302,20 @@ int Run(const RouterOptions& options) {
   if (!grpc_front.ok()) return Fail(grpc_front.status());
   grpc_health = grpc_front->get();
   fleet.Start();
-  if (absl::Status status = http.Start(); !status.ok()) {
+  Sources sources;
+  absl::Status started = StartSources(options, fleet, &metrics, keys->tokens.get(), &sources);
+  if (started.ok()) started = http.Start();
+  if (!started.ok()) {
+    sources = {};
     fleet.Stop();
-    return Fail(status);
+    return Fail(started);
   }
-  LOG(INFO) << "router ready: model " << options.ModelName() << ", " << options.fleet.workers.size()
-            << " workers, HTTP on " << options.http.host << ":" << http.port() << ", gRPC on "
-            << options.grpc.listen << " (port " << (*grpc_front)->port() << ")";
+  LOG(INFO) << "router ready: model " << options.ModelName() << ", HTTP on " << options.http.host
+            << ":" << http.port() << ", gRPC on " << options.grpc.listen << " (port "
+            << (*grpc_front)->port() << ")";
 
   ServeUntilSignal(signals, options, openai, http, **grpc_front);
+  sources = {};
   fleet.Stop();
   LOG(INFO) << "bye";
   return 0;

@@ -20,6 +20,8 @@ constexpr std::array<const char*, kRetryReasonCount> kRetryReasonNames = {"lost"
 constexpr std::array<const char*, kHangKindCount> kHangKindNames = {"silent", "step"};
 constexpr std::array<const char*, 4> kWorkerStateNames = {"connecting", "ready", "draining",
                                                           "down"};
+constexpr std::array<const char*, kMemberSourceCount> kMemberSourceNames = {"static", "file", "dns",
+                                                                            "registry"};
 
 using Buckets = prometheus::Histogram::BucketBoundaries;
 
@@ -125,6 +127,18 @@ RouterMetrics::RouterMetrics() : registry_(std::make_unique<prometheus::Registry
   for (size_t i = 0; i < kWorkerStateNames.size(); ++i) {
     workers_[i] = &workers.Add({{"state", kWorkerStateNames[i]}});
   }
+  auto& members = prometheus::BuildGauge()
+                      .Name("glmserve_router_members")
+                      .Help("Workers that a source names")
+                      .Register(*registry);
+  auto& member_errors = prometheus::BuildCounter()
+                            .Name("glmserve_router_member_errors_total")
+                            .Help("Times that a source of workers said nothing, or nothing usable")
+                            .Register(*registry);
+  for (size_t i = 0; i < kMemberSourceNames.size(); ++i) {
+    members_[i] = &members.Add({{"source", kMemberSourceNames[i]}});
+    member_errors_[i] = &member_errors.Add({{"source", kMemberSourceNames[i]}});
+  }
   attempts_ = AddCounter(registry, "attempts_total",
                          "Times that a request was sent to a worker, the first included");
   cache_snapshots_ = AddCounter(registry, "cache_snapshots_total",
@@ -199,6 +213,14 @@ void RouterMetrics::SetWorkers(const WorkerCounts& counts) {
   workers_[2]->Set(counts.draining);
   workers_[3]->Set(counts.down);
   workers_unauthenticated_->Set(counts.unauthenticated);
+}
+
+void RouterMetrics::SetMembers(MemberSource source, int32_t count) {
+  members_[static_cast<size_t>(source)]->Set(count);
+}
+
+void RouterMetrics::CountMemberError(MemberSource source) {
+  member_errors_[static_cast<size_t>(source)]->Increment();
 }
 
 std::string RouterMetrics::Text() const {

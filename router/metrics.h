@@ -51,6 +51,10 @@ enum class HangKind : uint8_t {
 };
 inline constexpr int32_t kHangKindCount = 2;
 
+/// Who names workers to this router.
+enum class MemberSource : uint8_t { kStatic, kFile, kDns, kRegistry };
+inline constexpr int32_t kMemberSourceCount = 4;
+
 /// How many workers are in each state.
 struct WorkerCounts {
   int32_t connecting = 0;
@@ -88,6 +92,8 @@ class RouterMetrics {
   void AddWaiting(int32_t change);      // requests that wait for a worker to be ready
   void AddConnections(int32_t change);  // open HTTP connections
   void SetWorkers(const WorkerCounts& counts);
+  void SetMembers(MemberSource source, int32_t count);  // named by it, some perhaps by others too
+  void CountMemberError(MemberSource source);  // what it said was not taken, or it said nothing
 
   /// Everything in Prometheus' text format, version 0.0.4.
   std::string Text() const;
@@ -111,6 +117,8 @@ class RouterMetrics {
   prometheus::Gauge* connections_;
   std::array<prometheus::Gauge*, 4> workers_;
   prometheus::Gauge* workers_unauthenticated_;
+  std::array<prometheus::Gauge*, kMemberSourceCount> members_;
+  std::array<prometheus::Counter*, kMemberSourceCount> member_errors_;
 };
 
 }  // namespace glm::router

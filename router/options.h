@@ -13,7 +13,7 @@ namespace glm::router {
 
 /// The sessions with the workers.
 struct FleetOptions {
-  std::vector<std::string> workers = {};       // host:port or unix:/path; at least 1, none twice
+  std::vector<std::string> workers = {};       // host:port or unix:/path; none twice
   int32_t connect_timeout_ms = 5000;           // from dialling to the worker's Welcome
   int32_t backoff_initial_ms = 100;            // before the second try; doubles with each failure
   int32_t backoff_max_ms = 5000;               // the longest wait between two tries
@@ -26,8 +26,21 @@ struct FleetOptions {
   int64_t session_out_bytes_max = 64LL << 20;  // frames not yet taken by a worker; over: it is lost
   int64_t frame_bytes_max = 64LL << 20;        // one frame of a worker
   int32_t waiting_max = 1024;                  // requests that wait for a worker to be ready
+  int32_t leave_timeout_s = 30;                // for the requests of a worker that no source names
+                                               // any more; then they go on elsewhere
   ClientTls tls = {};                          // of the connections to workers
   std::string token_file = {};                 // shown to workers; empty: none
+};
+
+/// Who names workers besides FleetOptions::workers.
+struct MembershipOptions {
+  std::string file = {};              // one address a line, looked at each second; empty: none
+  std::string dns = {};               // host:port, all addresses of the host; empty: none
+  int32_t dns_interval_s = 5;         // between two look-ups
+  std::string registry_listen = {};   // host:port where workers register themselves; empty: nowhere
+  int32_t registration_grace_s = 60;  // a worker whose stream broke, and that cannot be reached, is
+                                      // kept for this long
+  ServerTls registry_tls = {};
 };
 
 /// Which worker gets a request.
@@ -73,8 +86,10 @@ struct RouterOptions {
   std::string model_dir;          // tokenizer.json and the chat template
   std::string served_model_name;  // empty: the last part of model_dir
   int32_t loop_threads = 2;       // event loops, one thread each
-  int32_t drain_timeout_s = 30;   // after SIGTERM, before open streams are cut
+  int32_t settle_s = 5;           // after SIGTERM it is served on for this long, not ready
+  int32_t drain_timeout_s = 30;   // after that, before open streams are cut
   FleetOptions fleet;
+  MembershipOptions membership;
   RouteOptions route;
   ExchangeOptions exchange;
   HttpOptions http;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -36,7 +37,10 @@ Fleet::Fleet(const FleetOptions& options, const WorkerDemand& demand, FleetRooms
       rooms_(std::move(rooms)),
       loop_(rooms_.loops[0]),
       on_change_(std::move(on_change)),
-      snapshot_(std::make_shared<const FleetSnapshot>()) {}
+      snapshot_(std::make_shared<const FleetSnapshot>()) {
+  const absl::Status named = SetMembers(MemberSource::kStatic, options.workers);
+  CHECK(named.ok()) << "options that were validated: " << named;
+}
 
 Fleet::~Fleet() { Stop(); }
 
@@ -45,13 +49,11 @@ void Fleet::Start() {
   started_ = true;
   loop_->Run([this] {
     watch_timer_ = loop_->NewTimer();
-    for (const std::string& address : options_.workers) {
-      members_.push_back(std::make_unique<Member>());
-      members_.back()->address = address;
-      members_.back()->timer = loop_->NewTimer();
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      running_ = true;
     }
-    for (const std::unique_ptr<Member>& member : members_) Dial(member.get());
-    Publish();
+    ApplyMembers();
     Watch();
   });
 }
@@ -59,6 +61,10 @@ void Fleet::Start() {
 void Fleet::BeginStop() {
   if (!started_ || stop_begun_) return;
   stop_begun_ = true;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    running_ = false;
+  }
   loop_->Post([this] {
     stopping_ = true;
     watch_timer_->Cancel();
@@ -83,9 +89,80 @@ void Fleet::Stop() {
 
 void Fleet::Watch() {
   for (const std::unique_ptr<Member>& member : members_) {
-    if (member->session != nullptr) member->session->CheckProgress();
+    if (member->session == nullptr) continue;
+    member->session->CheckProgress();
+    if (member->leaves_by.has_value()) Dismiss(member.get());
   }
   watch_timer_->Set(loop_->Now() + kWatchEvery, [this] { Watch(); });
+}
+
+absl::Status Fleet::SetMembers(MemberSource source, std::vector<std::string> addresses) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  std::vector<std::string> wanted;
+  std::set<std::string> seen;
+  for (int32_t i = 0; i < kMemberSourceCount; ++i) {
+    const bool is_new = i == static_cast<int32_t>(source);
+    for (const std::string& address : is_new ? addresses : sources_[i]) {
+      if (seen.insert(address).second) wanted.push_back(address);
+    }
+  }
+  if (wanted.size() > static_cast<size_t>(kMembersMax)) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        wanted.size(), " workers are named, by all sources together; the limit is ", kMembersMax));
+  }
+  rooms_.metrics->SetMembers(source, static_cast<int32_t>(addresses.size()));
+  sources_[static_cast<size_t>(source)] = std::move(addresses);
+  if (wanted == wanted_) return absl::OkStatus();
+  wanted_ = std::move(wanted);
+  if (running_) loop_->Post([this] { ApplyMembers(); });
+  return absl::OkStatus();
+}
+
+void Fleet::ApplyMembers() {
+  if (stopping_) return;
+  std::vector<std::string> wanted;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    wanted = wanted_;
+  }
+  const std::set<std::string> keep(wanted.begin(), wanted.end());
+  std::set<std::string> known;
+  for (const std::unique_ptr<Member>& member : members_) {
+    if (keep.contains(member->address)) {
+      known.insert(member->address);
+    } else if (!member->leaves_by.has_value()) {
+      LOG(INFO) << "worker " << member->address << " leaves: no source names it any more";
+      member->leaves_by = loop_->Now() + std::chrono::seconds(options_.leave_timeout_s);
+      if (member->session != nullptr) member->session->Retire();
+      Dismiss(member.get());
+    }
+  }
+  std::erase_if(members_, [](const auto& member) {
+    return member->leaves_by.has_value() && member->session == nullptr;
+  });
+  for (const std::string& address : wanted) {
+    if (!known.contains(address)) Dial(AddMember(address));
+  }
+  Publish();
+}
+
+Fleet::Member* Fleet::AddMember(const std::string& address) {
+  members_.push_back(std::make_unique<Member>());
+  members_.back()->address = address;
+  members_.back()->timer = loop_->NewTimer();
+  return members_.back().get();
+}
+
+void Fleet::Dismiss(Member* member) {
+  if (member->session == nullptr) return;
+  if (member->state != WorkerState::kConnecting) member->state = WorkerState::kDraining;
+  if (member->session->requests() > 0 && loop_->Now() < *member->leaves_by) return;
+  member->session->Close(absl::UnavailableError("no source names it any more"));
+}
+
+bool Fleet::IsWanted(const std::string& address) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return std::find(wanted_.begin(), wanted_.end(), address) != wanted_.end();
 }
 
 std::shared_ptr<const FleetSnapshot> Fleet::Snapshot() const {
@@ -140,7 +217,7 @@ void Fleet::Dial(Member* member) {
 }
 
 void Fleet::OnReady(Member* member) {
-  if (stopping_) return;
+  if (stopping_ || member->leaves_by.has_value()) return;
   member->state = WorkerState::kReady;
   member->failures = 0;
   member->last_error = absl::OkStatus();
@@ -167,6 +244,7 @@ void Fleet::OnEnd(Member* member, const absl::Status& status) {
     if (sessions_open_ == 0) stopped_.set_value();
     return;
   }
+  if (member->leaves_by.has_value()) return EndLeave(member);
   // The same failure again and again is said once.
   if (status != member->last_error) {
     LOG(WARNING) << "worker " << member->address << " is down: " << status.message();
@@ -174,6 +252,15 @@ void Fleet::OnEnd(Member* member, const absl::Status& status) {
   member->last_error = status;
   ++member->failures;
   DialLater(member);
+  Publish();
+}
+
+void Fleet::EndLeave(Member* member) {
+  LOG(INFO) << "worker " << member->address << " has left";
+  const std::string address = member->address;
+  std::erase_if(members_, [&](const auto& other) { return other.get() == member; });
+  // Perhaps a source names it anew since; its old session could take nothing more.
+  if (IsWanted(address)) Dial(AddMember(address));
   Publish();
 }
 

@@ -1,16 +1,20 @@
-// The set of workers: dials each, dials again when a stream ends, and publishes who is there.
+// The set of workers: dials each, dials again when a stream ends, and publishes who is there. Who
+// they are is said by any number of sources (membership.h): all that some source names are dialled;
+// one that no source names any more gets nothing new, finishes what it has, and is let go.
 //
 // Who calls: main starts and stops it; exchanges read the snapshot and wait for a worker, on their
 // loops. The members are owned by loop 0 alone; the published snapshot and the list of waiting
 // exchanges have the one lock.
 #pragma once
 
+#include <array>
 #include <atomic>
 #include <cstdint>
 #include <functional>
 #include <future>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -20,6 +24,7 @@
 #include "router/fleet/session.h"
 #include "router/loop.h"
 #include "router/options.h"
+#include "router/route/worker_mask.h"
 
 namespace glm::router {
 
@@ -40,10 +45,13 @@ struct FleetWorker {
 /// The fleet at one moment; never changes once published. A session in it may have died since: ask
 /// Session::accepting.
 struct FleetSnapshot {
-  std::vector<FleetWorker> workers;  // in the order of the option
+  std::vector<FleetWorker> workers;  // in the order in which they were named
   int32_t ready = 0;                 // workers in kReady
   int32_t length_max = 0;            // the smallest of the ready workers; 0: none is
 };
+
+/// As many as the prefix index tells apart.
+inline constexpr int32_t kMembersMax = WorkerMask::kWorkersMax;
 
 class Fleet {
  public:
@@ -57,6 +65,12 @@ class Fleet {
   ~Fleet();
 
   void Start();
+
+  /// From now on `source` names just these, each host:port or unix:/path. RESOURCE_EXHAUSTED, and
+  /// nothing has changed, when all sources together would name more than kMembersMax. Any thread;
+  /// not after BeginStop. The workers of the options are the static source's from the beginning.
+  absl::Status SetMembers(MemberSource source, std::vector<std::string> addresses);
+
   /// Ends every session. Not from a loop's thread.
   void BeginStop();
   /// As BeginStop, and waits until the sessions have ended. While the loops still run.
@@ -81,6 +95,9 @@ class Fleet {
     int32_t failures = 0;  // since the last Welcome
     std::unique_ptr<Timer> timer;
     absl::Status last_error;
+    /// When its last session must be over, since no source named it: then it is forgotten. If one
+    /// names it anew meanwhile, it is a new member afterwards.
+    std::optional<Loop::Clock::time_point> leaves_by;
   };
   struct Waiter {
     uint64_t ticket = 0;
@@ -94,6 +111,12 @@ class Fleet {
   void OnEnd(Member* member, const absl::Status& status);
   void DialLater(Member* member);
   void Watch();
+  void ApplyMembers();
+  Member* AddMember(const std::string& address);
+  /// Closes the session of a member that leaves, once it has nothing more to do, or its time is up.
+  void Dismiss(Member* member);
+  void EndLeave(Member* member);
+  bool IsWanted(const std::string& address) const;
   void Publish();
 
   const FleetOptions options_;
@@ -117,6 +140,9 @@ class Fleet {
   std::shared_ptr<const FleetSnapshot> snapshot_ ABSL_GUARDED_BY(mutex_);
   std::vector<Waiter> waiters_ ABSL_GUARDED_BY(mutex_);
   uint64_t tickets_ ABSL_GUARDED_BY(mutex_) = 0;
+  bool running_ ABSL_GUARDED_BY(mutex_) = false;  // what changes must be applied
+  std::array<std::vector<std::string>, kMemberSourceCount> sources_ ABSL_GUARDED_BY(mutex_);
+  std::vector<std::string> wanted_ ABSL_GUARDED_BY(mutex_);  // by some source, each once
 };
 
 /// How long to wait before try number `failures` + 1, as backoff_* says; `random` in [0, 1].

@@ -123,6 +123,12 @@ void Session::Forget(const Live& live) {
   }
 }
 
+void Session::Retire() {
+  const std::lock_guard<std::mutex> lock(out_mutex_);
+  retired_ = true;
+  accepting_ = false;
+}
+
 void Session::Close(const absl::Status& reason) {
   {
     const std::lock_guard<std::mutex> lock(out_mutex_);
@@ -228,7 +234,7 @@ absl::Status Session::TakeWelcome(const wire::Welcome& welcome) {
   {
     const std::lock_guard<std::mutex> lock(out_mutex_);
     if (!close_reason_.ok()) return absl::OkStatus();
-    accepting_ = true;
+    accepting_ = !retired_;
   }
   events_.on_ready();
   return absl::OkStatus();

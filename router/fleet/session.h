@@ -119,6 +119,11 @@ class Session final : private StreamReader {
   /// nothing happens when the request has ended.
   void Cancel(Loop* loop, uint64_t request_id);
 
+  /// Takes no new requests from now on; those there go on. Any thread.
+  void Retire();
+  /// Requests that were sent and have not ended. Any thread.
+  int32_t requests() const { return own_requests_.load(std::memory_order_relaxed); }
+
   /// Ends the stream; on_end gets `reason`. Any thread.
   void Close(const absl::Status& reason);
 
@@ -196,6 +201,7 @@ class Session final : private StreamReader {
   std::deque<wire::RouterFrame> out_ ABSL_GUARDED_BY(out_mutex_);  // the first is being written
   int64_t out_bytes_ ABSL_GUARDED_BY(out_mutex_) = 0;
   bool ended_ ABSL_GUARDED_BY(out_mutex_) = false;
+  bool retired_ ABSL_GUARDED_BY(out_mutex_) = false;
   absl::Status close_reason_ ABSL_GUARDED_BY(out_mutex_);
 };
 

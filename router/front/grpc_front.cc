@@ -178,10 +178,13 @@ void GrpcFront::SetServing(bool serving) {
   health->SetServingStatus(pb::Generation::service_full_name(), serving);
 }
 
+void GrpcFront::BeginDrain() {
+  if (auto* health = server_->GetHealthCheckService(); health != nullptr) health->Shutdown();
+}
+
 void GrpcFront::Drain(std::chrono::milliseconds wait) {
   if (server_ == nullptr || drained_.exchange(true)) return;
-  // From here on health says NOT_SERVING whatever SetServing is told.
-  if (auto* health = server_->GetHealthCheckService(); health != nullptr) health->Shutdown();
+  BeginDrain();
   server_->Shutdown(std::chrono::system_clock::now() + wait);
   server_->Wait();
   // What gRPC's last callbacks posted is done before the rooms may go.

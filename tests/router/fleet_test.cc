@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <condition_variable>
+#include <future>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -163,6 +164,103 @@ TEST_F(FleetTest, StopEndsEverySession) {
   fleet_->Stop();
   ASSERT_TRUE(worker->AwaitSessions(0));
   fleet_->Stop();  // once is enough, twice is harmless
+}
+
+TEST_F(FleetTest, MembersComeAndGoAsTheSourcesSay) {
+  const auto first = FakeWorker::Start();
+  const auto second = FakeWorker::Start();
+  StartFleet({first->address()});
+  ASSERT_TRUE(AwaitStates({WorkerState::kReady}));
+  ASSERT_TRUE(fleet_->SetMembers(MemberSource::kFile, {second->address()}).ok());
+  ASSERT_TRUE(AwaitStates({WorkerState::kReady, WorkerState::kReady}));
+  // Named by two, it stays when one of them no longer does.
+  ASSERT_TRUE(fleet_->SetMembers(MemberSource::kDns, {second->address()}).ok());
+  ASSERT_TRUE(fleet_->SetMembers(MemberSource::kFile, {}).ok());
+  ASSERT_TRUE(fleet_->SetMembers(MemberSource::kStatic, {}).ok());
+  ASSERT_TRUE(AwaitStates({WorkerState::kReady}));
+  EXPECT_EQ(fleet_->Snapshot()->workers[0].address, second->address());
+  ASSERT_TRUE(first->AwaitSessions(0));
+  ASSERT_TRUE(fleet_->SetMembers(MemberSource::kDns, {}).ok());
+  ASSERT_TRUE(AwaitStates({}));
+  EXPECT_FALSE(fleet_->ready());
+  // And back again.
+  ASSERT_TRUE(fleet_->SetMembers(MemberSource::kRegistry, {first->address()}).ok());
+  ASSERT_TRUE(AwaitStates({WorkerState::kReady}));
+}
+
+/// Submits a request that a fake worker never ends by itself.
+class Request final : public Receiver {
+ public:
+  Request(Loop* loop, const std::shared_ptr<Session>& session) {
+    wire::Submit submit;
+    submit.add_prompt_ids(7);
+    submit.mutable_stop()->set_max_tokens(100);
+    loop->Run([&] { EXPECT_TRUE(session->Submit(loop, submit, this).ok()); });
+  }
+  void OnOutput(const wire::Output&) override {}
+  void OnLost(const absl::Status& status) override { lost.set_value(status); }
+  std::promise<absl::Status> lost;
+};
+
+TEST_F(FleetTest, AWorkerThatLeavesFinishesWhatItHas) {
+  const auto worker = FakeWorker::Start({.automatic = false});
+  StartFleet({worker->address()});
+  ASSERT_TRUE(AwaitStates({WorkerState::kReady}));
+  const auto session = fleet_->Snapshot()->workers[0].session;
+  const Request request(&loops_.at(1), session);
+  ASSERT_TRUE(worker->AwaitLive(1));
+  ASSERT_TRUE(fleet_->SetMembers(MemberSource::kStatic, {}).ok());
+  ASSERT_TRUE(AwaitStates({WorkerState::kDraining}));
+  EXPECT_FALSE(session->accepting());
+  EXPECT_EQ(worker->seen().sessions, 1) << "the stream is kept for the request";
+  // Named anew, it is dialled when the old session is over, and that takes no more requests.
+  ASSERT_TRUE(fleet_->SetMembers(MemberSource::kStatic, {worker->address()}).ok());
+  for (int32_t i = 0; i < 100; ++i) worker->Step();
+  ASSERT_TRUE(AwaitStates({WorkerState::kReady}));
+  EXPECT_NE(fleet_->Snapshot()->workers[0].session, session);
+  ASSERT_TRUE(worker->AwaitSessions(1));
+}
+
+TEST_F(FleetTest, AWorkerThatLeavesAndDoesNotEndIsCutOff) {
+  options_.leave_timeout_s = 0;
+  const auto worker = FakeWorker::Start({.automatic = false});
+  StartFleet({worker->address()});
+  ASSERT_TRUE(AwaitStates({WorkerState::kReady}));
+  Request request(&loops_.at(0), fleet_->Snapshot()->workers[0].session);
+  ASSERT_TRUE(fleet_->SetMembers(MemberSource::kStatic, {}).ok());
+  const absl::Status lost = request.lost.get_future().get();
+  EXPECT_EQ(lost.code(), absl::StatusCode::kUnavailable) << "so it is sent elsewhere";
+  EXPECT_THAT(std::string(lost.message()), ::testing::HasSubstr("no source names it any more"));
+  ASSERT_TRUE(AwaitStates({}));
+}
+
+TEST_F(FleetTest, AWorkerThatIsDialledInVainIsForgottenAtOnce) {
+  const auto silent = FakeWorker::Start({.welcomes = false});
+  auto dead = FakeWorker::Start();
+  const std::string nobody = dead->address();
+  dead = nullptr;
+  StartFleet({silent->address(), nobody});
+  ASSERT_TRUE(silent->AwaitSessions(1));
+  ASSERT_TRUE(AwaitDials(4));
+  ASSERT_TRUE(fleet_->SetMembers(MemberSource::kStatic, {}).ok());
+  ASSERT_TRUE(AwaitStates({}));
+}
+
+TEST_F(FleetTest, TooManyMembersAreRefusedAndNothingChanges) {
+  const auto worker = FakeWorker::Start();
+  StartFleet({worker->address()});
+  ASSERT_TRUE(AwaitStates({WorkerState::kReady}));
+  const std::vector<std::string> many = [] {
+    std::vector<std::string> addresses;
+    for (int32_t i = 0; i < kMembersMax; ++i) {
+      addresses.push_back("127.0.0.1:" + std::to_string(i + 1));
+    }
+    return addresses;
+  }();
+  const absl::Status refused = fleet_->SetMembers(MemberSource::kFile, many);
+  EXPECT_EQ(refused.code(), absl::StatusCode::kResourceExhausted);
+  EXPECT_THAT(std::string(refused.message()), ::testing::HasSubstr("the limit is 1024"));
+  EXPECT_EQ(fleet_->Snapshot()->workers.size(), 1u);
 }
 
 TEST(BackoffTest, DoublesUpToTheCapAndJittersByItsShare) {
