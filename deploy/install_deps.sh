@@ -6,7 +6,7 @@ set -euo pipefail
 packages=(
   build-essential cmake ninja-build ccache pkg-config curl ca-certificates
   libgrpc++-dev protobuf-compiler protobuf-compiler-grpc libprotobuf-dev libabsl-dev
-  prometheus-cpp-dev zlib1g-dev libssl-dev libboost-dev nlohmann-json3-dev libpcre2-dev
+  prometheus-cpp-dev zlib1g-dev libssl-dev openssl libboost-dev nlohmann-json3-dev libpcre2-dev
   libcli11-dev libgtest-dev libgmock-dev
   python3 python3-venv
 )

@@ -93,6 +93,7 @@ absl::StatusOr<EngineShape> PlanShape(const EngineOptions& options, const ModelC
   shape.block_size = options.block_size;
   shape.kv_blocks_total = *blocks;
   shape.sequences_max = options.max_num_seqs;
+  shape.step_tokens_max = options.max_num_batched_tokens;
   shape.eos_ids = config.eos_ids;
   shape.prefix_caching = options.enable_prefix_caching;
   shape.drafts_max = options.num_speculative_tokens;

@@ -69,6 +69,9 @@ EngineStats EngineLoop::Stats() const {
   MutexLock lock(&inbox_mutex_);
   EngineStats stats = stats_;
   stats.load.requests_waiting = requests_waiting_;
+  if (step_under_way_ != Clock::time_point()) {
+    stats.step_age_s = std::chrono::duration<double>(Clock::now() - step_under_way_).count();
+  }
   return stats;
 }
 
@@ -113,6 +116,10 @@ EngineLoop::Inbox EngineLoop::TakeInbox() {
   while (idle && inbox_.submits.empty() && !inbox_.stop && !inbox_.snapshot) {
     inbox_changed_.Wait(&inbox_mutex_);
   }
+  if (idle && !inbox_.submits.empty()) {
+    step_began_ = Clock::now();
+    step_under_way_ = step_began_;
+  }
   Inbox taken;
   taken.submits.swap(inbox_.submits);
   taken.cancels.swap(inbox_.cancels);
@@ -134,8 +141,12 @@ void EngineLoop::PlanAhead() {
 
 void EngineLoop::ApplyOldest() {
   const StepResult result = runner_->Wait();
+  const Clock::time_point end = Clock::now();
+  const StepPlan& plan = plans_[plans_applied_ % plans_.size()];
+  step_time_.Note(plan.work, std::chrono::duration<double>(end - step_began_).count());
+  step_began_ = end;
   StepEvents events;
-  scheduler_.Apply(plans_[plans_applied_ % plans_.size()], result, &events);
+  scheduler_.Apply(plan, result, &events);
   ++plans_applied_;
   step_seconds_ += result.seconds;
   Deliver(std::move(events), false);
@@ -143,6 +154,7 @@ void EngineLoop::ApplyOldest() {
 
 void EngineLoop::Deliver(StepEvents events, bool snapshot) {
   events.load = scheduler_.Load();
+  events.load.step_times = step_time_.times();
   scheduler_.TakeCacheChanges(&events);
   if (snapshot) events.cache_snapshot = scheduler_.SnapshotCache();
   {
@@ -151,6 +163,10 @@ void EngineLoop::Deliver(StepEvents events, bool snapshot) {
     stats_.load = events.load;
     stats_.steps = plans_applied_;
     stats_.step_seconds = step_seconds_;
+    const bool planned = scheduler_.plans_in_flight() > 0;
+    step_under_way_ = planned || scheduler_.has_live() ? step_began_ : Clock::time_point();
+    stats_.step_expected_s =
+        planned ? step_time_.Expect(plans_[plans_applied_ % plans_.size()].work) : 0;
     scheduler_.FillStats(&stats_);
     for (const RequestEvent& event : events.requests) {
       stats_.generated_tokens += event.token_ids.size();

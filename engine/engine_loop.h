@@ -7,8 +7,13 @@
 // A turn of the loop: take the inbox; admit and cancel; plan and hand over steps until
 // plans_in_flight_max are out; wait for the oldest; apply it; call the sink. While it waits, the
 // device runs; while it applies and plans, the device runs the next step if two may be out.
+//
+// Steps are timed by the loop's own clock, from the end of the one before to their own end, or from
+// the moment at which there was work again: what the loop achieves, with one plan out or two, the
+// host's part included. What the device alone took (StepResult::seconds) is summed apart.
 #pragma once
 
+#include <chrono>
 #include <memory>
 #include <mutex>
 #include <thread>
@@ -18,6 +23,7 @@
 #include "engine/engine.h"
 #include "engine/rank/step_runner.h"
 #include "engine/schedule/scheduler.h"
+#include "engine/schedule/step_time.h"
 #include "proto/base/mutex.h"
 
 namespace glm::engine {
@@ -39,6 +45,8 @@ class EngineLoop final : public Engine {
   void Stop() override;
 
  private:
+  using Clock = std::chrono::steady_clock;
+
   struct Inbox {
     std::vector<Request> submits;    // at most waiting_max
     std::vector<RequestId> cancels;  // of live requests, each once
@@ -66,6 +74,9 @@ class EngineLoop final : public Engine {
   uint64_t plans_made_ = 0;
   uint64_t plans_applied_ = 0;
   double step_seconds_ = 0;
+  StepTimeModel step_time_;
+  /// When the step under way began: at the end of the one before it, or when there was work again.
+  Clock::time_point step_began_{};
 
   // "Engine inbox": the one lock between callers and the engine thread.
   mutable Mutex inbox_mutex_;
@@ -74,7 +85,10 @@ class EngineLoop final : public Engine {
   /// Every request that Submit took and that has not ended; true: its cancel is on the way.
   std::unordered_map<RequestId, bool> live_ ABSL_GUARDED_BY(inbox_mutex_);
   int32_t requests_waiting_ ABSL_GUARDED_BY(inbox_mutex_) = 0;  // in the inbox and the scheduler
+  /// Without step_age_s, which is that of step_under_way_.
   EngineStats stats_ ABSL_GUARDED_BY(inbox_mutex_);
+  /// When the step under way began; the epoch: none is.
+  Clock::time_point step_under_way_ ABSL_GUARDED_BY(inbox_mutex_){};
 
   std::once_flag joined_;
   std::thread thread_;  // last: it uses all of the above

@@ -121,6 +121,19 @@ struct RequestEvent {
   int32_t cached_tokens = 0;  // of those, taken from the prefix cache
 };
 
+/// How long a step takes here, fitted to the engine's own steps: about
+///   base + sequence * sequences that decode + prompt_token * prompt tokens computed
+///     + context_token * tokens of context that are read,
+/// in microseconds from the end of the step before, or from when there was work again, to its own
+/// end: the host's part is in it. All 0: not known yet.
+struct StepTimes {
+  double base_us = 0;
+  double sequence_us = 0;
+  double prompt_token_us = 0;
+  double context_token_us = 0;
+  bool operator==(const StepTimes&) const = default;
+};
+
 /// The engine's load at the end of a step. Routers balance by it.
 struct EngineLoad {
   int32_t requests_running = 0;
@@ -128,6 +141,8 @@ struct EngineLoad {
   int64_t tokens_waiting = 0;  // prompt tokens not yet computed, running and waiting
   int64_t kv_blocks_used = 0;
   int64_t kv_blocks_total = 0;
+  int64_t context_tokens = 0;  // computed, or in a plan, of the running requests together
+  StepTimes step_times;
 };
 
 /// A change of what the prefix cache holds, in order.
@@ -176,6 +191,9 @@ struct EngineStats {
   uint64_t draft_tokens = 0;                 // proposed and judged
   std::array<uint64_t, 5> draft_accepted{};  // by position of the draft
   int32_t drafts_now = 0;                    // drafts a sequence, as chosen last
+  // The step under way: how long since it began, as StepTimes counts, and what it should take.
+  double step_age_s = 0;       // 0: none is under way
+  double step_expected_s = 0;  // 0: not known yet
 };
 
 /// What a router must know of the engine it talks to.
@@ -186,6 +204,7 @@ struct EngineShape {
   int32_t block_size = 0;  // P
   int64_t kv_blocks_total = 0;
   int32_t sequences_max = 0;     // running at once
+  int32_t step_tokens_max = 0;   // computed in one step
   std::vector<int32_t> eos_ids;  // of the checkpoint's generation config
   bool prefix_caching = false;
   int32_t drafts_max = 0;  // K

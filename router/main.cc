@@ -4,16 +4,18 @@
 // Flags to RouterOptions, then bottom-up: text, metrics, loops, fleet, fronts. On SIGTERM or SIGINT
 // the router drains: not ready at once, nothing new is taken, open streams may finish, then it
 // exits with 0. A second signal ends it at once.
-#include <pthread.h>
-#include <signal.h>
-
 #include <CLI/CLI.hpp>
 #include <chrono>
 #include <memory>
+#include <random>
 #include <string>
 #include <thread>
 
 #include "proto/base/log.h"
+#include "proto/base/process.h"
+#include "proto/bearer_token.h"
+#include "proto/credentials.h"
+#include "router/admit/admission.h"
 #include "router/fleet/fleet.h"
 #include "router/fleet/grpc_stream.h"
 #include "router/front/grpc_front.h"
@@ -59,6 +61,24 @@ void AddFleetFlags(CLI::App& app, FleetOptions& fleet, ExchangeOptions& exchange
   app.add_option("--request-timeout-s", exchange.timeout_s, "How long a request may take in all");
 }
 
+void AddSecurityFlags(CLI::App& app, FleetOptions& fleet, GrpcOptions& grpc) {
+  app.add_option("--worker-tls-ca", fleet.tls.ca,
+                 "PEM file of the roots that workers' certificates come from; empty: no TLS");
+  app.add_option("--worker-tls-cert", fleet.tls.cert,
+                 "PEM file of the certificate shown to workers that ask for one (mTLS)");
+  app.add_option("--worker-tls-key", fleet.tls.key, "PEM file of its key");
+  app.add_option("--worker-tls-name", fleet.tls.name,
+                 "Name that workers' certificates bear; empty: the host that was dialled");
+  app.add_option("--worker-token-file", fleet.token_file,
+                 "File of the token that is shown to workers, its first line; empty: none");
+  app.add_option("--grpc-tls-cert", grpc.tls.cert,
+                 "PEM file of the gRPC service's certificate; empty: no TLS");
+  app.add_option("--grpc-tls-key", grpc.tls.key, "PEM file of its key");
+  app.add_option("--grpc-tls-client-ca", grpc.tls.client_ca,
+                 "PEM file of the roots that gRPC clients' certificates must come from; empty: "
+                 "none is asked for");
+}
+
 void AddRouteFlags(CLI::App& app, RouteOptions& route) {
   app.add_option(
       "--policy", route.policy,
@@ -66,7 +86,7 @@ void AddRouteFlags(CLI::App& app, RouteOptions& route) {
   app.add_option("--prefix-hash-key", route.prefix_hash_key,
                  "32 hex digits, as the workers'; empty: a public key");
   app.add_option("--prefix-blocks-max", route.prefix_blocks_max,
-                 "Cached blocks of the workers that are remembered, some 60 bytes each");
+                 "Cached blocks of the workers that are remembered, some 32 bytes each");
   app.add_option("--prefix-expect-ms", route.prefix_expect_ms,
                  "A prompt that was sent counts as cached at its worker for this long");
 }
@@ -123,12 +143,12 @@ void AddFrontFlags(CLI::App& app, HttpOptions& http, GrpcOptions& grpc) {
   app.add_option("--grpc-output-bytes-max", grpc.output_bytes_max,
                  "Bytes waiting for one gRPC client; past that its call is cancelled");
   app.add_option("--grpc-streams-max", grpc.streams_max, "Calls of one gRPC connection at once");
+  app.add_option("--grpc-memory-bytes-max", grpc.memory_bytes_max,
+                 "Bytes that gRPC holds for all clients together");
 }
 
 void AddFlags(CLI::App& app, RouterOptions& options, std::string& name) {
-  app.option_defaults()->always_capture_default();
-  app.set_config("--config", "", "Read flags from this file (name = value lines)");
-  app.add_option("--name", name, "This process's name in its log");
+  AddProcessFlags(app, &name);
   app.add_option("--model", options.model_dir,
                  "Folder of the checkpoint: tokenizer.json and the chat template are read")
       ->required();
@@ -138,6 +158,7 @@ void AddFlags(CLI::App& app, RouterOptions& options, std::string& name) {
   app.add_option("--drain-timeout-s", options.drain_timeout_s,
                  "Seconds that open streams may still take after SIGTERM");
   AddFleetFlags(app, options.fleet, options.exchange);
+  AddSecurityFlags(app, options.fleet, options.grpc);
   AddRouteFlags(app, options.route);
   AddAdmitFlags(app, options.admit, options.fleet);
   AddFrontFlags(app, options.http, options.grpc);
@@ -146,6 +167,7 @@ void AddFlags(CLI::App& app, RouterOptions& options, std::string& name) {
 WorkerCounts CountWorkers(const FleetSnapshot& snapshot) {
   WorkerCounts counts;
   for (const FleetWorker& worker : snapshot.workers) {
+    counts.unauthenticated += worker.unauthenticated ? 1 : 0;
     switch (worker.state) {
       case WorkerState::kConnecting:
         ++counts.connecting;
@@ -164,22 +186,11 @@ WorkerCounts CountWorkers(const FleetSnapshot& snapshot) {
   return counts;
 }
 
-sigset_t BlockSignals() {
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGTERM);
-  sigaddset(&signals, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-  return signals;
-}
-
 /// Waits for a signal, then lets open streams finish.
-void ServeUntilSignal(const sigset_t& signals, const RouterOptions& options, OpenAiFront& openai,
+void ServeUntilSignal(const StopSignals& signals, const RouterOptions& options, OpenAiFront& openai,
                       HttpServer& http, GrpcFront& grpc_front) {
-  int signal = 0;
-  sigwait(&signals, &signal);
+  const int signal = signals.Await();
   LOG(INFO) << "signal " << signal << ": draining for at most " << options.drain_timeout_s << " s";
-  pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);  // a second signal ends the process
   openai.BeginDrain();
   const std::chrono::seconds wait(options.drain_timeout_s);
   std::thread grpc_drain([&] { grpc_front.Drain(wait); });
@@ -187,15 +198,47 @@ void ServeUntilSignal(const sigset_t& signals, const RouterOptions& options, Ope
   grpc_drain.join();
 }
 
+/// A secret of this process.
+HashKey RandomKey() {
+  std::random_device device;
+  HashKey key;
+  for (uint8_t& byte : key) byte = static_cast<uint8_t>(device());
+  return key;
+}
+
 int Fail(const absl::Status& status) {
   LOG(ERROR) << status.message();
   return 1;
 }
 
+/// What opens the workers' doors.
+struct WorkerKeys {
+  std::shared_ptr<grpc::ChannelCredentials> credentials;
+  std::unique_ptr<TokenFile> tokens;  // null: none are shown
+};
+
+absl::StatusOr<WorkerKeys> OpenKeys(const FleetOptions& fleet) {
+  WorkerKeys keys;
+  auto credentials = MakeCredentials("worker-tls", fleet.tls);
+  if (!credentials.ok()) return credentials.status();
+  keys.credentials = *std::move(credentials);
+  if (fleet.token_file.empty()) return keys;
+  auto tokens = TokenFile::Open("worker-token-file", fleet.token_file);
+  if (!tokens.ok()) return tokens.status();
+  keys.tokens = *std::move(tokens);
+  if (fleet.tls.ca.empty()) {
+    LOG(WARNING) << "--worker-token-file without --worker-tls-ca: the token crosses the network in "
+                    "the clear";
+  }
+  return keys;
+}
+
 int Run(const RouterOptions& options) {
-  const sigset_t signals = BlockSignals();  // before any thread exists
+  const StopSignals signals;  // before any thread exists
   const absl::StatusOr<std::unique_ptr<const TextModel>> text = TextModel::Load(options.model_dir);
   if (!text.ok()) return Fail(text.status());
+  const absl::StatusOr<WorkerKeys> keys = OpenKeys(options.fleet);
+  if (!keys.ok()) return Fail(keys.status());
 
   RouterMetrics metrics;
   LoopPool loops(options.loop_threads);
@@ -203,17 +246,25 @@ int Run(const RouterOptions& options) {
   const RouteOptions& route = options.route;  // validated
   Placement placement(*ParsePolicy(route.policy), *ParseHashKey(route.prefix_hash_key),
                       route.prefix_blocks_max, route.prefix_expect_ms);
+  Fleet* asked_for_room = nullptr;  // set before anybody waits
+  Admission admission(options.admit, RandomKey(),
+                      {.loop = &loops.at(0), .metrics = &metrics, .room = [&asked_for_room] {
+                         return asked_for_room->Room();
+                       }});
   Fleet fleet(options.fleet, {options.ModelName(), (*text)->tokenizer().vocabulary()},
               {.loops = loops.all(),
                .index = &placement.index(),
                .metrics = &metrics,
-               .dial = DialOverGrpc(options.fleet)},
+               .dial = DialOverGrpc(options.fleet, keys->credentials, keys->tokens.get()),
+               .on_room = [&admission] { admission.RoomChanged(); }},
               [&](const FleetSnapshot& snapshot) {
                 metrics.SetWorkers(CountWorkers(snapshot));
                 grpc_health->SetServing(snapshot.ready > 0);
               });
+  asked_for_room = &fleet;
   const ExchangeRooms rooms{.loop = nullptr,
                             .fleet = &fleet,
+                            .admission = &admission,
                             .placement = &placement,
                             .text = text->get(),
                             .metrics = &metrics,

@@ -173,6 +173,8 @@ RouterMetrics::RouterMetrics() : registry_(std::make_unique<prometheus::Registry
   prompt_bytes_ = AddGauge(registry, "prompt_bytes", "Bytes of prompts' token ids that are held");
   ejected_ = AddGauge(registry, "workers_ejected", "Workers that are not chosen for a while");
   connections_ = AddGauge(registry, "http_connections", "Open HTTP connections");
+  workers_unauthenticated_ =
+      AddGauge(registry, "workers_unauthenticated", "Workers that do not take this router's token");
 }
 
 RouterMetrics::~RouterMetrics() = default;
@@ -240,6 +242,7 @@ void RouterMetrics::SetWorkers(const WorkerCounts& counts) {
   workers_[1]->Set(counts.ready);
   workers_[2]->Set(counts.draining);
   workers_[3]->Set(counts.down);
+  workers_unauthenticated_->Set(counts.unauthenticated);
 }
 
 std::string RouterMetrics::Text() const {

@@ -68,6 +68,7 @@ struct WorkerCounts {
   int32_t ready = 0;
   int32_t draining = 0;
   int32_t down = 0;
+  int32_t unauthenticated = 0;  // of those not ready: they do not take our token
 };
 
 class RouterMetrics {
@@ -136,6 +137,7 @@ class RouterMetrics {
   prometheus::Gauge* ejected_;
   prometheus::Gauge* connections_;
   std::array<prometheus::Gauge*, 4> workers_;
+  prometheus::Gauge* workers_unauthenticated_;
 };
 
 }  // namespace glm::router

@@ -3,11 +3,10 @@
 #include <limits>
 #include <set>
 
-#include "absl/strings/match.h"
-#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
-#include "absl/strings/string_view.h"
 #include "proto/base/block_hash.h"
+#include "proto/option_checks.h"
+#include "proto/wire_limits.h"
 #include "router/route/policy.h"
 
 namespace glm::router {
@@ -17,41 +16,9 @@ constexpr int64_t kDayS = 86'400;
 constexpr int64_t kHourMs = 3'600'000;
 constexpr int64_t kKib = 1 << 10;
 constexpr int64_t kGib = 1LL << 30;
+constexpr int64_t kTib = 1LL << 40;
 
-/// Collects the first failure, so that a long list of bounds reads as a table.
-class Checks {
- public:
-  void Range(absl::string_view flag, int64_t value, int64_t least, int64_t most) {
-    if (!status_.ok() || (value >= least && value <= most)) return;
-    status_ = absl::InvalidArgumentError(
-        absl::StrCat("--", flag, "=", value, " must be from ", least, " to ", most));
-  }
-
-  void Address(absl::string_view flag, absl::string_view value, int32_t port_min) {
-    if (!status_.ok()) return;
-    if (absl::StartsWith(value, "unix:") && value.size() > 5) return;
-    const size_t colon = value.rfind(':');
-    int32_t port = -1;
-    const bool good = colon != absl::string_view::npos && colon > 0 &&
-                      absl::SimpleAtoi(value.substr(colon + 1), &port) && port >= port_min &&
-                      port <= 65'535;
-    if (!good) {
-      Fail(absl::StrCat("--", flag, "='", value, "' must be host:port, with a port from ", port_min,
-                        " to 65535, or unix:/path"));
-    }
-  }
-
-  void Fail(const std::string& message) {
-    if (status_.ok()) status_ = absl::InvalidArgumentError(message);
-  }
-
-  const absl::Status& status() const { return status_; }
-
- private:
-  absl::Status status_;
-};
-
-void CheckRoute(const RouteOptions& route, Checks* checks) {
+void CheckRoute(const RouteOptions& route, OptionChecks* checks) {
   if (!ParsePolicy(route.policy).has_value()) {
     checks->Fail(
         absl::StrCat("--policy='", route.policy,
@@ -66,7 +33,7 @@ void CheckRoute(const RouteOptions& route, Checks* checks) {
   checks->Range("prefix-expect-ms", route.prefix_expect_ms, 0, kHourMs);
 }
 
-void CheckFleet(const FleetOptions& fleet, Checks* checks) {
+void CheckFleet(const FleetOptions& fleet, OptionChecks* checks) {
   checks->Range("workers (how many)", static_cast<int64_t>(fleet.workers.size()), 1, 1024);
   std::set<std::string> seen;
   for (const std::string& address : fleet.workers) {
@@ -85,7 +52,7 @@ void CheckFleet(const FleetOptions& fleet, Checks* checks) {
   // Workers close a connection that pings them more often.
   checks->Range("hang-timeout-ms", fleet.hang_timeout_ms, 1000, kHourMs);
   checks->Range("step-timeout-ms", fleet.step_timeout_ms, 1000, kHourMs);
-  checks->Range("keepalive-ms", fleet.keepalive_ms, 5000, kHourMs);
+  checks->Range("keepalive-ms", fleet.keepalive_ms, kPingIntervalLeastMs, kHourMs);
   checks->Range("keepalive-timeout-ms", fleet.keepalive_timeout_ms, 100, kHourMs);
   checks->Range("session-out-bytes-max", fleet.session_out_bytes_max, kKib, 16 * kGib);
   checks->Range("frame-bytes-max", fleet.frame_bytes_max, kKib, kGib);
@@ -94,13 +61,14 @@ void CheckFleet(const FleetOptions& fleet, Checks* checks) {
   checks->Range("eject-errors", fleet.eject_errors, 1, 1000);
   checks->Range("eject-ms", fleet.eject_ms, 1, kHourMs);
   checks->Range("eject-max-ms", fleet.eject_max_ms, fleet.eject_ms, kHourMs);
+  CheckTls("worker-tls", fleet.tls, checks);
 }
 
 bool IsHeaderName(const std::string& name) {
   return name.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789-_") == std::string::npos;
 }
 
-void CheckAdmit(const AdmitOptions& admit, Checks* checks) {
+void CheckAdmit(const AdmitOptions& admit, OptionChecks* checks) {
   checks->Range("requests-max", admit.requests_max, 1, 10'000'000);
   checks->Range("queue-requests-max", admit.queue_requests_max, 0, 1'000'000);
   checks->Range("queue-tokens-max", admit.queue_tokens_max, 1, 1LL << 40);
@@ -122,7 +90,7 @@ void CheckAdmit(const AdmitOptions& admit, Checks* checks) {
 }  // namespace
 
 absl::Status RouterOptions::Validate() const {
-  Checks checks;
+  OptionChecks checks;
   if (model_dir.empty()) checks.Fail("--model='' must name the model's folder");
   if (ModelName().size() > 256) {
     checks.Fail(absl::StrCat("--served-model-name of ", ModelName().size(),
@@ -155,6 +123,8 @@ absl::Status RouterOptions::Validate() const {
   checks.Range("grpc-message-bytes-max", grpc.message_bytes_max, kKib, kGib);
   checks.Range("grpc-output-bytes-max", grpc.output_bytes_max, kKib, kGib);
   checks.Range("grpc-streams-max", grpc.streams_max, 1, 1'000'000);
+  checks.Range("grpc-memory-bytes-max", grpc.memory_bytes_max, 16 << 20, kTib);
+  CheckTls("grpc-tls", grpc.tls, &checks);
   return checks.status();
 }
 

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "proto/tls_files.h"
 
 namespace glm::router {
 
@@ -27,17 +28,19 @@ struct FleetOptions {
   // A worker that has this many requests beyond those that it runs at once, or this many prompt
   // tokens to compute, gets no more: they wait in the router, where order can still be chosen.
   int32_t worker_queue_requests = 4;
-  int64_t worker_queue_tokens = 256 << 10;
+  int64_t worker_queue_tokens = 64 << 10;
   int32_t eject_errors = 5;       // in a row: the worker is not chosen for a while
   int32_t eject_ms = 1000;        // for so long; doubles with each time
   int32_t eject_max_ms = 30'000;  // and at most for so long
+  ClientTls tls = {};             // of the connections to workers
+  std::string token_file = {};    // shown to workers; empty: none
 };
 
 /// Which worker gets a request.
 struct RouteOptions {
   std::string policy = "prefix";          // one of route/policy.h
   std::string prefix_hash_key;            // as the workers'; empty: the public one
-  int64_t prefix_blocks_max = 4LL << 20;  // blocks that are remembered, some 60 bytes each
+  int64_t prefix_blocks_max = 4LL << 20;  // blocks that are remembered, some 32 bytes each
   int32_t prefix_expect_ms = 10'000;      // a prompt sent counts as cached there for this long
 };
 
@@ -83,6 +86,8 @@ struct GrpcOptions {
   int64_t message_bytes_max = 32LL << 20;  // of a request
   int64_t output_bytes_max = 4 << 20;  // not yet taken by a client; over: its request is cancelled
   int32_t streams_max = 1024;          // of one connection at once
+  int64_t memory_bytes_max = 4LL << 30;  // that gRPC holds for all connections together
+  ServerTls tls = {};
 };
 
 struct RouterOptions {

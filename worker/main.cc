@@ -7,8 +7,6 @@
 #include <grpcpp/grpcpp.h>
 #include <grpcpp/health_check_service_interface.h>
 #include <prometheus/exposer.h>
-#include <pthread.h>
-#include <signal.h>
 
 #include <CLI/CLI.hpp>
 #include <chrono>
@@ -16,8 +14,13 @@
 #include <memory>
 #include <string>
 
+#include "absl/strings/str_cat.h"
 #include "engine/engine.h"
 #include "proto/base/log.h"
+#include "proto/base/process.h"
+#include "proto/bearer_token.h"
+#include "proto/credentials.h"
+#include "proto/wire_limits.h"
 #include "worker/metrics.h"
 #include "worker/options.h"
 #include "worker/service.h"
@@ -85,19 +88,35 @@ void AddDraftFlags(CLI::App& app, DraftFlags& drafts) {
                  "Most drafts a sequence and step, 1 to 5");
 }
 
+void AddSecurityFlags(CLI::App& app, WorkerOptions& options) {
+  app.add_option("--tls-cert", options.tls.cert,
+                 "PEM file of this worker's certificate; empty: no TLS");
+  app.add_option("--tls-key", options.tls.key, "PEM file of its key");
+  app.add_option("--tls-client-ca", options.tls.client_ca,
+                 "PEM file of the roots that routers' certificates must come from (mTLS); empty: "
+                 "none is asked for");
+  app.add_option("--auth-token-file", options.auth_token_file,
+                 "File of the tokens of which a router must show one, one a line; empty: none");
+}
+
 void AddFlags(CLI::App& app, WorkerOptions& options, DraftFlags& drafts, std::string& name) {
-  app.option_defaults()->always_capture_default();
-  app.set_config("--config", "", "Read flags from this file (name = value lines)");
-  app.add_option("--name", name, "This process's name in its log");
+  AddProcessFlags(app, &name);
   app.add_option("--listen", options.listen, "Where routers connect: host:port or unix:/path");
   app.add_option("--metrics-listen", options.metrics_listen,
                  "Where /metrics is served: host:port; none: nowhere");
   app.add_option("--drain-timeout-s", options.drain_timeout_s,
                  "Seconds that running requests may still take after SIGTERM");
   app.add_option("--sessions-max", options.sessions_max, "Routers connected at once");
+  app.add_option("--peer-sessions-max", options.peer_sessions_max, "Of these, from one host");
+  app.add_option("--streams-max", options.streams_max, "Calls of one connection at once");
+  app.add_option("--hello-timeout-ms", options.hello_timeout_ms,
+                 "From a router's call to its first frame");
   app.add_option("--session-frames-max", options.session_frames_max,
                  "Frames waiting for one router; past that it is disconnected");
   app.add_option("--frame-bytes-max", options.frame_bytes_max, "Largest frame from a router");
+  app.add_option("--grpc-memory-bytes-max", options.grpc_memory_bytes_max,
+                 "Bytes that gRPC holds for all connections together");
+  AddSecurityFlags(app, options);
   AddEngineFlags(app, options.engine);
   AddDraftFlags(app, drafts);
 }
@@ -109,32 +128,17 @@ absl::Status Settle(const DraftFlags& drafts, WorkerOptions* options) {
   return options->Validate();
 }
 
-/// Keepalive that agrees with the router's: it pings idle sessions every 10 s and more often is an
-/// error.
-void SetChannelArguments(grpc::ServerBuilder& builder, const WorkerOptions& options) {
-  builder.SetMaxReceiveMessageSize(options.frame_bytes_max);
-  builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, 5'000);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, 20'000);
-  builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, 10'000);
-}
-
-sigset_t BlockSignals() {
-  sigset_t signals;
-  sigemptyset(&signals);
-  sigaddset(&signals, SIGTERM);
-  sigaddset(&signals, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &signals, nullptr);
-  return signals;
+ServerLimits LimitsOf(const WorkerOptions& options) {
+  return {.message_bytes_max = options.frame_bytes_max,
+          .streams_max = options.streams_max,
+          .memory_bytes_max = options.grpc_memory_bytes_max};
 }
 
 /// Waits for a signal, then lets running requests finish.
-void ServeUntilSignal(const sigset_t& signals, const WorkerOptions& options, grpc::Server& server,
-                      Service& service) {
-  int signal = 0;
-  sigwait(&signals, &signal);
+void ServeUntilSignal(const StopSignals& signals, const WorkerOptions& options,
+                      grpc::Server& server, Service& service) {
+  const int signal = signals.Await();
   LOG(INFO) << "signal " << signal << ": draining for at most " << options.drain_timeout_s << " s";
-  pthread_sigmask(SIG_UNBLOCK, &signals, nullptr);  // a second signal ends the process
   server.GetHealthCheckService()->SetServingStatus(false);
   service.StartDraining();
   const bool idle = service.AwaitIdle(std::chrono::seconds(options.drain_timeout_s));
@@ -143,10 +147,42 @@ void ServeUntilSignal(const sigset_t& signals, const WorkerOptions& options, grp
   server.Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(2));
 }
 
+int Fail(const absl::Status& status) {
+  LOG(ERROR) << status.message();
+  return 1;
+}
+
+/// Null without a file: no token is asked for.
+absl::StatusOr<std::unique_ptr<TokenFile>> OpenTokens(const WorkerOptions& options) {
+  if (options.auth_token_file.empty()) return nullptr;
+  if (options.tls.cert.empty()) {
+    LOG(WARNING) << "--auth-token-file without --tls-cert: the token crosses the network in the "
+                    "clear";
+  }
+  return TokenFile::Open("auth-token-file", options.auth_token_file);
+}
+
+/// Serves /metrics until it is destroyed; null when nobody asked for it.
+absl::StatusOr<std::unique_ptr<prometheus::Exposer>> Expose(
+    const std::string& listen, const std::shared_ptr<WorkerMetrics>& metrics) {
+  if (listen == "none") return nullptr;
+  try {
+    auto exposer = std::make_unique<prometheus::Exposer>(listen);
+    exposer->RegisterCollectable(metrics);
+    return exposer;
+  } catch (const std::exception& error) {
+    return absl::UnavailableError(absl::StrCat("--metrics-listen=", listen, ": ", error.what()));
+  }
+}
+
 int Run(const WorkerOptions& options) {
-  const sigset_t signals = BlockSignals();  // before any thread exists
+  const StopSignals signals;  // before any thread exists
+  const auto credentials = MakeCredentials("tls", options.tls);
+  if (!credentials.ok()) return Fail(credentials.status());
+  const auto tokens = OpenTokens(options);
+  if (!tokens.ok()) return Fail(tokens.status());
   auto metrics = std::make_shared<WorkerMetrics>();
-  Service service(options, metrics.get());
+  Service service(options, metrics.get(), tokens->get());
   auto engine = engine::Engine::Create(options.engine, [&service](engine::StepEvents&& events) {
     service.Deliver(std::move(events));
   });
@@ -154,27 +190,20 @@ int Run(const WorkerOptions& options) {
     LOG(ERROR) << "cannot start the engine: " << engine.status().message();
     return 1;
   }
+  const absl::Status fits = CheckFrameHolds(options.frame_bytes_max, (*engine)->shape().length_max);
+  if (!fits.ok()) return Fail(fits);
   metrics->Attach(engine->get());
   service.Attach(engine->get());
-
-  std::unique_ptr<prometheus::Exposer> exposer;
-  if (options.metrics_listen != "none") {
-    try {
-      exposer = std::make_unique<prometheus::Exposer>(options.metrics_listen);
-    } catch (const std::exception& error) {
-      LOG(ERROR) << "--metrics-listen=" << options.metrics_listen << ": " << error.what();
-      return 1;
-    }
-    exposer->RegisterCollectable(metrics);
-  }
+  const auto exposer = Expose(options.metrics_listen, metrics);
+  if (!exposer.ok()) return Fail(exposer.status());
 
   grpc::EnableDefaultHealthCheckService(true);
   grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   grpc::ServerBuilder builder;
   int port = 0;
-  builder.AddListeningPort(options.listen, grpc::InsecureServerCredentials(), &port);
+  builder.AddListeningPort(options.listen, *credentials, &port);
   builder.RegisterService(&service);
-  SetChannelArguments(builder, options);
+  SetLimits(LimitsOf(options), &builder);
   const std::unique_ptr<grpc::Server> server = builder.BuildAndStart();
   if (server == nullptr) {
     LOG(ERROR) << "--listen=" << options.listen << ": cannot listen there";

@@ -80,22 +80,52 @@ void AppendDrafts(const engine::EngineStats& stats, std::vector<MetricFamily>* f
                             stats.drafts_now));
 }
 
+void AppendStepTimes(const engine::EngineStats& stats, std::vector<MetricFamily>* families) {
+  const engine::StepTimes& times = stats.load.step_times;
+  families->push_back(
+      NewFamily("glmserve_worker_step_time_seconds",
+                "What a step takes, as fitted: each step, sequence that decodes, prompt token "
+                "computed, and token of context read.",
+                MetricType::Gauge, "part",
+                {{"base", 1e-6 * times.base_us},
+                 {"sequence", 1e-6 * times.sequence_us},
+                 {"prompt_token", 1e-6 * times.prompt_token_us},
+                 {"context_token", 1e-6 * times.context_token_us}}));
+  families->push_back(Gauge("glmserve_worker_step_age_seconds",
+                            "Since the step under way began; 0: none is.", stats.step_age_s));
+  families->push_back(Gauge("glmserve_worker_step_expected_seconds",
+                            "What the step under way should take; 0: not known.",
+                            stats.step_expected_s));
+}
+
 }  // namespace
 
 WorkerMetrics::WorkerMetrics()
     : time_to_first_token_(
-          NewHistogram(histograms_, "glmserve_worker_time_to_first_token_seconds",
+          NewHistogram(registry_, "glmserve_worker_time_to_first_token_seconds",
                        "From the worker's receipt of a request to its first token.",
                        {.001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60})),
-      inter_token_(NewHistogram(histograms_, "glmserve_worker_inter_token_seconds",
+      inter_token_(NewHistogram(registry_, "glmserve_worker_inter_token_seconds",
                                 "Between two tokens of one request.",
                                 {.001, .0025, .005, .01, .015, .02, .03, .05, .1, .25, .5, 1, 5})),
-      end_to_end_(NewHistogram(histograms_, "glmserve_worker_request_seconds",
+      end_to_end_(NewHistogram(registry_, "glmserve_worker_request_seconds",
                                "From the worker's receipt of a request to its end.",
-                               {.01, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600})) {}
+                               {.01, .05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600})),
+      heartbeats_(&prometheus::BuildCounter()
+                       .Name("glmserve_worker_heartbeats_total")
+                       .Help("Heartbeats sent to routers, since no step had ended for a while.")
+                       .Register(registry_)
+                       .Add({})) {
+  auto& refused = prometheus::BuildCounter()
+                      .Name("glmserve_worker_sessions_refused_total")
+                      .Help("Routers' sessions refused, by why.")
+                      .Register(registry_);
+  refused_sessions_[static_cast<size_t>(RefusedSession::kToken)] = &refused.Add({{"why", "token"}});
+  refused_sessions_[static_cast<size_t>(RefusedSession::kLimit)] = &refused.Add({{"why", "limit"}});
+}
 
 std::vector<MetricFamily> WorkerMetrics::Collect() const {
-  std::vector<MetricFamily> families = histograms_.Collect();
+  std::vector<MetricFamily> families = registry_.Collect();
   if (engine_ == nullptr) return families;
   const engine::EngineStats stats = engine_->Stats();
   families.push_back(NewFamily("glmserve_worker_requests_total", "Requests that ended, by how.",
@@ -117,6 +147,9 @@ std::vector<MetricFamily> WorkerMetrics::Collect() const {
                            stats.load.requests_waiting));
   families.push_back(Gauge("glmserve_worker_tokens_waiting", "Prompt tokens not yet computed.",
                            static_cast<double>(stats.load.tokens_waiting)));
+  families.push_back(Gauge("glmserve_worker_context_tokens",
+                           "Tokens of context that the running requests hold.",
+                           static_cast<double>(stats.load.context_tokens)));
   families.push_back(Gauge("glmserve_worker_kv_blocks_used", "KV blocks in use.",
                            static_cast<double>(stats.load.kv_blocks_used)));
   families.push_back(Gauge("glmserve_worker_kv_blocks_total", "KV blocks there are.",
@@ -126,6 +159,7 @@ std::vector<MetricFamily> WorkerMetrics::Collect() const {
                              Number(stats.preemptions)));
   AppendPrefixCache(stats, &families);
   AppendDrafts(stats, &families);
+  AppendStepTimes(stats, &families);
   return families;
 }
 

@@ -1,11 +1,13 @@
 #include "worker/service.h"
 
+#include <algorithm>
 #include <random>
 #include <utility>
 #include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "proto/base/log.h"
+#include "proto/peer_host.h"
 #include "worker/session.h"
 #include "worker/wire.h"
 
@@ -20,10 +22,17 @@ uint64_t DrawIncarnation() {
   return (static_cast<uint64_t>(random()) << 32) | random();
 }
 
+/// A call that ends before it begins.
+class RefusedCall final : public grpc::ServerBidiReactor<pb::RouterFrame, pb::WorkerFrame> {
+ public:
+  explicit RefusedCall(const grpc::Status& status) { Finish(status); }
+  void OnDone() override { delete this; }
+};
+
 }  // namespace
 
-Service::Service(const WorkerOptions& options, WorkerMetrics* metrics)
-    : options_(options), metrics_(metrics), incarnation_(DrawIncarnation()) {}
+Service::Service(const WorkerOptions& options, WorkerMetrics* metrics, const TokenFile* tokens)
+    : options_(options), metrics_(metrics), tokens_(tokens), incarnation_(DrawIncarnation()) {}
 
 Service::~Service() = default;
 
@@ -34,15 +43,44 @@ void Service::Attach(engine::Engine* engine) {
 
 grpc::ServerBidiReactor<pb::RouterFrame, pb::WorkerFrame>* Service::Session(
     grpc::CallbackServerContext* context) {
-  return glm::worker::Session::Start(this, context, options_.session_frames_max).get();
+  if (tokens_ != nullptr) {
+    const grpc::Status shown = tokens_->Check(context->client_metadata());
+    if (!shown.ok()) {
+      metrics_->CountRefusedSession(RefusedSession::kToken);
+      const uint64_t count = ++unauthenticated_;
+      if ((count & (count - 1)) == 0) {  // 1, 2, 4, 8, ...
+        LOG(WARNING) << "call " << count << " refused, from " << context->peer() << ": "
+                     << shown.error_message();
+      }
+      return new RefusedCall(shown);
+    }
+  }
+  return glm::worker::Session::Start(this, context, options_.session_frames_max,
+                                     std::chrono::milliseconds(options_.hello_timeout_ms))
+      .get();
+}
+
+absl::Status Service::CheckRoom(const glm::worker::Session& session) const {
+  if (static_cast<int32_t>(sessions_.size()) >= options_.sessions_max) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat(sessions_.size(), " routers are connected (--sessions-max)"));
+  }
+  const auto of_peer = std::count_if(sessions_.begin(), sessions_.end(), [&](const auto& other) {
+    return PeerHost(other.second->peer()) == PeerHost(session.peer());
+  });
+  if (of_peer >= options_.peer_sessions_max) {
+    return absl::ResourceExhaustedError(
+        absl::StrCat(of_peer, " routers of this host are connected (--peer-sessions-max)"));
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Service::Open(const std::shared_ptr<glm::worker::Session>& session) {
   MutexLock lock(&mutex_);
   if (engine_ == nullptr) return absl::UnavailableError("the model is still loading");
-  if (static_cast<int32_t>(sessions_.size()) >= options_.sessions_max) {
-    return absl::ResourceExhaustedError(
-        absl::StrCat(sessions_.size(), " routers are connected (--sessions-max)"));
+  if (absl::Status status = CheckRoom(*session); !status.ok()) {
+    metrics_->CountRefusedSession(RefusedSession::kLimit);
+    return status;
   }
   session->number_ = next_session_number_++;
   sessions_[session->number_] = session;

@@ -9,6 +9,7 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <atomic>
 #include <chrono>
 #include <cstdint>
 #include <map>
@@ -19,6 +20,7 @@
 #include "absl/status/status.h"
 #include "engine/engine.h"
 #include "proto/base/mutex.h"
+#include "proto/bearer_token.h"
 #include "proto/worker.grpc.pb.h"
 #include "worker/metrics.h"
 #include "worker/options.h"
@@ -31,8 +33,9 @@ class Session;
 
 class Service : public ::glmserve::worker::v1::Worker::CallbackService {
  public:
-  /// `metrics` must outlive the service.
-  Service(const WorkerOptions& options, WorkerMetrics* metrics);
+  /// `metrics` must outlive the service, and so must `tokens`, of which a router must show one;
+  /// null: none is asked for.
+  Service(const WorkerOptions& options, WorkerMetrics* metrics, const TokenFile* tokens = nullptr);
   ~Service() override;
 
   /// Sessions are refused with UNAVAILABLE before this. `engine` must outlive the service's use.
@@ -66,7 +69,8 @@ class Service : public ::glmserve::worker::v1::Worker::CallbackService {
     bool has_token = false;
   };
 
-  /// Registers a session after its Hello. RESOURCE_EXHAUSTED past sessions_max.
+  /// Registers a session after its Hello. RESOURCE_EXHAUSTED past sessions_max or
+  /// peer_sessions_max.
   absl::Status Open(const std::shared_ptr<glm::worker::Session>& session);
   /// Cancels all of the session's requests. The session gets no more frames.
   void Close(uint64_t session_number);
@@ -77,6 +81,8 @@ class Service : public ::glmserve::worker::v1::Worker::CallbackService {
   void AskCacheSnapshot(uint64_t session_number);
   void SendSnapshot(const engine::CacheSnapshot& snapshot) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
+  absl::Status CheckRoom(const glm::worker::Session& session) const
+      ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   absl::Status Register(const std::shared_ptr<glm::worker::Session>& session, uint64_t request_id,
                         engine::RequestId* engine_id);
   void Forget(engine::RequestId engine_id) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
@@ -86,6 +92,7 @@ class Service : public ::glmserve::worker::v1::Worker::CallbackService {
 
   const WorkerOptions options_;
   WorkerMetrics* const metrics_;
+  const TokenFile* const tokens_;
   const uint64_t incarnation_;
 
   mutable Mutex mutex_;  // "live requests"
@@ -98,6 +105,8 @@ class Service : public ::glmserve::worker::v1::Worker::CallbackService {
   std::map<uint64_t, std::shared_ptr<glm::worker::Session>> sessions_ ABSL_GUARDED_BY(mutex_);
   std::unordered_map<engine::RequestId, LiveRequest> live_ ABSL_GUARDED_BY(mutex_);
   Condition idle_;  // no request is live
+  /// Calls without a good token so far: the log names the first, then ever fewer.
+  std::atomic<uint64_t> unauthenticated_{0};
 };
 
 }  // namespace glm::worker

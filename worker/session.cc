@@ -14,11 +14,27 @@ Session::Session(Service* service, grpc::CallbackServerContext* call, int32_t fr
     : service_(service), call_(call), peer_(call->peer()), frames_max_(frames_max) {}
 
 std::shared_ptr<Session> Session::Start(Service* service, grpc::CallbackServerContext* call,
-                                        int32_t frames_max) {
+                                        int32_t frames_max,
+                                        std::chrono::milliseconds hello_timeout) {
   std::shared_ptr<Session> session(new Session(service, call, frames_max));
   session->self_ = session;
+  session->AwaitHello(hello_timeout);
   session->StartRead(&session->incoming_);
   return session;
+}
+
+void Session::AwaitHello(std::chrono::milliseconds timeout) {
+  // The alarm's own hold on the session ends inside the call, never with the alarm: its destructor
+  // must not run while the alarm destroys the function.
+  hello_alarm_.Set(std::chrono::system_clock::now() + timeout, [hold = self_](bool) mutable {
+    const std::shared_ptr<Session> session = std::move(hold);
+    {
+      MutexLock lock(&session->mutex_);
+      if (session->greeted_ || session->ended_) return;
+    }
+    session->End(
+        grpc::Status(grpc::StatusCode::DEADLINE_EXCEEDED, "no hello within --hello-timeout-ms"));
+  });
 }
 
 void Session::Send(pb::WorkerFrame frame) {
@@ -94,6 +110,11 @@ void Session::TakeHello() {
                          ", this worker speaks " + std::to_string(kProtocolVersion)));
     return;
   }
+  {
+    MutexLock lock(&mutex_);
+    greeted_ = true;
+  }
+  hello_alarm_.Cancel();
   const absl::Status opened = service_->Open(self_);
   if (!opened.ok()) End(ToGrpcStatus(opened));
 }
@@ -111,6 +132,7 @@ void Session::OnWriteDone(bool ok) {
 void Session::OnCancel() { End(grpc::Status::CANCELLED); }
 
 void Session::OnDone() {
+  hello_alarm_.Cancel();
   if (number_ != 0) service_->Close(number_);
   const std::shared_ptr<Session> last = std::move(self_);
 }

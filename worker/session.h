@@ -5,8 +5,10 @@
 // kind at once; Send may be called from any thread. The session keeps itself alive until OnDone.
 #pragma once
 
+#include <grpcpp/alarm.h>
 #include <grpcpp/grpcpp.h>
 
+#include <chrono>
 #include <deque>
 #include <memory>
 #include <string>
@@ -23,9 +25,11 @@ class Service;
 class Session final : public grpc::ServerBidiReactor<::glmserve::worker::v1::RouterFrame,
                                                      ::glmserve::worker::v1::WorkerFrame> {
  public:
-  /// Starts reading. `frames_max`: bound of the out-buffer.
+  /// Starts reading. `frames_max`: bound of the out-buffer. A router that says no Hello within
+  /// `hello_timeout` is cut off.
   static std::shared_ptr<Session> Start(Service* service, grpc::CallbackServerContext* call,
-                                        int32_t frames_max);
+                                        int32_t frames_max,
+                                        std::chrono::milliseconds hello_timeout);
 
   /// Queues a frame. When the out-buffer is full the call is cancelled instead: a status would have
   /// to wait behind the frames that the router does not read.
@@ -44,6 +48,7 @@ class Session final : public grpc::ServerBidiReactor<::glmserve::worker::v1::Rou
   friend class Service;
 
   Session(Service* service, grpc::CallbackServerContext* call, int32_t frames_max);
+  void AwaitHello(std::chrono::milliseconds timeout);
   void TakeFrame();
   void TakeHello();
 
@@ -58,11 +63,13 @@ class Session final : public grpc::ServerBidiReactor<::glmserve::worker::v1::Rou
   bool wants_snapshot_ = false;
   /// Live requests: the router's number to the engine's. Guarded by the service's lock.
   std::unordered_map<uint64_t, uint64_t> requests_;
+  grpc::Alarm hello_alarm_;
 
   Mutex mutex_;  // "session out-buffer"
   std::deque<::glmserve::worker::v1::WorkerFrame> outgoing_ ABSL_GUARDED_BY(mutex_);
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;
+  bool greeted_ ABSL_GUARDED_BY(mutex_) = false;
 };
 
 }  // namespace glm::worker

@@ -252,6 +252,7 @@ void Scheduler::WritePlan(StepPlan* plan) {
   made.decodes_only = true;
   made.rows.reserve(running_.size());
   writer_.Begin(steps_, drafts_, plan);
+  plan->work = {};
   for (const bool decodes : {true, false}) {
     for (size_t i = 0; i < running_.size(); ++i) {
       const Want& want = wants_[i];
@@ -260,6 +261,9 @@ void Scheduler::WritePlan(StepPlan* plan) {
       const PlannedRow row =
           writer_.Add(sequence, want.tokens + want.drafts, want.drafts, want.drafts_next);
       const int32_t end = row.start + row.tokens;
+      plan->work.decodes += decodes ? 1 : 0;
+      plan->work.prompt_tokens += decodes ? 0 : row.tokens;
+      plan->work.context_tokens += end;
       counts_.prompt_tokens += std::max(0, std::min(end, sequence->prompt_tokens) - row.start);
       sequence->score_next += row.score_rows;
       sequence->outputs_in_flight += row.samples ? 1 : 0;

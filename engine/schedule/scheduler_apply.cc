@@ -255,6 +255,7 @@ EngineLoad Scheduler::Load() const {
   load.requests_waiting = static_cast<int32_t>(waiting_.size());
   load.tokens_waiting = tokens_queued_;
   for (const SequencePtr& sequence : running_) {
+    load.context_tokens += sequence->planned;
     const int32_t unplanned = sequence->tokens_unplanned();
     if (unplanned > 1 || sequence->planned < sequence->prompt_tokens) {
       load.tokens_waiting += unplanned;

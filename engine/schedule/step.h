@@ -18,8 +18,16 @@ inline constexpr int32_t kStepEditsMax = 1 << 15;
 inline constexpr int32_t kStepEditContextsMax = 1 << 16;
 inline constexpr int32_t kStepMasksMax = 256;  // rows
 
+/// What a step is to do, in the numbers that its time depends on.
+struct StepWork {
+  int32_t decodes = 0;         // sequences that take one token, and drafts behind it
+  int32_t prompt_tokens = 0;   // of all others
+  int64_t context_tokens = 0;  // keys that are read: each sequence's length at the step's end
+};
+
 struct StepPlan {
   uint64_t step = 0;
+  StepWork work;
   std::vector<int32_t>
       token_ids;  // [T] a token, or ~slot: the newest id of that slot, on the device
   std::vector<int32_t> positions;        // [T]

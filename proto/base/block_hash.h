@@ -67,8 +67,12 @@ class BlockHasher {
 };
 
 /// A digest of the set of blocks that a cache holds, kept up change by change: the sum, modulo
-/// 2^64, of high + 0x9E3779B97F4A7C15 * low over all of them. Who missed a change, or took one
-/// twice, has another value; so does a snapshot that is not whole.
+/// 2^64, of a term for each of them:
+///
+///   x = (high xor (low * 0x9E3779B97F4A7C15)) * 0xBF58476D1CE4E5B9;  term = x xor (x >> 32)
+///
+/// Who missed a change, took one twice or mixed two up has another value; so does a snapshot that
+/// is not whole.
 class Digest {
  public:
   void Store(const BlockKey& block) { value_ += Term(block); }
@@ -77,7 +81,8 @@ class Digest {
 
  private:
   static uint64_t Term(const BlockKey& block) {
-    return block.high + 0x9E3779B97F4A7C15u * block.low;
+    const uint64_t x = (block.high ^ (block.low * 0x9E3779B97F4A7C15u)) * 0xBF58476D1CE4E5B9u;
+    return x ^ (x >> 32);
   }
   uint64_t value_ = 0;
 };

@@ -314,6 +314,7 @@ void Admission::Pump() {
   if (now < pumped_ + kPumpEvery) return PumpAt(pumped_ + kPumpEvery);
   pumped_ = now;
   pump_due_ = false;  // what changes from here on is looked at again
+  if (IsIdle()) return;
   for (auto& [loop, go] : ChooseNext(rooms_.room(), NowMs(*rooms_.loop))) {
     loop->Post(std::move(go));
   }
@@ -323,6 +324,14 @@ void Admission::Pump() {
   } else if (!waiting_.empty()) {
     PumpAt(now + kPumpAtLeastEvery);
   }
+}
+
+/// Where nobody waits the fleet may be gone already.
+bool Admission::IsIdle() {
+  const MutexLock lock(&mutex_);
+  if (!waiting_.empty()) return false;
+  drain_.SetBusy(false, NowMs(*rooms_.loop));
+  return true;
 }
 
 void Admission::Unpark(int64_t now_ms) {

@@ -45,7 +45,8 @@ namespace glm::router {
 struct AdmissionRooms {
   Loop* loop = nullptr;  // where it is decided who is next
   RouterMetrics* metrics = nullptr;
-  /// How many requests the workers would take now; -1: none is ready. Called on `loop`.
+  /// How many requests the workers would take now; -1: none is ready. Called on `loop`, and only
+  /// while somebody waits.
   std::function<int64_t()> room;
 };
 
@@ -144,6 +145,7 @@ class Admission {
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   void Pump();
+  bool IsIdle();
   Grants ChooseNext(int64_t room, int64_t now_ms);
   void Grant(uint64_t ticket, Grants* grants) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   void Unpark(int64_t now_ms) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);

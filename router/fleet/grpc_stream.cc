@@ -7,7 +7,9 @@
 
 #include <utility>
 
+#include "proto/bearer_token.h"
 #include "proto/rpc_status.h"
+#include "proto/wire_limits.h"
 #include "proto/worker.grpc.pb.h"
 
 namespace glm::router {
@@ -15,24 +17,20 @@ namespace {
 
 namespace wire = ::glmserve::worker::v1;
 
-std::shared_ptr<grpc::Channel> MakeChannel(const std::string& address,
-                                           const FleetOptions& options) {
-  grpc::ChannelArguments arguments;
-  // A connection of its own for each session, so that the fleet's back-off is the only one.
-  arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-  arguments.SetInt(GRPC_ARG_ENABLE_RETRIES, 0);
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIME_MS, options.keepalive_ms);
-  arguments.SetInt(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, options.keepalive_timeout_ms);
-  arguments.SetInt(GRPC_ARG_HTTP2_MAX_PINGS_WITHOUT_DATA, 0);
-  arguments.SetMaxReceiveMessageSize(static_cast<int>(options.frame_bytes_max));
-  return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+ChannelLimits LimitsOf(const FleetOptions& options) {
+  return {.message_bytes_max = options.frame_bytes_max,
+          .ping_ms = options.keepalive_ms,
+          .ping_timeout_ms = options.keepalive_timeout_ms,
+          .tls_name = options.tls.name};
 }
 
 class GrpcStream final : public WorkerStream,
                          private grpc::ClientBidiReactor<wire::RouterFrame, wire::WorkerFrame> {
  public:
-  GrpcStream(std::shared_ptr<grpc::Channel> channel, StreamReader* reader)
-      : channel_(std::move(channel)), stub_(wire::Worker::NewStub(channel_)), reader_(reader) {}
+  GrpcStream(std::shared_ptr<grpc::Channel> channel, const TokenFile* tokens, StreamReader* reader)
+      : channel_(std::move(channel)), stub_(wire::Worker::NewStub(channel_)), reader_(reader) {
+    if (tokens != nullptr) call_.AddMetadata("authorization", tokens->Authorization());
+  }
 
   void Start() override {
     stub_->async()->Session(&call_, this);
@@ -67,9 +65,15 @@ class GrpcStream final : public WorkerStream,
 
 }  // namespace
 
-DialWorker DialOverGrpc(const FleetOptions& options) {
-  return [options](const std::string& address, StreamReader* reader) {
-    return std::make_unique<GrpcStream>(MakeChannel(address, options), reader);
+DialWorker DialOverGrpc(const FleetOptions& options,
+                        std::shared_ptr<grpc::ChannelCredentials> credentials,
+                        const TokenFile* tokens) {
+  if (credentials == nullptr) credentials = grpc::InsecureChannelCredentials();
+  return [limits = LimitsOf(options), credentials, tokens](const std::string& address,
+                                                           StreamReader* reader) {
+    return std::make_unique<GrpcStream>(
+        grpc::CreateCustomChannel(address, credentials, MakeChannelArguments(limits)), tokens,
+        reader);
   };
 }
 

@@ -14,8 +14,8 @@
 
 #include "absl/status/statusor.h"
 #include "router/exchange.h"
-#include "router/thread_loop.h"
 #include "router/options.h"
+#include "router/thread_loop.h"
 
 namespace grpc {
 class Server;
@@ -27,7 +27,7 @@ class GrpcFront {
  public:
   /// Listens. `rooms.loop` is ignored: each call gets a loop of `loops` in turn. What `rooms`
   /// points to and `loops` outlive the front; the loops run until after its destruction.
-  /// UNAVAILABLE naming the address.
+  /// UNAVAILABLE naming the address; INVALID_ARGUMENT naming a bad file of its TLS.
   static absl::StatusOr<std::unique_ptr<GrpcFront>> Start(const GrpcOptions& options,
                                                           const ExchangeRooms& rooms,
                                                           LoopPool* loops);

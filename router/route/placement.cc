@@ -9,9 +9,10 @@ Placement::Placement(Policy policy, const HashKey& key, int64_t prefix_blocks_ma
 std::vector<BlockKey> Placement::Chain(std::string_view salt, absl::Span<const int32_t> ids,
                                        int32_t block_size) const {
   std::vector<BlockKey> chain;
-  if (policy_ != Policy::kPrefix && policy_ != Policy::kSession) return chain;
+  if (!CountsPrefixes(policy_)) return chain;
   BlockHasher hasher(key_);
   const auto size = static_cast<size_t>(block_size);
+  chain.reserve(ids.size() / size);
   for (size_t begin = 0; begin + size < ids.size(); begin += size) {
     const std::span<const int32_t> block(ids.data() + begin, size);
     chain.push_back(begin == 0 ? hasher.First(salt, block) : hasher.Next(chain.back(), block));

@@ -28,10 +28,6 @@ struct Cost {
   }
 };
 
-bool CountsPrefixes(Policy policy) {
-  return policy == Policy::kPrefix || policy == Policy::kSession;
-}
-
 Cost CostOf(const RouteRequest& request, const Candidate& candidate) {
   int64_t tokens = request.prompt_tokens;
   // The last token is always computed.
@@ -85,6 +81,10 @@ std::optional<Policy> ParsePolicy(std::string_view name) {
     if (name == known) return policy;
   }
   return std::nullopt;
+}
+
+bool CountsPrefixes(Policy policy) {
+  return policy == Policy::kPrefix || policy == Policy::kSession;
 }
 
 int32_t ChooseWorker(const RouteRequest& request, absl::Span<const Candidate> candidates) {

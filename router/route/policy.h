@@ -21,6 +21,8 @@ enum class Policy : uint8_t {
 
 /// "prefix", "least-load", "round-robin", "power-of-two", "session"; nothing for another name.
 std::optional<Policy> ParsePolicy(std::string_view name);
+/// Whether the policy asks how much of a prompt a worker has cached.
+bool CountsPrefixes(Policy policy);
 
 /// One worker as the policy sees it.
 struct Candidate {

@@ -76,6 +76,12 @@ class Listener {
     MutexLock lock(&mutex_);
     return cache_digest_;
   }
+  /// Before another engine.
+  void Restart() {
+    MutexLock lock(&mutex_);
+    step_ = 0;
+    cache_changes_ = 0;
+  }
   /// Before an id is used again.
   void Forget(RequestId id) {
     MutexLock lock(&mutex_);
@@ -327,6 +333,41 @@ TEST_F(EngineLoopTest, DraftsAreCounted) {
   EXPECT_GT(stats.draft_accepted[1], 0u);
   EXPECT_EQ(stats.generated_tokens, 30u);
   EXPECT_LT(stats.steps, 30u);
+}
+
+TEST_F(EngineLoopTest, StepsAreTimedAndTheOneUnderWayIsTold) {
+  for (const int32_t depth : {1, 2}) {
+    Start({.plans_in_flight_max = depth});
+    EXPECT_EQ(engine_->Stats().step_age_s, 0) << "no step is under way";
+    ASSERT_TRUE(engine_->Submit(MakeRequest(1, 5, 30)).ok());
+    EXPECT_EQ(listener_.AwaitEnd(1), FinishReason::kLength);
+    // The device hangs in the first step of the next request.
+    runner_->CloseGate();
+    ASSERT_TRUE(engine_->Submit(MakeRequest(2, 5, 30)).ok());
+    runner_->AwaitWaiter();
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    const EngineStats hung = engine_->Stats();
+    EXPECT_GE(hung.step_age_s, 0.02);
+    EXPECT_GT(hung.load.step_times.base_us + hung.load.step_times.sequence_us, 0);
+    EXPECT_GT(hung.step_expected_s, 0);
+    std::this_thread::sleep_for(std::chrono::milliseconds(20));
+    EXPECT_GE(engine_->Stats().step_age_s, hung.step_age_s + 0.02) << "it grows";
+    runner_->PassOne();
+    listener_.AwaitTokens(2, 1);
+    runner_->AwaitWaiter();
+    const EngineStats next = engine_->Stats();
+    EXPECT_EQ(next.steps, hung.steps + 1);
+    EXPECT_GT(next.step_age_s, 0);
+    EXPECT_GE(next.load.context_tokens, 5);
+    runner_->OpenGate();
+    EXPECT_EQ(listener_.AwaitEnd(2), FinishReason::kLength);
+    engine_->Stop();
+    EXPECT_EQ(engine_->Stats().step_age_s, 0);
+    EXPECT_EQ(engine_->Stats().load.context_tokens, 0);
+    listener_.Forget(1);
+    listener_.Forget(2);
+    listener_.Restart();
+  }
 }
 
 struct Refusal {

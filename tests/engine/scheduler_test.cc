@@ -152,9 +152,16 @@ TEST(SchedulerTest, DecodesGoFirstAndPromptsAreCutIntoChunks) {
   EXPECT_EQ(bench.newest().logit_tokens, (std::vector<int32_t>{0}));
   EXPECT_EQ(bench.scheduler.Load().requests_waiting, 1);
   EXPECT_EQ(bench.scheduler.Load().tokens_waiting, 5 + 5);
+  EXPECT_EQ(bench.scheduler.Load().context_tokens, 4 + 15);
+  EXPECT_EQ(bench.newest().work.decodes, 1);
+  EXPECT_EQ(bench.newest().work.prompt_tokens, 15);
+  EXPECT_EQ(bench.newest().work.context_tokens, 4 + 15);
   bench.Apply();
   ASSERT_TRUE(bench.Plan());
   EXPECT_EQ(bench.newest().query_starts, (std::vector<int32_t>{0, 1, 6, 11}));
+  EXPECT_EQ(bench.newest().work.decodes, 1);
+  EXPECT_EQ(bench.newest().work.prompt_tokens, 5 + 5);
+  EXPECT_EQ(bench.newest().work.context_tokens, 5 + 20 + 5);
   EXPECT_EQ(bench.newest().logit_tokens, (std::vector<int32_t>{0, 5, 10}));
   bench.RunOut();
   for (const RequestId id : {1, 2, 3}) EXPECT_EQ(bench.tokens[id].size(), 8u);

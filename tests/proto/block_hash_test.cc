@@ -99,5 +99,21 @@ TEST(DigestTest, IsOfTheSetAndNotOfTheWayThere) {
   EXPECT_EQ(b.value(), 0u);
 }
 
+TEST(DigestTest, HalvesOfTwoNamesMixedUpAreSeen) {
+  Digest right;
+  right.Store({11, 12});
+  right.Store({21, 22});
+  Digest mixed;
+  mixed.Store({21, 12});
+  mixed.Store({11, 22});
+  EXPECT_NE(right.value(), mixed.value());
+}
+
+TEST(DigestTest, IsAWireContract) {
+  Digest digest;
+  digest.Store({0x0123456789ABCDEF, 0xFEDCBA9876543210});
+  EXPECT_EQ(digest.value(), 0xbe4484c08ed5cfc7u);
+}
+
 }  // namespace
 }  // namespace glm

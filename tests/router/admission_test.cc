@@ -10,7 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "router/admit/retry_after.h"
-#include "tests/router/virtual_time.h"
+#include "tests/router/virtual/virtual_time.h"
 
 namespace glm::router {
 namespace {
@@ -44,21 +44,24 @@ class AdmissionTest : public ::testing::Test {
           if (in_vain_.contains(name)) return admission_->PutBack(*ticket, others_fit_);
           --room_;
           sent_.push_back(name);
-          admission_->Sent(*ticket, time_.now_ms());
+          admission_->Sent(*ticket, now_ms());
         });
     refusal_ = made.status();
     if (made.ok()) *ticket = *made;
     return *ticket;
   }
 
+  int64_t now_ms() const { return NowMs(loop_); }
+  void Pass(milliseconds time) { time_.RunUntil(time_.now() + time); }
+
   void MakeRoom(int64_t requests) {
     room_ += requests;
     admission_->RoomChanged();
-    time_.RunFor(milliseconds(1));
+    Pass(milliseconds(1));
   }
 
   AdmitOptions options_;
-  VirtualTime time_;
+  VirtualTime time_{1};
   VirtualLoop loop_{&time_, 0};
   VirtualLoop other_loop_{&time_, 1};
   RouterMetrics metrics_;
@@ -78,7 +81,7 @@ TEST_F(AdmissionTest, WhoWaitsGoesWhenThereIsRoom) {
   Wait("b", Of("one"));
   Wait("c", Of("one"));
   EXPECT_TRUE(admission_->IsLinedUp());
-  time_.RunFor(milliseconds(1000));
+  Pass(milliseconds(1000));
   EXPECT_THAT(turns_, ElementsAre());
   MakeRoom(2);
   EXPECT_THAT(sent_, ElementsAre("a", "b"));
@@ -92,9 +95,9 @@ TEST_F(AdmissionTest, WhoWaitsGoesWhenThereIsRoom) {
 TEST_F(AdmissionTest, RoomThatNobodySpokeOfIsFoundAllTheSame) {
   Make();
   Wait("a", Of("one"));
-  time_.RunFor(milliseconds(10));
+  Pass(milliseconds(10));
   room_ = 1;
-  time_.RunFor(milliseconds(60));
+  Pass(milliseconds(60));
   EXPECT_THAT(sent_, ElementsAre("a"));
 }
 
@@ -104,7 +107,7 @@ TEST_F(AdmissionTest, PutBackStaysFirst) {
   Wait("b", Of("two"));
   in_vain_ = {"a"};
   room_ = 1;
-  time_.RunFor(milliseconds(1));
+  Pass(milliseconds(1));
   EXPECT_EQ(turns_.at(0), "a");
   EXPECT_THAT(sent_, ElementsAre());
   in_vain_ = {};
@@ -121,15 +124,15 @@ TEST_F(AdmissionTest, WhatFitsNowhereLetsOthersPass) {
   in_vain_ = {"long"};
   others_fit_ = true;
   room_ = 1;
-  time_.RunFor(milliseconds(5));
+  Pass(milliseconds(5));
   EXPECT_THAT(sent_, ElementsAre("b"));
   const size_t turns = turns_.size();
   MakeRoom(1);
-  time_.RunFor(milliseconds(1000));
+  Pass(milliseconds(1000));
   EXPECT_LE(turns_.size() - turns, 101u);  // it tries again, and not all the time
   EXPECT_GE(turns_.size() - turns, 20u);
   in_vain_ = {};
-  time_.RunFor(milliseconds(100));
+  Pass(milliseconds(100));
   EXPECT_THAT(sent_, ElementsAre("b", "long"));
   EXPECT_EQ(admission_->counts(), Admission::Counts{});
 }
@@ -142,11 +145,11 @@ TEST_F(AdmissionTest, AReplayGoesBeforeAllAndNeedsNoRoom) {
   WaitRequest request = Of("one", options_.queue_tokens_max + 1);
   request.replay = true;
   EXPECT_NE(Wait("replay", request), 0u);  // whatever the bounds
-  time_.RunFor(milliseconds(100));
+  Pass(milliseconds(100));
   EXPECT_THAT(turns_, ElementsAre());
   room_ = 0;  // a worker came, and is full
   admission_->RoomChanged();
-  time_.RunFor(milliseconds(1));
+  Pass(milliseconds(1));
   EXPECT_THAT(sent_, ElementsAre("replay"));
   MakeRoom(3);
   EXPECT_THAT(sent_, ElementsAre("replay", "new"));
@@ -163,8 +166,8 @@ TEST_F(AdmissionTest, TheNumberOfThoseThatWaitIsBounded) {
             "3 requests wait for a worker; the limit is 3 (--queue-requests-max)");
   EXPECT_EQ(RetryAfterOf(refusal_), 1);
   // Known before a body is read, too.
-  EXPECT_EQ(admission_->CheckBounds({}, time_.now_ms()).message(), refusal_.message());
-  EXPECT_FALSE(admission_->Enter({}, 0, 1000, time_.now_ms()).ok());
+  EXPECT_EQ(admission_->CheckBounds({}, now_ms()).message(), refusal_.message());
+  EXPECT_FALSE(admission_->Enter({}, 0, 1000, now_ms()).ok());
   EXPECT_THAT(metrics_.Text(), HasSubstr("refusals_total{reason=\"queue_requests\"} 3"));
   MakeRoom(1);
   EXPECT_NE(Wait("y", Of("two")), 0u);
@@ -227,11 +230,11 @@ TEST_F(AdmissionTest, WhoWouldWaitTooLongIsToldAtOnceAndForHowLong) {
   for (int i = 0; i < 60; ++i) ASSERT_NE(Wait(absl::StrCat(i), Of("one")), 0u);
   for (int i = 0; i < 30; ++i) {
     MakeRoom(1);
-    time_.RunFor(milliseconds(99));
+    Pass(milliseconds(99));
   }
   EXPECT_EQ(sent_.size(), 30u);
   const TenantId one = admission_->TenantOf("one");
-  const int64_t now_ms = time_.now_ms();
+  const int64_t now_ms = this->now_ms();
   EXPECT_TRUE(admission_->Enter(one, 0, 60'000, now_ms).ok());  // 3 s
   // Its own limit counts too.
   const absl::Status own = admission_->Enter(one, 0, 2000, now_ms);
@@ -252,12 +255,11 @@ TEST_F(AdmissionTest, WhoWouldWaitTooLongIsToldAtOnceAndForHowLong) {
 TEST_F(AdmissionTest, WhereNothingMovesTheWaitSoFarIsTheGuess) {
   Make();
   Wait("a", Of("one"));
-  time_.RunFor(milliseconds(9900));
-  EXPECT_TRUE(admission_->Enter(admission_->TenantOf("one"), 0, 60'000, time_.now_ms()).ok());
+  Pass(milliseconds(9900));
+  EXPECT_TRUE(admission_->Enter(admission_->TenantOf("one"), 0, 60'000, now_ms()).ok());
   admission_->Leave({}, 0);
-  time_.RunFor(milliseconds(200));
-  const absl::Status refusal =
-      admission_->Enter(admission_->TenantOf("one"), 0, 60'000, time_.now_ms());
+  Pass(milliseconds(200));
+  const absl::Status refusal = admission_->Enter(admission_->TenantOf("one"), 0, 60'000, now_ms());
   EXPECT_EQ(RetryAfterOf(refusal), 11);
   MakeRoom(1);
 }
@@ -266,10 +268,10 @@ TEST_F(AdmissionTest, WithoutAWorkerThereIsNoPrediction) {
   Make();
   room_ = -1;
   Wait("a", Of("one"));
-  time_.RunFor(std::chrono::seconds(100));
+  Pass(std::chrono::seconds(100));
   EXPECT_NE(Wait("b", Of("one")), 0u);
   room_ = 5;
-  time_.RunFor(milliseconds(100));
+  Pass(milliseconds(100));
   EXPECT_EQ(sent_.size(), 2u);
 }
 
@@ -307,30 +309,30 @@ TEST_F(AdmissionTest, ACancelInAnyPhaseLeavesNothingBehind) {
   room_ = 1;
   const auto first = admission_->Wait(Of("one"), &other_loop_, [&] { granted.push_back(1); });
   Wait("second", Of("one"));
-  while (granted.empty()) ASSERT_TRUE(time_.Step());
+  while (granted.empty()) ASSERT_TRUE(time_.RunNext());
   EXPECT_EQ(admission_->counts().granted, 1);
   admission_->Cancel(*first);
-  time_.RunFor(milliseconds(1));
+  Pass(milliseconds(1));
   EXPECT_THAT(sent_, ElementsAre("second"));  // its room is another's
   EXPECT_EQ(admission_->counts(), Admission::Counts{});
 
   in_vain_ = {"first", "parked"};
   room_ = 1;
   const uint64_t put_back = Wait("first", Of("one"));
-  time_.RunFor(milliseconds(1));
+  Pass(milliseconds(1));
   room_ = 0;
-  time_.RunFor(milliseconds(1));
+  Pass(milliseconds(1));
   admission_->Cancel(put_back);
   others_fit_ = true;
   room_ = 1;
   const uint64_t parked = Wait("parked", Of("one"));
-  time_.RunFor(milliseconds(1));
+  Pass(milliseconds(1));
   EXPECT_EQ(admission_->counts().lined_up, 0);  // nobody waits for it
   EXPECT_EQ(admission_->counts().waiting, 1);
   admission_->Cancel(parked);
   EXPECT_EQ(admission_->counts(), Admission::Counts{});
-  time_.RunFor(milliseconds(1000));
-  EXPECT_FALSE(time_.Step());  // nothing goes on ticking
+  Pass(milliseconds(1000));
+  EXPECT_FALSE(time_.RunNext());  // nothing goes on ticking
 }
 
 }  // namespace

@@ -102,6 +102,16 @@ INSTANTIATE_TEST_SUITE_P(
                 "--retry-percent=101 must be from 0 to 100"},
         BadCase{"RetryBurst", [](RouterOptions* o) { o->admit.retry_burst = -1; },
                 "--retry-burst=-1 must be from 0 to"},
+        BadCase{"PingsTooOften", [](RouterOptions* o) { o->fleet.keepalive_ms = 999; },
+                "--keepalive-ms=999 must be from 1000 to"},
+        BadCase{"CertWithoutKey",
+                [](RouterOptions* o) {
+                  o->fleet.tls.ca = "a";
+                  o->fleet.tls.cert = "c";
+                },
+                "--worker-tls-cert='c' needs --worker-tls-key too"},
+        BadCase{"ClientCaWithoutCert", [](RouterOptions* o) { o->grpc.tls.client_ca = "a"; },
+                "--grpc-tls-client-ca='a' needs --grpc-tls-cert too"},
         BadCase{"NoLoops", [](RouterOptions* o) { o->loop_threads = 0; },
                 "--loop-threads=0 must be from 1 to 256"},
         BadCase{"NegativePort", [](RouterOptions* o) { o->http.port = -1; },

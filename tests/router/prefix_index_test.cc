@@ -2,7 +2,7 @@
 
 #include <gtest/gtest.h>
 
-#include <map>
+#include <bit>
 #include <random>
 #include <set>
 #include <thread>
@@ -70,7 +70,9 @@ TEST(PrefixIndexTest, WhatIsOnItsWayCountsForAWhile) {
   StoreAll(&index, a, absl::MakeConstSpan(chain).first(4));
   index.Expect(b, Chain(100, 400), 250, 300);  // sweeps what has passed
   EXPECT_EQ(index.Depths(chain, 250)[a], 4);
-  EXPECT_EQ(index.blocks(), 4 + 400);
+  EXPECT_EQ(index.blocks(), 4);
+  EXPECT_EQ(index.Depths(Chain(100, 400), 250)[b], 400);
+  EXPECT_EQ(index.Depths(Chain(100, 399), 250)[b], 384) << "in steps of 16 so far out";
   // Expected again before the first expectation ends: the later one holds.
   index.Expect(b, chain, 260, 500);
   index.Expect(a, Chain(1000, 200), 400, 450);
@@ -81,13 +83,56 @@ TEST(PrefixIndexTest, WhatIsOnItsWayCountsForAWhile) {
   EXPECT_EQ(index.Depths(chain, 450)[b], 0);
 }
 
-TEST(PrefixIndexTest, MemoryHasABound) {
+TEST(PrefixIndexTest, BlocksHaveABound) {
   PrefixIndex index(160);
   const int32_t a = index.AddWorker();
   StoreAll(&index, a, Chain(1, 10'000));
-  EXPECT_LE(index.blocks(), 160);
+  EXPECT_EQ(index.blocks(), 160);
   EXPECT_EQ(index.blocks() + index.blocks_refused(), 10'000);
   index.ClearWorker(a);
+  EXPECT_EQ(index.blocks(), 0);
+}
+
+TEST(PrefixIndexTest, MemoryHasABound) {
+  constexpr int64_t kBlocks = 200'000;
+  EXPECT_LE(PrefixIndex::BytesMax(kBlocks), 64 * kBlocks);
+  PrefixIndex index(kBlocks);
+  std::mt19937_64 random(9);
+  std::vector<int32_t> slots;
+  for (int32_t w = 0; w < 64; ++w) slots.push_back(index.AddWorker());
+  const std::vector<BlockKey> all = Chain(1, kBlocks);
+  index.Store(slots[0], all);
+  EXPECT_GT(index.blocks(), kBlocks * 95 / 100);
+  // Nearly all blocks, each with one holder.
+  EXPECT_LE(index.bytes(), 33 * kBlocks);
+  // The worst there is: a set of its own for each block, as far as there is room for them.
+  for (const BlockKey& block : all) {
+    for (uint64_t some = random(); some != 0; some &= some - 1) {
+      index.Store(slots[static_cast<size_t>(std::countr_zero(some))], block);
+    }
+  }
+  EXPECT_LE(index.bytes(), PrefixIndex::BytesMax(kBlocks));
+  EXPECT_GT(index.blocks_refused(), kBlocks);
+  for (const int32_t slot : slots) index.RemoveWorker(slot);
+  EXPECT_EQ(index.blocks(), 0);
+}
+
+TEST(PrefixIndexTest, ManyAtOnceAreAsOneByOne) {
+  PrefixIndex index(100'000);
+  const int32_t a = index.AddWorker();
+  const int32_t b = index.AddWorker();
+  const std::vector<BlockKey> chain = Chain(1, 5000);
+  index.Store(a, chain);
+  StoreAll(&index, b, chain);
+  index.Store(a, chain);  // again
+  EXPECT_EQ(index.Depths(chain, 0)[a], 5000);
+  EXPECT_EQ(index.Depths(chain, 0)[b], 5000);
+  index.Remove(a, absl::MakeConstSpan(chain).subspan(100));
+  EXPECT_EQ(index.Depths(chain, 0)[a], 100);
+  EXPECT_EQ(index.Depths(chain, 0)[b], 5000);
+  index.ClearWorker(b);
+  EXPECT_EQ(index.blocks(), 100);
+  index.Remove(a, chain);
   EXPECT_EQ(index.blocks(), 0);
 }
 

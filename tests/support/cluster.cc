@@ -63,8 +63,9 @@ http::request<http::string_body> MakeRequest(const std::string& target, const st
   return request;
 }
 
-/// The sum of the samples of `name` in a Prometheus text.
-double SumOf(const std::string& text, const std::string& name) {
+}  // namespace
+
+double SumOfMetric(const std::string& text, const std::string& name) {
   std::istringstream lines(text);
   double sum = 0;
   bool found = false;
@@ -77,8 +78,6 @@ double SumOf(const std::string& text, const std::string& name) {
   }
   return found ? sum : -1;
 }
-
-}  // namespace
 
 double MonotonicSeconds() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
@@ -214,12 +213,12 @@ int Cluster::WorkerStarts(int index) const {
 
 double Cluster::WorkerMetric(int index, const std::string& name) const {
   const HttpAnswer answer = Call(metrics_port_ + index, "/metrics");
-  return answer.status == 200 ? SumOf(answer.body, name) : -1;
+  return answer.status == 200 ? SumOfMetric(answer.body, name) : -1;
 }
 
 double Cluster::RouterMetric(const std::string& name) const {
   const HttpAnswer answer = Call(http_port_, "/metrics");
-  return answer.status == 200 ? SumOf(answer.body, name) : -1;
+  return answer.status == 200 ? SumOfMetric(answer.body, name) : -1;
 }
 
 int Cluster::Stop() {

@@ -71,6 +71,9 @@ class Cluster {
   int metrics_port_ = 0;
 };
 
+/// The sum of the samples of `name` in a Prometheus text; -1 when there is none.
+double SumOfMetric(const std::string& text, const std::string& name);
+
 /// Polls `condition` until it holds; false after `seconds`.
 template <typename Condition>
 bool Eventually(double seconds, const Condition& condition);
