@@ -81,6 +81,19 @@ WorkerLoad Session::Load() const {
           .kv_blocks_total = said_kv_blocks_total_.load(relaxed)};
 }
 
+int64_t Session::Room() const {
+  if (!accepting()) return 0;
+  const WorkerLoad load = Load();
+  const bool crowded =
+      said_requests_waiting_.load(std::memory_order_relaxed) > options_.worker_queue_requests ||
+      load.tokens_waiting >= options_.worker_queue_tokens;
+  const int64_t room =
+      crowded ? 0 : int64_t{shape_.sequences_max} + options_.worker_queue_requests - load.requests;
+  // What it said may be long past when it has nothing of ours: one more, and it says it anew.
+  const bool idle = own_requests_.load(std::memory_order_relaxed) == 0;
+  return std::max<int64_t>(room, idle ? 1 : 0);
+}
+
 absl::StatusOr<uint64_t> Session::Submit(Loop* loop, wire::Submit submit, Receiver* receiver) {
   DCHECK(loop->OnThread());
   const absl::Status refusal =
@@ -114,6 +127,7 @@ void Session::Cancel(Loop* loop, uint64_t request_id) {
   wire::RouterFrame frame;
   frame.mutable_cancel()->set_request_id(request_id);
   Send(std::move(frame));
+  TellRoom();
 }
 
 void Session::Forget(const Live& live) {
@@ -258,9 +272,11 @@ void Session::TakeLoad(const wire::Load& load) {
   const auto relaxed = std::memory_order_relaxed;
   said_requests_.store(static_cast<int32_t>(load.requests_running() + load.requests_waiting()),
                        relaxed);
+  said_requests_waiting_.store(static_cast<int32_t>(load.requests_waiting()), relaxed);
   said_tokens_waiting_.store(static_cast<int64_t>(load.tokens_waiting()), relaxed);
   said_kv_blocks_used_.store(static_cast<int64_t>(load.kv_blocks_used()), relaxed);
   said_kv_blocks_total_.store(static_cast<int64_t>(load.kv_blocks_total()), relaxed);
+  TellRoom();
 }
 
 void Session::TakeStep(wire::Step* step) {
@@ -298,6 +314,7 @@ void Session::Deliver(int32_t loop_index, const std::vector<wire::Output>& outpu
     }
     receiver->OnOutput(output);
   }
+  TellRoom();
 }
 
 void Session::OnClosed(const absl::Status& stream_status) {

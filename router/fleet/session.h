@@ -83,6 +83,8 @@ struct FleetRooms {
   PrefixIndex* index = nullptr;  // learns what the workers' caches hold
   RouterMetrics* metrics = nullptr;
   DialWorker dial;
+  /// Told whenever some worker may take more requests than before, on any thread. May be empty.
+  std::function<void()> on_room = nullptr;
 };
 
 class Session final : private StreamReader {
@@ -107,6 +109,9 @@ class Session final : private StreamReader {
   /// Set before on_ready, constant from then on.
   const WorkerShape& shape() const { return shape_; }
   WorkerLoad Load() const;  // any thread
+  /// How many requests it would take now without more than worker_queue_* of them waiting there.
+  /// Any thread.
+  int64_t Room() const;
   /// The worker's slot in the index; -1: its cache is not known. Set before on_ready, constant from
   /// then on; void once the session has ended.
   int32_t cache_slot() const { return cache_slot_; }
@@ -155,6 +160,9 @@ class Session final : private StreamReader {
 
   absl::Status TakeFrame(wire::WorkerFrame* frame);
   void TakeLoad(const wire::Load& load);
+  void TellRoom() const {
+    if (rooms_.on_room) rooms_.on_room();
+  }
   absl::Status TakeWelcome(const wire::Welcome& welcome);
   void TakeStep(wire::Step* step);
   void Deliver(int32_t loop_index, const std::vector<wire::Output>& outputs);
@@ -186,6 +194,7 @@ class Session final : private StreamReader {
   std::atomic<int64_t> own_tokens_waiting_{0};
   // What the last Step said.
   std::atomic<int32_t> said_requests_{0};
+  std::atomic<int32_t> said_requests_waiting_{0};
   std::atomic<int64_t> said_tokens_waiting_{0};
   std::atomic<int64_t> said_kv_blocks_used_{0};
   std::atomic<int64_t> said_kv_blocks_total_{0};

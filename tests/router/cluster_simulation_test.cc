@@ -30,6 +30,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "router/admit/admission.h"
 #include "router/exchange.h"
 #include "router/fleet/fleet.h"
 #include "router/metrics.h"
@@ -85,18 +86,28 @@ class Simulation;
 /// One router: its own loops, fleet, index and counters.
 struct VirtualRouter {
   VirtualRouter(VirtualTime* time, Policy policy, const FleetOptions& fleet_options,
-                const ExchangeOptions& exchange_options, int32_t loop_count, DialWorker dial)
+                const AdmitOptions& admit_options, const ExchangeOptions& exchange_options,
+                int32_t loop_count, DialWorker dial)
       : placement(policy, *ParseHashKey(""), kIndexBlocksMax, /*expect_ms=*/2000) {
     for (int32_t i = 0; i < loop_count; ++i) {
       loops.push_back(std::make_unique<VirtualLoop>(time, i));
     }
     std::vector<Loop*> all;
     for (const auto& loop : loops) all.push_back(loop.get());
-    fleet = std::make_unique<Fleet>(
-        fleet_options, WorkerDemand{"tiny", Text().tokenizer().vocabulary()},
-        FleetRooms{.loops = all, .index = &placement.index(), .metrics = &metrics, .dial = dial},
-        nullptr);
+    admission = std::make_unique<Admission>(
+        admit_options, *ParseHashKey(""),
+        AdmissionRooms{
+            .loop = all[0], .metrics = &metrics, .room = [this] { return fleet->Room(); }});
+    fleet = std::make_unique<Fleet>(fleet_options,
+                                    WorkerDemand{"tiny", Text().tokenizer().vocabulary()},
+                                    FleetRooms{.loops = all,
+                                               .index = &placement.index(),
+                                               .metrics = &metrics,
+                                               .dial = dial,
+                                               .on_room = [this] { admission->RoomChanged(); }},
+                                    nullptr);
     rooms = {.fleet = fleet.get(),
+             .admission = admission.get(),
              .placement = &placement,
              .text = &Text(),
              .metrics = &metrics,
@@ -107,6 +118,7 @@ struct VirtualRouter {
   std::vector<std::unique_ptr<VirtualLoop>> loops;
   RouterMetrics metrics;
   Placement placement;
+  std::unique_ptr<Admission> admission;
   std::unique_ptr<Fleet> fleet;
   ExchangeRooms rooms;
 };
@@ -232,11 +244,17 @@ void Simulation::MakeRouters() {
   exchange_options.worker_wait_ms = 60'000;
   // A fault may cost a request a refusal and a loss.
   exchange_options.attempts_max = is_strict_ ? static_cast<int32_t>(2 * faults_ + 2) : 3;
+  AdmitOptions admit_options;
+  admit_options.queue_timeout_ms = 3'600'000;
+  admit_options.queue_wait_max_ms = 3'600'000;
+  if (is_strict_) admit_options.retry_burst = 1000;
+  fleet_options.worker_queue_requests = static_cast<int32_t>(time_.Draw(0, 6));
+  fleet_options.worker_queue_tokens = time_.Draw(1, 1000);
   for (int64_t i = time_.OneIn(3) ? 2 : 1; i > 0; --i) {
     const auto policy = static_cast<Policy>(time_.Draw(0, 4));
-    routers_.push_back(
-        std::make_unique<VirtualRouter>(&time_, policy, fleet_options, exchange_options,
-                                        static_cast<int32_t>(time_.Draw(1, 3)), network_.dialer()));
+    routers_.push_back(std::make_unique<VirtualRouter>(
+        &time_, policy, fleet_options, admit_options, exchange_options,
+        static_cast<int32_t>(time_.Draw(1, 3)), network_.dialer()));
     routers_.back()->fleet->Start();
   }
 }
@@ -257,6 +275,8 @@ void Simulation::MakeClient() {
   request.seed = time_.random();
   request.choice = static_cast<int32_t>(time_.Draw(0, 3));
   request.temperature = 1;
+  request.priority = static_cast<int32_t>(time_.Draw(-1, 1));
+  request.tenant = {.high = 1, .low = static_cast<uint64_t>(time_.Draw(1, 4))};
   if (time_.OneIn(3)) request.logprobs = 0;
   if (time_.OneIn(3)) request.session = absl::StrCat("session-", time_.Draw(0, 3));
   if (time_.OneIn(4)) request.cache_salt = "salt";
@@ -477,6 +497,9 @@ void Simulation::CheckQuiet() {
     }
     if (MetricOf(router->metrics, "glmserve_router_requests_waiting") != 0) {
       Violate("requests count as waiting though all have ended");
+    }
+    if (router->admission->counts() != Admission::Counts{}) {
+      Violate("the queue counts requests though all have ended");
     }
     coverage_->attempts += MetricOf(router->metrics, "glmserve_router_attempts_total");
     coverage_->snapshots += MetricOf(router->metrics, "glmserve_router_cache_snapshots_total");
