@@ -3,6 +3,7 @@
 #include <CLI/CLI.hpp>
 #include <iostream>
 
+#include "bench/engine_bench.h"
 #include "bench/kernel_bench.h"
 #include "bench/load.h"
 #include "bench/route_bench.h"
@@ -96,6 +97,24 @@ CLI::App* AddRoute(CLI::App& app, RouteBenchOptions& options) {
   return route;
 }
 
+CLI::App* AddEngine(CLI::App& app, EngineBenchOptions& options) {
+  CLI::App* engine = app.add_subcommand(
+      "engine", "Decode steps through the engine loop, and how long the device stands still");
+  engine->option_defaults()->always_capture_default();
+  engine->add_option("--model", options.model, "Folder with a config.json")->required();
+  engine->add_option("--device", options.device, "cpu or cuda");
+  engine->add_option("--device-index", options.device_index, "Which GPU");
+  engine->add_option("--load-threads", options.load_threads, "Threads that make weights");
+  engine->add_option("--quantization", options.quantization,
+                     "none, or fp8: quantise while loading");
+  engine->add_option("--kv-cache-dtype", options.kv_cache_dtype, "auto or fp8");
+  engine->add_option("--batch", options.batch, "Sequences that decode at once")->delimiter(',');
+  engine->add_option("--context", options.context, "Tokens of each prompt");
+  engine->add_option("--steps", options.steps, "Decode steps of which the time is told");
+  engine->add_option("--drafts", options.drafts, "A sequence and step, by the draft layer");
+  return engine;
+}
+
 int Report(const absl::Status& status) {
   if (status.ok()) return 0;
   std::cerr << "glmserve-bench: " << status.message() << std::endl;
@@ -115,10 +134,16 @@ int Main(int argc, char** argv) {
   const CLI::App* schedule = AddSchedule(app, schedule_options);
   RouteBenchOptions route_options;
   const CLI::App* route = AddRoute(app, route_options);
+  EngineBenchOptions engine_options;
+  const CLI::App* engine = AddEngine(app, engine_options);
   CLI11_PARSE(app, argc, argv);
   if (route->parsed()) {
     if (const absl::Status status = route_options.Validate(); !status.ok()) return Report(status);
     return Report(RunRouteBench(route_options));
+  }
+  if (engine->parsed()) {
+    if (const absl::Status status = engine_options.Validate(); !status.ok()) return Report(status);
+    return Report(RunEngineBench(engine_options));
   }
   if (schedule->parsed()) {
     if (const absl::Status status = schedule_options.Validate(); !status.ok()) {
