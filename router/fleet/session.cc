@@ -257,11 +257,16 @@ absl::Status Session::TakeWelcome(const wire::Welcome& welcome) {
 void Session::FollowCache() {
   cache_.emplace(rooms_.index);
   cache_slot_ = cache_->slot();
-  if (cache_slot_ >= 0) Obey(CacheFeed::Next::kAskSnapshot);
+  if (cache_slot_ >= 0) AskSnapshot();
 }
 
 void Session::Obey(CacheFeed::Next next) {
   if (next == CacheFeed::Next::kGoOn) return;
+  rooms_.metrics->CountCacheBreak();
+  AskSnapshot();
+}
+
+void Session::AskSnapshot() {
   rooms_.metrics->CountCacheSnapshot();
   wire::RouterFrame frame;
   frame.mutable_ask_cache_snapshot();

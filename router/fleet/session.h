@@ -152,6 +152,7 @@ class Session final : private StreamReader {
   void Dial();
   void FollowCache();
   void Obey(CacheFeed::Next next);
+  void AskSnapshot();
 
   void OnFrame(wire::WorkerFrame* frame) override;
   void OnWritten(bool ok) override;
