@@ -220,6 +220,10 @@ std::vector<Candidate> LiveExchange::Candidates(const FleetSnapshot& snapshot,
     candidate.tokens_waiting = load.tokens_waiting;
     candidate.kv_blocks_free = load.kv_blocks_total - load.kv_blocks_used;
     candidate.block_size = session->shape().block_size;
+    candidate.context_tokens = load.context_tokens;
+    candidate.step_tokens_max = session->shape().step_tokens_max;
+    candidate.times = load.step_times;
+    candidate.times_age_s = load.silent_s;
     if (!request_.session.empty()) {
       candidate.name_hash = rooms_.placement->HashOf(session->address());
     }
@@ -241,10 +245,12 @@ void LiveExchange::Dispatch() {
   const RouteRequest route{
       .policy = placement.policy(),
       .prompt_tokens = static_cast<int64_t>(prompt_ids_.size() + answer_ids_.size()),
+      .answer_tokens = max_tokens_ > 0 ? max_tokens_ - static_cast<int64_t>(answer_ids_.size())
+                                       : request_.max_tokens.value_or(0),
       .spread = rooms_.loop->Random(),
       .turn = placement.policy() == Policy::kRoundRobin ? placement.NextTurn() : 0,
       .session_hash = request_.session.empty() ? 0 : placement.HashOf(request_.session)};
-  const int32_t chosen = ChooseWorker(route, candidates);
+  const int32_t chosen = ChooseWorker(route, candidates).worker;
   rooms_.metrics->ObserveDecision(SecondsBetween(asked, rooms_.loop->Now()));
   if (chosen < 0 && length_max == 0) return WaitForWorker();
   if (chosen < 0) return Fail(WhyNone(length_max));
@@ -256,7 +262,8 @@ void LiveExchange::Dispatch() {
     return Fail(status);
   }
   ++attempts_;
-  absl::StatusOr<uint64_t> id = session_->Submit(rooms_.loop, MakeSubmit(session_->shape()), this);
+  absl::StatusOr<uint64_t> id = session_->Submit(rooms_.loop, MakeSubmit(session_->shape()), this,
+                                                 candidates[chosen].cached_tokens);
   if (!id.ok()) {
     session_ = nullptr;
     return TryAnother(id.status(), RetryReason::kLost);
