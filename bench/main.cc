@@ -6,6 +6,7 @@
 #include "bench/kernel_bench.h"
 #include "bench/load.h"
 #include "bench/route_bench.h"
+#include "bench/router_bench.h"
 #include "bench/schedule_bench.h"
 #include "bench/step_bench.h"
 
@@ -96,6 +97,25 @@ CLI::App* AddRoute(CLI::App& app, RouteBenchOptions& options) {
   return route;
 }
 
+CLI::App* AddRouter(CLI::App& app, RouterBenchOptions& options) {
+  CLI::App* router = app.add_subcommand("router", "A router process over scripted workers");
+  router->option_defaults()->always_capture_default();
+  router->add_option("--router", options.router, "The program; empty: the one beside this");
+  router->add_option("--model", options.model, "Folder of tokenizer and chat template")->required();
+  router->add_option("--only", options.only, "chat, streams, memory, idle; empty: all");
+  router->add_option("--policies", options.policies, "Of the router, by turns")->delimiter(',');
+  router->add_option("--loop-threads", options.loop_threads, "Of the router");
+  router->add_option("--workers", options.workers, "Scripted ones");
+  router->add_option("--seconds", options.seconds, "Of each measurement");
+  router->add_option("--chat-tokens", options.chat_tokens, "Of a short chat");
+  router->add_option("--chat-connections", options.chat_connections, "Clients of short chats");
+  router->add_option("--streams", options.streams, "Open at once")->delimiter(',');
+  router->add_option("--stream-tokens-per-s", options.stream_tokens_per_s, "Of each stream");
+  router->add_option("--memory-streams", options.memory_streams, "Open for the memory of one");
+  router->add_option("--idle-workers", options.idle_workers, "Without requests");
+  return router;
+}
+
 int Report(const absl::Status& status) {
   if (status.ok()) return 0;
   std::cerr << "glmserve-bench: " << status.message() << std::endl;
@@ -115,7 +135,13 @@ int Main(int argc, char** argv) {
   const CLI::App* schedule = AddSchedule(app, schedule_options);
   RouteBenchOptions route_options;
   const CLI::App* route = AddRoute(app, route_options);
+  RouterBenchOptions router_options;
+  const CLI::App* router = AddRouter(app, router_options);
   CLI11_PARSE(app, argc, argv);
+  if (router->parsed()) {
+    if (const absl::Status status = router_options.Validate(); !status.ok()) return Report(status);
+    return Report(RunRouterBench(router_options));
+  }
   if (route->parsed()) {
     if (const absl::Status status = route_options.Validate(); !status.ok()) return Report(status);
     return Report(RunRouteBench(route_options));
