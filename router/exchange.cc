@@ -48,7 +48,7 @@ class LiveExchange final : public Exchange, private Receiver {
   absl::Status EncodePrompt(EncodedPrompt* encoded);
   absl::Status Enter();
   void Dispatch();
-  void Submit(const std::shared_ptr<Session>& session);
+  void Submit(const std::shared_ptr<Session>& session, int64_t cached_tokens);
   void LineUp(bool worker_ready);
   void OnWaited();
   void StopWaiting(bool sent);
@@ -197,7 +197,7 @@ void LiveExchange::NameBlocks(const FleetSnapshot& snapshot) {
         return worker.session != nullptr && worker.session->cache_slot() >= 0;
       });
   chain_.clear();
-  if (first == snapshot.workers.end()) return;
+  if (first == snapshot.workers.end() || !CountsPrefixes(rooms_.placement->policy())) return;
   chain_block_size_ = first->session->shape().block_size;
   std::vector<int32_t> ids = prompt_ids();
   ids.insert(ids.end(), answer_ids_.begin(), answer_ids_.end());
@@ -226,6 +226,10 @@ std::vector<Candidate> LiveExchange::Candidates(const FleetSnapshot& snapshot,
     candidate.tokens_waiting = load.tokens_waiting;
     candidate.kv_blocks_free = load.kv_blocks_total - load.kv_blocks_used;
     candidate.block_size = session->shape().block_size;
+    candidate.context_tokens = load.context_tokens;
+    candidate.step_tokens_max = session->shape().step_tokens_max;
+    candidate.times = load.step_times;
+    candidate.times_age_s = load.silent_s;
     if (!request_.session.empty()) {
       candidate.name_hash = rooms_.placement->HashOf(session->address());
     }
@@ -259,10 +263,12 @@ int32_t LiveExchange::Choose(const FleetSnapshot& snapshot,
   const RouteRequest route{
       .policy = placement.policy(),
       .prompt_tokens = static_cast<int64_t>(prompt_ids().size() + answer_ids_.size()),
+      .answer_tokens = max_tokens_ > 0 ? max_tokens_ - static_cast<int64_t>(answer_ids_.size())
+                                       : request_.max_tokens.value_or(0),
       .spread = rooms_.loop->Random(),
       .turn = placement.policy() == Policy::kRoundRobin ? placement.NextTurn() : 0,
       .session_hash = request_.session.empty() ? 0 : placement.HashOf(request_.session)};
-  return ChooseWorker(route, candidates);
+  return ChooseWorker(route, candidates).worker;
 }
 
 void LiveExchange::Dispatch() {
@@ -270,20 +276,20 @@ void LiveExchange::Dispatch() {
   const Clock::time_point asked = rooms_.loop->Now();
   int32_t length_max = 0;
   NameBlocks(*snapshot);
-  std::vector<Candidate> candidates = Candidates(*snapshot, &length_max);
+  const std::vector<Candidate> candidates = Candidates(*snapshot, &length_max);
   const bool any_usable = std::any_of(candidates.begin(), candidates.end(),
                                       [](const Candidate& one) { return one.usable; });
   if (length_max > 0 && !any_usable) return Fail(WhyNone(length_max));
   // No overtaking: a new request goes at once only where nobody waits.
   const bool may_go =
       any_usable && (ticket_.has_value() || IsReplay() || !rooms_.admission->IsLinedUp());
-  const int32_t chosen = may_go ? Choose(*snapshot, std::move(candidates)) : -1;
+  const int32_t chosen = may_go ? Choose(*snapshot, candidates) : -1;
   rooms_.metrics->ObserveDecision(SecondsBetween(asked, rooms_.loop->Now()));
   if (chosen < 0) return LineUp(length_max > 0);
-  Submit(snapshot->workers[chosen].session);
+  Submit(snapshot->workers[chosen].session, candidates[chosen].cached_tokens);
 }
 
-void LiveExchange::Submit(const std::shared_ptr<Session>& session) {
+void LiveExchange::Submit(const std::shared_ptr<Session>& session, int64_t cached_tokens) {
   session_ = session;
   absl::Status status = SettleLengths(session_->shape());
   if (status.ok()) status = CheckTokenIds(request_, prompt_ids(), session_->shape().vocabulary);
@@ -292,7 +298,8 @@ void LiveExchange::Submit(const std::shared_ptr<Session>& session) {
     return Fail(status);
   }
   ++attempts_;
-  absl::StatusOr<uint64_t> id = session_->Submit(rooms_.loop, MakeSubmit(session_->shape()), this);
+  absl::StatusOr<uint64_t> id =
+      session_->Submit(rooms_.loop, MakeSubmit(session_->shape()), this, cached_tokens);
   if (!id.ok()) {
     session_ = nullptr;
     return TryAnother(id.status(), RetryReason::kLost);
@@ -574,6 +581,7 @@ void LiveExchange::Close(Outcome outcome) {
   if (entered_) {
     rooms_.admission->Leave(request_.tenant, static_cast<int64_t>(answer_ids_.size()));
   }
+  prompt_ = nullptr;  // the front may keep an exchange that has ended
   rooms_.metrics->CountRequest(request_.endpoint, outcome);
 }
 

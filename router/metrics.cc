@@ -159,6 +159,13 @@ RouterMetrics::RouterMetrics() : registry_(std::make_unique<prometheus::Registry
   }
   attempts_ = AddCounter(registry, "attempts_total",
                          "Times that a request was sent to a worker, the first included");
+  cache_breaks_ = AddCounter(registry, "cache_breaks_total",
+                             "Gaps and wrong digests in what workers say of their prefix caches");
+  index_blocks_ = AddGauge(registry, "prefix_index_blocks", "Blocks of KV whose holders are known");
+  index_bytes_ = AddGauge(registry, "prefix_index_bytes", "Memory for them");
+  index_blocks_refused_ = AddGauge(registry, "prefix_index_blocks_refused",
+                                   "Blocks or holders not noted since the start, for want of room "
+                                   "(--prefix-blocks-max)");
   cache_snapshots_ = AddCounter(registry, "cache_snapshots_total",
                                 "Snapshots of a worker's prefix cache that were asked for");
   prompt_tokens_ = AddCounter(registry, "prompt_tokens_total", "Tokens of the prompts sent");
@@ -224,6 +231,14 @@ void RouterMetrics::CountEjection() { ejections_->Increment(); }
 void RouterMetrics::CountAttempt() { attempts_->Increment(); }
 
 void RouterMetrics::CountHang(HangKind kind) { hangs_[static_cast<size_t>(kind)]->Increment(); }
+
+void RouterMetrics::CountCacheBreak() { cache_breaks_->Increment(); }
+
+void RouterMetrics::SetIndex(int64_t blocks, int64_t bytes, int64_t refused) {
+  index_blocks_->Set(static_cast<double>(blocks));
+  index_bytes_->Set(static_cast<double>(bytes));
+  index_blocks_refused_->Set(static_cast<double>(refused));
+}
 
 void RouterMetrics::CountCacheSnapshot() { cache_snapshots_->Increment(); }
 

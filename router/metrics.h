@@ -93,6 +93,7 @@ class RouterMetrics {
   void CountRefusal(Refusal reason);
   void CountRetryDenied();    // a retry that the budget did not allow
   void CountEjection();       // a worker is not chosen for a while
+  void CountCacheBreak();     // a gap or a wrong digest in what a worker says of its prefix cache
   void CountCacheSnapshot();  // a worker was asked for all that its prefix cache holds
 
   void ObserveDecision(double seconds);    // to name a prompt's blocks and choose its worker
@@ -111,6 +112,8 @@ class RouterMetrics {
   void SetWorkers(const WorkerCounts& counts);
   void SetMembers(MemberSource source, int32_t count);  // named by it, some perhaps by others too
   void CountMemberError(MemberSource source);  // what it said was not taken, or it said nothing
+  /// Of the prefix index: blocks remembered, their memory, and what was not taken for want of room.
+  void SetIndex(int64_t blocks, int64_t bytes, int64_t refused);
   void SetEjected(int32_t workers);  // that are not chosen for a while
 
   /// Everything in Prometheus' text format, version 0.0.4.
@@ -125,7 +128,11 @@ class RouterMetrics {
   prometheus::Counter* attempts_;
   prometheus::Counter* retries_denied_;
   prometheus::Counter* ejections_;
+  prometheus::Counter* cache_breaks_;
   prometheus::Counter* cache_snapshots_;
+  prometheus::Gauge* index_blocks_;
+  prometheus::Gauge* index_bytes_;
+  prometheus::Gauge* index_blocks_refused_;
   prometheus::Counter* prompt_tokens_;
   prometheus::Counter* cached_tokens_;
   prometheus::Counter* completion_tokens_;

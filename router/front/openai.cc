@@ -18,6 +18,7 @@
 #include "router/front/json_fields.h"
 #include "router/front/openai_answer.h"
 #include "router/front/openai_logprobs.h"
+#include "router/route/placement.h"
 
 namespace glm::router {
 namespace {
@@ -238,6 +239,8 @@ void OpenAiFront::AddRoutes(HttpRoutes* routes) {
                 SendJson(call.reply, Json{{"version", GLM_VERSION}});
               }));
   routes->Add("GET", "/metrics", at_once([this](const HttpCall& call) {
+                const PrefixIndex& index = lanes_[0].rooms.placement->index();
+                metrics_->SetIndex(index.blocks(), index.bytes(), index.blocks_refused());
                 call.reply->Send(200, "text/plain; version=0.0.4; charset=utf-8", metrics_->Text());
               }));
 }

@@ -13,13 +13,14 @@
 //   (b) its tokens are a beginning of the only right answer: none lost, none twice, and (e) none of
 //       an attempt that was given up;
 //   (d) a router's index knows no block that the worker has not held in this life;
+//   (g) under a salt that nobody has nothing is found;
 //   (f) the index stays within its bound;
 //   (h) a request goes on within a bounded time as long as one worker is well.
 // And when all is quiet: every request has ended, (c) nobody counts any more, no worker has a
 // request left, and the index knows exactly what each worker holds.
 #include <gtest/gtest.h>
 
-#include <cstring>
+#include <algorithm>
 #include <iostream>
 #include <optional>
 #include <set>
@@ -128,8 +129,9 @@ struct VirtualClient {
   ExchangeRequest request;
   VirtualRouter* router = nullptr;
   Loop* loop = nullptr;
-  std::vector<int32_t> answer;  // the right one, whole
-  std::vector<BlockKey> chain;  // of prompt and answer
+  std::vector<int32_t> answer;          // the right one, whole
+  std::vector<BlockKey> chain;          // of prompt and answer
+  std::vector<BlockKey> foreign_chain;  // of the same under a salt that nobody has
   std::unique_ptr<Exchange> exchange;
   bool started = false;
   bool leaves = false;  // before its answer has ended, perhaps
@@ -154,6 +156,7 @@ class Simulation {
   void MakeRouters();
   void MakeClient();
   void MakeFault();
+  void NameWorkers(const VirtualWorker* but);
   void Begin(VirtualClient* client);
   void OnDelta(VirtualClient* client, const AnswerDelta& delta);
   void OnError(VirtualClient* client, const absl::Status& status);
@@ -183,7 +186,8 @@ class Simulation {
   std::vector<std::vector<int32_t>> prefixes_;
   /// No fault touches the first worker, and no request may fail.
   bool is_strict_ = false;
-  bool may_hang_ = false;  // some worker stands still, or seems to
+  const VirtualWorker* unnamed_ = nullptr;  // that no source of members names now
+  bool may_hang_ = false;                   // some worker stands still, or seems to
   int64_t faults_ = 0;
   VirtualWorkerOptions worker_options_;
   /// kFailoverMax, and all the work of all clients one after the other.
@@ -288,6 +292,7 @@ void Simulation::MakeClient() {
   ids.push_back(0);  // Chain leaves out the block of the last id
   Placement namer(Policy::kPrefix, *ParseHashKey(""), 1, 1);
   client->chain = namer.Chain(request.cache_salt, ids, VirtualWorkerOptions().block_size);
+  client->foreign_chain = namer.Chain("nobody's", ids, VirtualWorkerOptions().block_size);
 
   VirtualClient* const raw = client.get();
   const auto at = milliseconds(time_.Draw(0, 10'000));
@@ -318,7 +323,7 @@ void Simulation::MakeFault() {
     time_.At(begin, [worker, set] { set(worker, true); });
     time_.At(end, [worker, set] { set(worker, false); });
   };
-  const int64_t kind = time_.Draw(0, 8);
+  const int64_t kind = time_.Draw(0, 10);
   may_hang_ = may_hang_ || (kind >= 1 && kind <= 3);
   switch (kind) {
     case 0:
@@ -343,11 +348,33 @@ void Simulation::MakeFault() {
     case 7:
       time_.At(begin, [worker] { worker->BreakLinks(); });
       return;
+    case 8:  // a source of members forgets it for a while
+      time_.At(begin, [this, worker] { NameWorkers(worker); });
+      time_.At(end, [this] { NameWorkers(nullptr); });
+      return;
+    case 9:
+      if (is_strict_) return;  // retries after errors have a budget
+      return toggle([](VirtualWorker* w, bool on) {
+        w->Refuse(on ? absl::InternalError("broken") : absl::OkStatus());
+      });
     default:
       for (int i = 0; i < 5; ++i) {
         time_.At(begin + milliseconds(time_.Draw(0, 5000)),
                  [worker] { worker->GarbleNextChanges(); });
       }
+  }
+}
+
+/// Tells every router who the workers are: all, but for this one.
+void Simulation::NameWorkers(const VirtualWorker* but) {
+  unnamed_ = but;
+  std::vector<std::string> addresses;
+  for (const auto& worker : workers_) {
+    if (worker.get() != but) addresses.push_back(worker->address());
+  }
+  for (const auto& router : routers_) {
+    const absl::Status status = router->fleet->SetMembers(MemberSource::kStatic, addresses);
+    if (!status.ok()) Violate(absl::StrCat("members are refused: ", status.ToString()));
   }
 }
 
@@ -403,7 +430,9 @@ void Simulation::OnError(VirtualClient* client, const absl::Status& status) {
   client->error = status;
   ++coverage_->failed;
   if (is_strict_) Violate(absl::StrCat("a request failed: ", status.ToString()));
-  if (!absl::IsUnavailable(status) && !absl::IsResourceExhausted(status)) {
+  // Errors are a broken worker's own.
+  if (!absl::IsUnavailable(status) && !absl::IsResourceExhausted(status) &&
+      !absl::StartsWith(status.message(), "broken")) {
     Violate(absl::StrCat("a request failed in a strange way: ", status.ToString()));
   }
 }
@@ -414,10 +443,14 @@ void Simulation::CheckIndex(const VirtualRouter& router, const VirtualClient& cl
   const auto depths =
       const_cast<VirtualRouter&>(router).placement.index().Depths(client.chain, int64_t{1} << 60);
   const std::shared_ptr<const FleetSnapshot> snapshot = router.fleet->Snapshot();
-  for (size_t i = 0; i < snapshot->workers.size(); ++i) {
-    const FleetWorker& known = snapshot->workers[i];
+  const auto foreign =
+      const_cast<VirtualRouter&>(router).placement.index().Depths(client.foreign_chain, 0);
+  if (std::any_of(foreign.begin(), foreign.end(), [](int32_t depth) { return depth > 0; })) {
+    Violate("the index finds blocks under another salt");
+  }
+  for (const FleetWorker& known : snapshot->workers) {
     if (known.session == nullptr || !known.session->accepting()) continue;
-    const VirtualWorker& worker = *workers_[i];
+    const VirtualWorker& worker = *network_.at(known.address);
     // Its end is on its way.
     if (!worker.alive() || known.session->shape().incarnation != worker.incarnation()) continue;
     const int32_t depth = depths[known.session->cache_slot()];
@@ -439,8 +472,9 @@ void Simulation::CheckProgress() {
   const auto now = time_.now();
   bool one_is_well = false;
   for (size_t i = 0; i < workers_.size(); ++i) {
-    if (!workers_[i]->healthy()) well_since_[i] = now + std::chrono::hours(1);
-    if (workers_[i]->healthy() && well_since_[i] > now) well_since_[i] = now;
+    const bool is_well = workers_[i]->healthy() && workers_[i].get() != unnamed_;
+    if (!is_well) well_since_[i] = now + std::chrono::hours(1);
+    if (is_well && well_since_[i] > now) well_since_[i] = now;
     one_is_well = one_is_well || now - well_since_[i] > progress_max_;
   }
   if (!one_is_well) return;
