@@ -1,8 +1,11 @@
 // glmserve-bench: benchmarks, apart from the tests. Each prints JSON lines on stdout, and text for
 // people on stderr.
 #include <CLI/CLI.hpp>
+#include <functional>
 #include <iostream>
+#include <memory>
 
+#include "bench/engine_bench.h"
 #include "bench/kernel_bench.h"
 #include "bench/load.h"
 #include "bench/route_bench.h"
@@ -97,6 +100,24 @@ CLI::App* AddRoute(CLI::App& app, RouteBenchOptions& options) {
   return route;
 }
 
+CLI::App* AddEngine(CLI::App& app, EngineBenchOptions& options) {
+  CLI::App* engine = app.add_subcommand(
+      "engine", "Decode steps through the engine loop, and how long the device stands still");
+  engine->option_defaults()->always_capture_default();
+  engine->add_option("--model", options.model, "Folder with a config.json")->required();
+  engine->add_option("--device", options.device, "cpu or cuda");
+  engine->add_option("--device-index", options.device_index, "Which GPU");
+  engine->add_option("--load-threads", options.load_threads, "Threads that make weights");
+  engine->add_option("--quantization", options.quantization,
+                     "none, or fp8: quantise while loading");
+  engine->add_option("--kv-cache-dtype", options.kv_cache_dtype, "auto or fp8");
+  engine->add_option("--batch", options.batch, "Sequences that decode at once")->delimiter(',');
+  engine->add_option("--context", options.context, "Tokens of each prompt");
+  engine->add_option("--steps", options.steps, "Decode steps of which the time is told");
+  engine->add_option("--drafts", options.drafts, "A sequence and step, by the draft layer");
+  return engine;
+}
+
 CLI::App* AddRouter(CLI::App& app, RouterBenchOptions& options) {
   CLI::App* router = app.add_subcommand("router", "A router process over scripted workers");
   router->option_defaults()->always_capture_default();
@@ -116,52 +137,43 @@ CLI::App* AddRouter(CLI::App& app, RouterBenchOptions& options) {
   return router;
 }
 
-int Report(const absl::Status& status) {
-  if (status.ok()) return 0;
-  std::cerr << "glmserve-bench: " << status.message() << std::endl;
-  return 1;
+/// A subcommand: its flags fill options, and `run` runs with them.
+struct Command {
+  const CLI::App* app = nullptr;
+  std::function<absl::Status()> run;
+};
+
+template <typename Options>
+Command Make(CLI::App& app, CLI::App* (*add_flags)(CLI::App&, Options&),
+             absl::Status (*run)(const Options&)) {
+  const auto options = std::make_shared<Options>();
+  return {add_flags(app, *options), [options, run] {
+            const absl::Status status = options->Validate();
+            return status.ok() ? run(*options) : status;
+          }};
 }
 
 int Main(int argc, char** argv) {
   CLI::App app("glmserve's benchmarks");
   app.require_subcommand(1);
-  LoadOptions load_options;
-  AddLoad(app, load_options);
-  KernelBenchOptions kernel_options;
-  const CLI::App* kernel = AddKernel(app, kernel_options);
-  StepBenchOptions step_options;
-  const CLI::App* step = AddStep(app, step_options);
-  ScheduleBenchOptions schedule_options;
-  const CLI::App* schedule = AddSchedule(app, schedule_options);
-  RouteBenchOptions route_options;
-  const CLI::App* route = AddRoute(app, route_options);
-  RouterBenchOptions router_options;
-  const CLI::App* router = AddRouter(app, router_options);
+  const Command commands[] = {
+      Make(app, AddLoad, RunLoad),
+      Make(app, AddKernel, RunKernelBench),
+      Make(app, AddStep, RunStepBench),
+      Make(app, AddEngine, RunEngineBench),
+      Make(app, AddSchedule, RunScheduleBench),
+      Make(app, AddRoute, RunRouteBench),
+      Make(app, AddRouter, RunRouterBench),
+  };
   CLI11_PARSE(app, argc, argv);
-  if (router->parsed()) {
-    if (const absl::Status status = router_options.Validate(); !status.ok()) return Report(status);
-    return Report(RunRouterBench(router_options));
+  for (const Command& command : commands) {
+    if (!command.app->parsed()) continue;
+    const absl::Status status = command.run();
+    if (status.ok()) return 0;
+    std::cerr << "glmserve-bench: " << status.message() << std::endl;
+    return 1;
   }
-  if (route->parsed()) {
-    if (const absl::Status status = route_options.Validate(); !status.ok()) return Report(status);
-    return Report(RunRouteBench(route_options));
-  }
-  if (schedule->parsed()) {
-    if (const absl::Status status = schedule_options.Validate(); !status.ok()) {
-      return Report(status);
-    }
-    return Report(RunScheduleBench(schedule_options));
-  }
-  if (kernel->parsed()) {
-    if (const absl::Status status = kernel_options.Validate(); !status.ok()) return Report(status);
-    return Report(RunKernelBench(kernel_options));
-  }
-  if (step->parsed()) {
-    if (const absl::Status status = step_options.Validate(); !status.ok()) return Report(status);
-    return Report(RunStepBench(step_options));
-  }
-  if (const absl::Status status = load_options.Validate(); !status.ok()) return Report(status);
-  return Report(RunLoad(load_options));
+  return 2;
 }
 
 }  // namespace

@@ -30,9 +30,14 @@ absl::Status WorkerOptions::Validate() const {
   checks.Range("streams-max", streams_max, 1, 4'096);
   checks.Range("hello-timeout-ms", hello_timeout_ms, 1, 3'600'000);
   checks.Range("session-frames-max", session_frames_max, 16, 1 << 20);
+  checks.Range("heartbeat-ms", heartbeat_ms, 10, 60'000);
   checks.Range("frame-bytes-max", frame_bytes_max, 4'096, 1 << 30);
   checks.Range("grpc-memory-bytes-max", grpc_memory_bytes_max, 16 << 20, 1LL << 40);
   CheckTls("tls", tls, &checks);
+  checks.Range("register-with (how many)", static_cast<int64_t>(register_with.size()), 0, 64);
+  for (const std::string& router : register_with) checks.Address("register-with", router, 1);
+  if (!advertise.empty()) checks.Address("advertise", advertise, 1);
+  checks.Needs("register-tls-name", register_tls.name, "register-tls-ca", register_tls.ca);
   if (!checks.status().ok()) return checks.status();
   return engine.Validate();
 }

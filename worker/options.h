@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "engine/options.h"
@@ -27,6 +28,9 @@ struct WorkerOptions {
   int32_t hello_timeout_ms = 5000;
   /// Frames waiting to be written to one router; past that the session is closed.
   int32_t session_frames_max = 4096;
+  /// A router with live requests that was sent nothing for this long gets a heartbeat; so does one
+  /// for which all is quiet after changes of the prefix cache. Milliseconds.
+  int32_t heartbeat_ms = 500;
   /// Largest frame taken from a router, in bytes: bounds the length of a prompt.
   int32_t frame_bytes_max = 16 << 20;
 
@@ -36,6 +40,13 @@ struct WorkerOptions {
   ServerTls tls;
   /// File of the tokens of which a router must show one; empty: none is asked for.
   std::string auth_token_file;
+
+  /// Routers to make itself known to, where they listen for that; empty: none.
+  std::vector<std::string> register_with;
+  /// The address that these are told; empty: that of listen.
+  std::string advertise;
+  /// Of the connections to them; certificate and key are those of tls.
+  ClientTls register_tls;
 
   engine::EngineOptions engine;
 

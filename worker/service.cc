@@ -1,6 +1,9 @@
 #include "worker/service.h"
 
+#include <pthread.h>
+
 #include <algorithm>
+#include <cmath>
 #include <random>
 #include <utility>
 #include <vector>
@@ -22,6 +25,18 @@ uint64_t DrawIncarnation() {
   return (static_cast<uint64_t>(random()) << 32) | random();
 }
 
+/// Whether a router should hear of `now`, having been told `told`. A fit moves a little with every
+/// step; what it says in all is what counts.
+bool IsNews(const engine::StepTimes& now, const engine::StepTimes& told) {
+  constexpr double kShare = 0.05;
+  const auto differs = [](double a, double b) {
+    return std::abs(a - b) > kShare * std::max(std::abs(a), std::abs(b));
+  };
+  return differs(now.base_us, told.base_us) || differs(now.sequence_us, told.sequence_us) ||
+         differs(now.prompt_token_us, told.prompt_token_us) ||
+         differs(now.context_token_us, told.context_token_us);
+}
+
 /// A call that ends before it begins.
 class RefusedCall final : public grpc::ServerBidiReactor<pb::RouterFrame, pb::WorkerFrame> {
  public:
@@ -32,9 +47,19 @@ class RefusedCall final : public grpc::ServerBidiReactor<pb::RouterFrame, pb::Wo
 }  // namespace
 
 Service::Service(const WorkerOptions& options, WorkerMetrics* metrics, const TokenFile* tokens)
-    : options_(options), metrics_(metrics), tokens_(tokens), incarnation_(DrawIncarnation()) {}
+    : options_(options), metrics_(metrics), tokens_(tokens), incarnation_(DrawIncarnation()) {
+  heart_ = std::thread([this] { Beat(); });
+  pthread_setname_np(heart_.native_handle(), "heartbeat");
+}
 
-Service::~Service() = default;
+Service::~Service() {
+  {
+    MutexLock lock(&mutex_);
+    beating_ = false;
+    beat_changed_.Signal();
+  }
+  heart_.join();
+}
 
 void Service::Attach(engine::Engine* engine) {
   MutexLock lock(&mutex_);
@@ -78,6 +103,7 @@ absl::Status Service::CheckRoom(const glm::worker::Session& session) const {
 absl::Status Service::Open(const std::shared_ptr<glm::worker::Session>& session) {
   MutexLock lock(&mutex_);
   if (engine_ == nullptr) return absl::UnavailableError("the model is still loading");
+  if (draining_) return absl::UnavailableError("this worker is draining");
   if (absl::Status status = CheckRoom(*session); !status.ok()) {
     metrics_->CountRefusedSession(RefusedSession::kLimit);
     return status;
@@ -104,6 +130,7 @@ pb::Welcome Service::MakeWelcome() const {
   welcome.set_kv_blocks_total(shape.kv_blocks_total);
   welcome.set_sequences_max(shape.sequences_max);
   welcome.set_prefix_caching(shape.prefix_caching);
+  welcome.set_step_tokens_max(static_cast<uint32_t>(std::max(0, shape.step_tokens_max)));
   welcome.mutable_eos_ids()->Add(shape.eos_ids.begin(), shape.eos_ids.end());
   return welcome;
 }
@@ -139,6 +166,10 @@ absl::Status Service::Register(const std::shared_ptr<glm::worker::Session>& sess
     return absl::AlreadyExistsError(absl::StrCat("request_id ", request_id, " is live already"));
   }
   ++next_engine_id_;
+  if (session->requests_.size() == 1) {
+    session->busy_since_ = Clock::now();
+    beat_changed_.Signal();
+  }
   live_[*engine_id] = LiveRequest{session, request_id, Clock::now(), {}, false};
   return absl::OkStatus();
 }
@@ -225,12 +256,13 @@ void Service::Observe(const engine::RequestEvent& event, LiveRequest& live) {
 
 void Service::Deliver(engine::StepEvents&& events) {
   MutexLock lock(&mutex_);
+  NoteCache(events);
   std::map<uint64_t, pb::WorkerFrame> frames;
   for (const auto& [number, session] : sessions_) {
     pb::Step* step = frames[number].mutable_step();
     step->set_step(events.step);
     step->set_draining(draining_);
-    ToWire(events.load, step->mutable_load());
+    TellLoad(events.load, session.get(), step->mutable_load());
     if (!events.cache_changes.empty()) ToWire(events, step->mutable_cache());
   }
   for (const engine::RequestEvent& event : events.requests) {
@@ -244,6 +276,65 @@ void Service::Deliver(engine::StepEvents&& events) {
   }
   for (auto& [number, frame] : frames) sessions_[number]->Send(std::move(frame));
   if (events.cache_snapshot != nullptr) SendSnapshot(*events.cache_snapshot);
+}
+
+void Service::TellLoad(const engine::EngineLoad& load, glm::worker::Session* session,
+                       pb::Load* wire) {
+  ToWire(load, wire);
+  if (!IsNews(load.step_times, session->step_times_told_)) return;
+  ToWire(load.step_times, wire->mutable_step_times());
+  session->step_times_told_ = load.step_times;
+}
+
+void Service::NoteCache(const engine::StepEvents& events) {
+  cache_sequence_next_ = events.cache_sequence + events.cache_changes.size();
+  cache_digest_ = events.cache_digest;
+  if (events.cache_changes.empty()) return;
+  for (const auto& [number, session] : sessions_) {
+    if (!std::exchange(session->wants_digest_, true)) beat_changed_.Signal();
+  }
+}
+
+// ---- Heartbeats
+// ----------------------------------------------------------------------------------
+
+void Service::Beat() {
+  MutexLock lock(&mutex_);
+  while (beating_) {
+    const Clock::time_point now = Clock::now();
+    const Clock::time_point next = SendHeartbeats(now);
+    if (next == Clock::time_point::max()) {
+      beat_changed_.Wait(&mutex_);
+    } else {
+      const auto wait = std::chrono::ceil<std::chrono::milliseconds>(next - now);
+      beat_changed_.WaitFor(&mutex_, wait);
+    }
+  }
+}
+
+Service::Clock::time_point Service::SendHeartbeats(Clock::time_point now) {
+  const auto period = std::chrono::milliseconds(options_.heartbeat_ms);
+  Clock::time_point next = Clock::time_point::max();
+  for (const auto& [number, session] : sessions_) {
+    if (session->requests_.empty() && !session->wants_digest_) continue;
+    Clock::time_point due = std::max(session->last_sent(), session->busy_since_) + period;
+    if (due <= now) {
+      const engine::EngineStats stats = engine_->Stats();
+      pb::WorkerFrame frame;
+      ToWire(stats, frame.mutable_heartbeat());
+      TellLoad(stats.load, session.get(), frame.mutable_heartbeat()->mutable_load());
+      if (std::exchange(session->wants_digest_, false)) {
+        frame.mutable_heartbeat()->mutable_cache()->set_sequence(cache_sequence_next_);
+        frame.mutable_heartbeat()->mutable_cache()->set_digest(cache_digest_);
+      }
+      metrics_->CountHeartbeat();
+      session->Send(std::move(frame));
+      if (session->requests_.empty()) continue;
+      due = now + period;
+    }
+    next = std::min(next, due);
+  }
+  return next;
 }
 
 void Service::StartDraining() {
@@ -271,6 +362,8 @@ bool Service::AwaitIdle(std::chrono::milliseconds timeout) {
 
 void Service::CloseAll() {
   MutexLock lock(&mutex_);
+  beating_ = false;
+  beat_changed_.Signal();
   for (const auto& [number, session] : sessions_) {
     session->End(grpc::Status(grpc::StatusCode::UNAVAILABLE, "the worker is shutting down"));
   }

@@ -2,9 +2,11 @@
 // frames.
 //
 // Threads: gRPC's own threads bring frames (OnReadDone); the engine thread brings StepEvents
-// (Deliver). Two locks, always taken in this order: Service::mutex_ over the table of live
-// requests, then a session's out-buffer. Nothing waits for a slow router: a session whose
-// out-buffer overflows is closed.
+// (Deliver); a thread of the service's own, "heartbeat", wakes when a session with live requests
+// was sent nothing for a while, and tells it how the step under way is; and once more when all is
+// quiet after changes of the prefix cache, with the cache's digest. Two locks, always taken in
+// this order: Service::mutex_ over the table of live requests, then a session's out-buffer. Nothing
+// waits for a slow router: a session whose out-buffer overflows is closed.
 #pragma once
 
 #include <grpcpp/grpcpp.h>
@@ -14,6 +16,7 @@
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <thread>
 #include <unordered_map>
 
 #include "absl/base/thread_annotations.h"
@@ -33,8 +36,8 @@ class Session;
 
 class Service : public ::glmserve::worker::v1::Worker::CallbackService {
  public:
-  /// `metrics` must outlive the service, and so must `tokens`, of which a router must show one;
-  /// null: none is asked for.
+  /// Starts the heartbeat thread. `metrics` must outlive the service, and so must `tokens`, of
+  /// which a router must show one; null: none is asked for.
   Service(const WorkerOptions& options, WorkerMetrics* metrics, const TokenFile* tokens = nullptr);
   ~Service() override;
 
@@ -44,10 +47,10 @@ class Service : public ::glmserve::worker::v1::Worker::CallbackService {
   /// The engine's sink. Engine thread.
   void Deliver(engine::StepEvents&& events);
 
-  /// From now on: every frame says draining, submits are refused with UNAVAILABLE.
+  /// From now on: every frame says draining, submits and sessions are refused with UNAVAILABLE.
   void StartDraining();
 
-  /// Ends every session with UNAVAILABLE: the last step of a drain.
+  /// Ends every session with UNAVAILABLE: the last step of a drain. No heartbeat comes after it.
   void CloseAll();
 
   /// Waits until no request is live, at most `timeout`. True when none is.
@@ -89,6 +92,16 @@ class Service : public ::glmserve::worker::v1::Worker::CallbackService {
   void Observe(const engine::RequestEvent& event, LiveRequest& live)
       ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
   ::glmserve::worker::v1::Welcome MakeWelcome() const;
+  /// Writes `load` for this session: with the step times if they are news to it.
+  void TellLoad(const engine::EngineLoad& load, glm::worker::Session* session,
+                ::glmserve::worker::v1::Load* wire) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  void NoteCache(const engine::StepEvents& events) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
+
+  // The heartbeat thread.
+  void Beat();
+  /// Sends the heartbeats that are due; when the next one may be.
+  Clock::time_point SendHeartbeats(Clock::time_point now) ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_);
 
   const WorkerOptions options_;
   WorkerMetrics* const metrics_;
@@ -105,8 +118,15 @@ class Service : public ::glmserve::worker::v1::Worker::CallbackService {
   std::map<uint64_t, std::shared_ptr<glm::worker::Session>> sessions_ ABSL_GUARDED_BY(mutex_);
   std::unordered_map<engine::RequestId, LiveRequest> live_ ABSL_GUARDED_BY(mutex_);
   Condition idle_;  // no request is live
+  // Of the prefix cache, by the last StepEvents: the number of its next change, and its digest.
+  uint64_t cache_sequence_next_ ABSL_GUARDED_BY(mutex_) = 0;
+  uint64_t cache_digest_ ABSL_GUARDED_BY(mutex_) = 0;
   /// Calls without a good token so far: the log names the first, then ever fewer.
   std::atomic<uint64_t> unauthenticated_{0};
+
+  Condition beat_changed_;  // a first request is live, or the end has come
+  bool beating_ ABSL_GUARDED_BY(mutex_) = true;
+  std::thread heart_;  // last: it uses all of the above
 };
 
 }  // namespace glm::worker

@@ -45,6 +45,7 @@ void Session::Send(pb::WorkerFrame frame) {
     overflow = static_cast<int32_t>(outgoing_.size()) >= frames_max_;
     if (!overflow) {
       outgoing_.push_back(std::move(frame));
+      last_sent_ = std::chrono::steady_clock::now();
       if (!writing_) {
         writing_ = true;
         StartWrite(&outgoing_.front());
@@ -56,6 +57,11 @@ void Session::Send(pb::WorkerFrame frame) {
                  << " frames unread (--session-frames-max), closing";
     call_->TryCancel();
   }
+}
+
+std::chrono::steady_clock::time_point Session::last_sent() {
+  MutexLock lock(&mutex_);
+  return writing_ ? std::chrono::steady_clock::now() : last_sent_;
 }
 
 void Session::End(const grpc::Status& status) {

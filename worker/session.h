@@ -15,6 +15,7 @@
 #include <unordered_map>
 
 #include "absl/base/thread_annotations.h"
+#include "engine/request.h"
 #include "proto/base/mutex.h"
 #include "proto/worker.grpc.pb.h"
 
@@ -34,6 +35,9 @@ class Session final : public grpc::ServerBidiReactor<::glmserve::worker::v1::Rou
   /// Queues a frame. When the out-buffer is full the call is cancelled instead: a status would have
   /// to wait behind the frames that the router does not read.
   void Send(::glmserve::worker::v1::WorkerFrame frame);
+  /// When the last frame was queued; now, while frames are still waiting for the router to read
+  /// them: one more would tell it nothing.
+  std::chrono::steady_clock::time_point last_sent();
   /// Ends the stream once; later calls do nothing.
   void End(const grpc::Status& status);
 
@@ -61,6 +65,12 @@ class Session final : public grpc::ServerBidiReactor<::glmserve::worker::v1::Rou
   ::glmserve::worker::v1::RouterFrame incoming_;
   /// It asked for a snapshot of the cache and has not got it. Guarded by the service's lock.
   bool wants_snapshot_ = false;
+  /// The prefix cache changed since it was sent a digest. Guarded by the service's lock.
+  bool wants_digest_ = false;
+  /// When the first of its live requests came. Guarded by the service's lock.
+  std::chrono::steady_clock::time_point busy_since_{};
+  /// What it was told last. Guarded by the service's lock.
+  engine::StepTimes step_times_told_;
   /// Live requests: the router's number to the engine's. Guarded by the service's lock.
   std::unordered_map<uint64_t, uint64_t> requests_;
   grpc::Alarm hello_alarm_;
@@ -68,6 +78,7 @@ class Session final : public grpc::ServerBidiReactor<::glmserve::worker::v1::Rou
   Mutex mutex_;  // "session out-buffer"
   std::deque<::glmserve::worker::v1::WorkerFrame> outgoing_ ABSL_GUARDED_BY(mutex_);
   bool writing_ ABSL_GUARDED_BY(mutex_) = false;
+  std::chrono::steady_clock::time_point last_sent_ ABSL_GUARDED_BY(mutex_){};
   bool ended_ ABSL_GUARDED_BY(mutex_) = false;
   bool greeted_ ABSL_GUARDED_BY(mutex_) = false;
 };

@@ -1,6 +1,7 @@
 #include "worker/wire.h"
 
 #include <algorithm>
+#include <cmath>
 #include <limits>
 #include <string>
 #include <utility>
@@ -102,6 +103,12 @@ pb::Finish ToWire(engine::FinishReason reason) {
   return pb::FINISH_NONE;
 }
 
+/// Rounded up: 0 stands for "none".
+uint32_t Milliseconds(double seconds) {
+  constexpr double kMost = std::numeric_limits<uint32_t>::max();
+  return static_cast<uint32_t>(std::clamp(std::ceil(1e3 * seconds), 0.0, kMost));
+}
+
 void ToWire(const engine::TokenLogprobs& token, pb::TokenLogprobs* wire) {
   wire->set_id(static_cast<uint32_t>(token.id));
   wire->set_logprob(token.logprob);
@@ -126,7 +133,7 @@ absl::StatusOr<engine::Request> FromWire(const pb::Submit& submit, engine::Reque
   fields.Take("max_tokens", stop.max_tokens(), &request.stop.max_tokens);
   fields.Take("min_tokens", stop.min_tokens(), &request.stop.min_tokens);
   request.priority = submit.priority();
-  if (fields.CheckCount("cache_salt bytes", submit.cache_salt().size(), kCacheSaltBytesMax)) {
+  if (fields.CheckCount("cache_salt bytes", submit.cache_salt().size(), engine::kCacheSaltMax)) {
     request.cache_salt = submit.cache_salt();
   }
   if (!fields.status().ok()) return fields.status();
@@ -167,6 +174,21 @@ void ToWire(const engine::EngineLoad& load, pb::Load* wire) {
   wire->set_tokens_waiting(static_cast<uint64_t>(load.tokens_waiting));
   wire->set_kv_blocks_used(static_cast<uint64_t>(load.kv_blocks_used));
   wire->set_kv_blocks_total(static_cast<uint64_t>(load.kv_blocks_total));
+  wire->set_context_tokens(static_cast<uint64_t>(load.context_tokens));
+}
+
+void ToWire(const engine::StepTimes& times, pb::StepTimes* wire) {
+  wire->set_base_us(static_cast<float>(times.base_us));
+  wire->set_sequence_us(static_cast<float>(times.sequence_us));
+  wire->set_prompt_token_us(static_cast<float>(times.prompt_token_us));
+  wire->set_context_token_us(static_cast<float>(times.context_token_us));
+}
+
+void ToWire(const engine::EngineStats& stats, pb::Heartbeat* wire) {
+  wire->set_step(stats.steps);
+  wire->set_step_age_ms(Milliseconds(stats.step_age_s));
+  wire->set_step_expected_ms(Milliseconds(stats.step_expected_s));
+  ToWire(stats.load, wire->mutable_load());
 }
 
 void ToWire(const engine::RequestEvent& event, uint64_t request_id, pb::Output* wire) {

@@ -18,9 +18,6 @@ namespace glm::worker {
 /// Blocks of one frame of a snapshot: half a megabyte.
 inline constexpr size_t kSnapshotFrameBlocks = 32768;
 
-/// Longest cache_salt, in bytes.
-inline constexpr size_t kCacheSaltBytesMax = 256;
-
 /// INVALID_ARGUMENT naming the field, its value and the limit.
 absl::StatusOr<engine::Request> FromWire(const ::glmserve::worker::v1::Submit& submit,
                                          engine::RequestId engine_id);
@@ -32,6 +29,10 @@ void ToWire(const engine::RequestEvent& event, uint64_t request_id,
 void ToWire(const engine::StepEvents& events, ::glmserve::worker::v1::CacheChanges* wire);
 /// A snapshot as frames of at most kSnapshotFrameBlocks each; at least one.
 std::vector<::glmserve::worker::v1::WorkerFrame> ToWire(const engine::CacheSnapshot& snapshot);
+/// Without the step times, which are told only when they changed.
 void ToWire(const engine::EngineLoad& load, ::glmserve::worker::v1::Load* wire);
+void ToWire(const engine::StepTimes& times, ::glmserve::worker::v1::StepTimes* wire);
+/// The step under way, by what the engine says of itself.
+void ToWire(const engine::EngineStats& stats, ::glmserve::worker::v1::Heartbeat* wire);
 
 }  // namespace glm::worker

@@ -66,8 +66,15 @@ CacheFeed::Next CacheFeed::Take(const wire::CacheSnapshot& snapshot) {
   }
   index_->Store(slot_, blocks_);
   if (!snapshot.last()) return Next::kGoOn;
-  if (digest_.value() != snapshot.digest()) return Void("a wrong digest of a snapshot");
+  if (digest_.value() != snapshot.digest()) {
+    const Next next = Void("a wrong digest of a snapshot");
+    if (++snapshots_wrong_ < kSnapshotsWrongMax) return next;
+    LOG(ERROR) << "prefix cache of a worker: " << snapshots_wrong_
+               << " snapshots were wrong, its cache is not known from here on";
+    return Next::kGoOn;
+  }
   synced_ = true;
+  snapshots_wrong_ = 0;
   next_sequence_ = snapshot.sequence() + 1;
   ++snapshots_;
   return Next::kGoOn;

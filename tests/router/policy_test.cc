@@ -8,6 +8,10 @@
 namespace glm::router {
 namespace {
 
+int32_t Chosen(const RouteRequest& request, absl::Span<const Candidate> candidates) {
+  return ChooseWorker(request, candidates).worker;
+}
+
 Candidate Idle() {
   return {.usable = true,
           .requests = 0,
@@ -18,10 +22,10 @@ Candidate Idle() {
 }
 
 TEST(PolicyTest, NoUsableWorkerIsNone) {
-  EXPECT_EQ(ChooseWorker({.prompt_tokens = 1}, {}), -1);
+  EXPECT_EQ(Chosen({.prompt_tokens = 1}, {}), -1);
   std::vector<Candidate> workers(3, Idle());
   for (Candidate& worker : workers) worker.usable = false;
-  EXPECT_EQ(ChooseWorker({.prompt_tokens = 1}, workers), -1);
+  EXPECT_EQ(Chosen({.prompt_tokens = 1}, workers), -1);
 }
 
 TEST(PolicyTest, TakesTheUsableOneWhateverItsLoad) {
@@ -31,7 +35,7 @@ TEST(PolicyTest, TakesTheUsableOneWhateverItsLoad) {
   workers[1].requests = 100;
   workers[1].tokens_waiting = 1'000'000;
   workers[1].kv_blocks_free = 0;
-  EXPECT_EQ(ChooseWorker({.prompt_tokens = 1}, workers), 1);
+  EXPECT_EQ(Chosen({.prompt_tokens = 1}, workers), 1);
 }
 
 TEST(PolicyTest, FewerRequestsWin) {
@@ -40,7 +44,7 @@ TEST(PolicyTest, FewerRequestsWin) {
   workers[1].requests = 1;
   workers[2].requests = 3;
   for (uint64_t spread = 0; spread < 10; ++spread) {
-    EXPECT_EQ(ChooseWorker({.prompt_tokens = 10, .spread = spread}, workers), 1);
+    EXPECT_EQ(Chosen({.prompt_tokens = 10, .spread = spread}, workers), 1);
   }
 }
 
@@ -49,9 +53,9 @@ TEST(PolicyTest, OneLongPromptOutweighsAFewRequests) {
   workers[0].requests = 1;
   workers[0].tokens_waiting = 100'000;
   workers[1].requests = 4;
-  EXPECT_EQ(ChooseWorker({.prompt_tokens = 10}, workers), 1);
+  EXPECT_EQ(Chosen({.prompt_tokens = 10}, workers), 1);
   workers[0].tokens_waiting = 0;
-  EXPECT_EQ(ChooseWorker({.prompt_tokens = 10}, workers), 0);
+  EXPECT_EQ(Chosen({.prompt_tokens = 10}, workers), 0);
 }
 
 TEST(PolicyTest, AFreeSequenceBeatsLessWork) {
@@ -59,15 +63,15 @@ TEST(PolicyTest, AFreeSequenceBeatsLessWork) {
   workers[0].requests = 8;  // full
   workers[1].requests = 7;
   workers[1].tokens_waiting = 50'000;
-  EXPECT_EQ(ChooseWorker({.prompt_tokens = 10}, workers), 1);
+  EXPECT_EQ(Chosen({.prompt_tokens = 10}, workers), 1);
 }
 
 TEST(PolicyTest, RoomForThePromptCountsToTheBlock) {
   std::vector<Candidate> workers(2, Idle());
   workers[0].kv_blocks_free = 2;
   workers[1].requests = 3;
-  EXPECT_EQ(ChooseWorker({.prompt_tokens = 32}, workers), 0);
-  EXPECT_EQ(ChooseWorker({.prompt_tokens = 33}, workers), 1);
+  EXPECT_EQ(Chosen({.prompt_tokens = 32}, workers), 0);
+  EXPECT_EQ(Chosen({.prompt_tokens = 33}, workers), 1);
 }
 
 TEST(PolicyTest, EqualsAreSpreadEvenly) {
@@ -76,7 +80,7 @@ TEST(PolicyTest, EqualsAreSpreadEvenly) {
   workers[3].usable = false;
   std::map<int32_t, int> counts;
   for (uint64_t spread = 0; spread < 300; ++spread) {
-    ++counts[ChooseWorker({.prompt_tokens = 10, .spread = spread}, workers)];
+    ++counts[Chosen({.prompt_tokens = 10, .spread = spread}, workers)];
   }
   EXPECT_EQ(counts, (std::map<int32_t, int>{{0, 100}, {2, 100}, {4, 100}}));
 }
@@ -86,12 +90,12 @@ TEST(PolicyTest, EqualsAreSpreadEvenly) {
 TEST(PolicyTest, APrefixThatIsThereIsWorkSaved) {
   std::vector<Candidate> workers(3, Idle());
   workers[1].cached_tokens = 960;
-  EXPECT_EQ(ChooseWorker({.prompt_tokens = 1000}, workers), 1);
+  EXPECT_EQ(Chosen({.prompt_tokens = 1000}, workers), 1);
   // Its queue costs more than computing the prefix elsewhere: a hot prefix is held twice.
   workers[1].tokens_waiting = 961;
-  EXPECT_NE(ChooseWorker({.prompt_tokens = 1000}, workers), 1);
+  EXPECT_NE(Chosen({.prompt_tokens = 1000}, workers), 1);
   workers[1].tokens_waiting = 959;
-  EXPECT_EQ(ChooseWorker({.prompt_tokens = 1000}, workers), 1);
+  EXPECT_EQ(Chosen({.prompt_tokens = 1000}, workers), 1);
 }
 
 TEST(PolicyTest, CachedBlocksNeedNoRoom) {
@@ -99,17 +103,17 @@ TEST(PolicyTest, CachedBlocksNeedNoRoom) {
   workers[0].cached_tokens = 160;
   workers[0].kv_blocks_free = 2;  // for the 20 tokens that are left
   workers[1].tokens_waiting = 1;
-  EXPECT_EQ(ChooseWorker({.prompt_tokens = 180}, workers), 0);
+  EXPECT_EQ(Chosen({.prompt_tokens = 180}, workers), 0);
   workers[0].kv_blocks_free = 1;
-  EXPECT_EQ(ChooseWorker({.prompt_tokens = 180}, workers), 1);
+  EXPECT_EQ(Chosen({.prompt_tokens = 180}, workers), 1);
 }
 
 TEST(PolicyTest, LeastLoadDoesNotLookAtPrefixes) {
   std::vector<Candidate> workers(2, Idle());
   workers[0].cached_tokens = 960;
   workers[0].requests = 1;
-  EXPECT_EQ(ChooseWorker({.policy = Policy::kLeastLoad, .prompt_tokens = 1000}, workers), 1);
-  EXPECT_EQ(ChooseWorker({.policy = Policy::kPrefix, .prompt_tokens = 1000}, workers), 0);
+  EXPECT_EQ(Chosen({.policy = Policy::kLeastLoad, .prompt_tokens = 1000}, workers), 1);
+  EXPECT_EQ(Chosen({.policy = Policy::kPrefix, .prompt_tokens = 1000}, workers), 0);
 }
 
 // ---- Other policies --------------------------------------------------------------------------
@@ -119,7 +123,7 @@ TEST(PolicyTest, RoundRobinGoesAroundTheUsable) {
   workers[2].usable = false;
   std::vector<int32_t> chosen;
   for (uint64_t turn = 0; turn < 6; ++turn) {
-    chosen.push_back(ChooseWorker({.policy = Policy::kRoundRobin, .turn = turn}, workers));
+    chosen.push_back(Chosen({.policy = Policy::kRoundRobin, .turn = turn}, workers));
   }
   EXPECT_EQ(chosen, (std::vector<int32_t>{0, 1, 3, 0, 1, 3}));
 }
@@ -129,20 +133,20 @@ TEST(PolicyTest, PowerOfTwoTakesTheLesserOfTwoAndNeverTheWorst) {
   workers[3].requests = 5;
   std::map<int32_t, int32_t> counts;
   for (uint64_t spread = 0; spread < 3000; ++spread) {
-    ++counts[ChooseWorker({.policy = Policy::kPowerOfTwo, .spread = spread}, workers)];
+    ++counts[Chosen({.policy = Policy::kPowerOfTwo, .spread = spread}, workers)];
   }
   EXPECT_EQ(counts.count(3), 0u);
   for (int32_t worker = 0; worker < 3; ++worker) EXPECT_GT(counts[worker], 800);
   workers.resize(1);
-  EXPECT_EQ(ChooseWorker({.policy = Policy::kPowerOfTwo, .spread = 9}, workers), 0);
+  EXPECT_EQ(Chosen({.policy = Policy::kPowerOfTwo, .spread = 9}, workers), 0);
 }
 
 TEST(PolicyTest, SessionsStayAndOnlyThoseOfALostWorkerMove) {
   std::vector<Candidate> workers(5, Idle());
   for (size_t i = 0; i < workers.size(); ++i) workers[i].name_hash = 1000 + i;
   const auto choose = [&](uint64_t session) {
-    return ChooseWorker(
-        {.policy = Policy::kSession, .spread = session * 7, .session_hash = session}, workers);
+    return Chosen({.policy = Policy::kSession, .spread = session * 7, .session_hash = session},
+                  workers);
   };
   std::vector<int32_t> before;
   std::map<int32_t, int32_t> counts;

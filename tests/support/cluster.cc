@@ -39,18 +39,6 @@ bool IsFree(int port) {
   return free;
 }
 
-/// The first of `count` consecutive free ports, below the range that the kernel hands out by
-/// itself.
-int FreePorts(int count) {
-  for (int port = 20'000 + getpid() % 10'000; port < 32'000; ++port) {
-    int free = 0;
-    while (free < count && IsFree(port + free)) ++free;
-    if (free == count) return port;
-  }
-  ADD_FAILURE() << "no " << count << " free ports";
-  return 0;
-}
-
 http::request<http::string_body> MakeRequest(const std::string& target, const std::string& body) {
   http::request<http::string_body> request(body.empty() ? http::verb::get : http::verb::post,
                                            target, 11);
@@ -77,6 +65,17 @@ double SumOfMetric(const std::string& text, const std::string& name) {
     found = true;
   }
   return found ? sum : -1;
+}
+
+/// Below the range that the kernel hands out by itself.
+int FreePorts(int count) {
+  for (int port = 20'000 + getpid() % 10'000; port < 32'000; ++port) {
+    int free = 0;
+    while (free < count && IsFree(port + free)) ++free;
+    if (free == count) return port;
+  }
+  ADD_FAILURE() << "no " << count << " free ports";
+  return 0;
 }
 
 double MonotonicSeconds() {
@@ -119,6 +118,22 @@ EventStream::EventStream(int port, const std::string& target, const std::string&
 }
 
 EventStream::~EventStream() = default;
+
+struct HastyClient::State {
+  boost::asio::io_context loop;
+  tcp::socket socket{loop};
+};
+
+HastyClient::HastyClient(int port, const std::string& target, const std::string& body)
+    : state_(std::make_unique<State>()) {
+  beast::error_code error;
+  state_->socket.connect({boost::asio::ip::address_v4::loopback(), static_cast<uint16_t>(port)},
+                         error);
+  if (!error) http::write(state_->socket, MakeRequest(target, body), error);
+  EXPECT_FALSE(error) << error.message();
+}
+
+HastyClient::~HastyClient() = default;
 
 std::string EventStream::Next() {
   while (true) {

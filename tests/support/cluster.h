@@ -38,6 +38,17 @@ class EventStream {
   std::unique_ptr<State> state_;
 };
 
+/// A client that sends a request, waits for nothing and closes the connection when destroyed.
+class HastyClient {
+ public:
+  HastyClient(int port, const std::string& target, const std::string& body);
+  ~HastyClient();
+
+ private:
+  struct State;
+  std::unique_ptr<State> state_;
+};
+
 class Cluster {
  public:
   /// Starts `glmserve serve model` with `workers` workers and waits until it says that it is ready;
@@ -73,6 +84,9 @@ class Cluster {
 
 /// The sum of the samples of `name` in a Prometheus text; -1 when there is none.
 double SumOfMetric(const std::string& text, const std::string& name);
+
+/// The first of `count` consecutive free ports of 127.0.0.1.
+int FreePorts(int count);
 
 /// Polls `condition` until it holds; false after `seconds`.
 template <typename Condition>

@@ -27,6 +27,10 @@ TEST(WorkerOptions, NameFlagValueAndLimit) {
               HasSubstr("--peer-sessions-max=5000 must be from 1 to 4096"));
   EXPECT_THAT(message([](WorkerOptions* o) { o->hello_timeout_ms = 0; }),
               HasSubstr("--hello-timeout-ms=0"));
+  EXPECT_THAT(message([](WorkerOptions* o) { o->heartbeat_ms = 9; }),
+              HasSubstr("--heartbeat-ms=9 must be from 10 to 60000"));
+  EXPECT_THAT(message([](WorkerOptions* o) { o->heartbeat_ms = 60'001; }),
+              HasSubstr("--heartbeat-ms=60001"));
   EXPECT_THAT(message([](WorkerOptions* o) { o->tls.cert = "c"; }),
               HasSubstr("--tls-cert='c' needs --tls-key too"));
   EXPECT_THAT(message([](WorkerOptions* o) { o->grpc_memory_bytes_max = 1; }),

@@ -19,6 +19,7 @@ class ScriptedEngine : public engine::Engine {
     shape_.block_size = 16;
     shape_.kv_blocks_total = 8;
     shape_.sequences_max = 4;
+    shape_.step_tokens_max = 48;
     shape_.eos_ids = {7, 8};
     shape_.prefix_caching = true;
   }
@@ -40,12 +41,18 @@ class ScriptedEngine : public engine::Engine {
     ++snapshots_asked_;
     changed_.SignalAll();
   }
-  engine::EngineStats Stats() const override { return stats; }
+  engine::EngineStats Stats() const override {
+    MutexLock lock(&mutex_);
+    return stats_;
+  }
   const engine::EngineShape& shape() const override { return shape_; }
   void Stop() override {}
 
-  /// What Stats says; set before anybody asks.
-  engine::EngineStats stats;
+  /// What Stats says from now on.
+  void SetStats(const engine::EngineStats& stats) {
+    MutexLock lock(&mutex_);
+    stats_ = stats;
+  }
 
   /// Blocks until `count` requests were submitted; the last of them.
   engine::Request AwaitSubmitted(size_t count) {
@@ -67,7 +74,8 @@ class ScriptedEngine : public engine::Engine {
 
  private:
   engine::EngineShape shape_;
-  Mutex mutex_;  // "script"
+  mutable Mutex mutex_;  // "script"
+  engine::EngineStats stats_;
   Condition changed_;
   int32_t snapshots_asked_ = 0;
   std::vector<engine::Request> submitted_;

@@ -5,77 +5,24 @@
 #include <grpcpp/grpcpp.h>
 #include <gtest/gtest.h>
 
+#include <chrono>
 #include <memory>
 #include <string>
+#include <thread>
 
+#include "tests/worker/peer.h"
 #include "tests/worker/scripted_engine.h"
 #include "worker/wire.h"
 
 namespace glm::worker {
 namespace {
 
-namespace pb = ::glmserve::worker::v1;
-
-/// A router's side of one stream, synchronous.
-class Peer {
- public:
-  explicit Peer(const std::shared_ptr<grpc::Channel>& channel)
-      : stub_(pb::Worker::NewStub(channel)), stream_(stub_->Session(&context_)) {}
-  ~Peer() { context_.TryCancel(); }
-
-  void Hello(uint32_t version = kProtocolVersion) {
-    pb::RouterFrame frame;
-    frame.mutable_hello()->set_protocol_version(version);
-    frame.mutable_hello()->set_router_name("test");
-    stream_->Write(frame);
-  }
-  void Submit(uint64_t request_id, std::initializer_list<uint32_t> prompt) {
-    pb::RouterFrame frame;
-    frame.mutable_submit()->set_request_id(request_id);
-    frame.mutable_submit()->mutable_prompt_ids()->Add(prompt.begin(), prompt.end());
-    frame.mutable_submit()->mutable_stop()->set_max_tokens(5);
-    frame.mutable_submit()->mutable_sampling()->set_seed(0xFFFFFFFFFFFFFFFFull);
-    stream_->Write(frame);
-  }
-  void Cancel(uint64_t request_id) {
-    pb::RouterFrame frame;
-    frame.mutable_cancel()->set_request_id(request_id);
-    stream_->Write(frame);
-  }
-  void AskCacheSnapshot() {
-    pb::RouterFrame frame;
-    frame.mutable_ask_cache_snapshot();
-    stream_->Write(frame);
-  }
-  /// The next frame; fails the test at the stream's end.
-  pb::WorkerFrame Read() {
-    pb::WorkerFrame frame;
-    EXPECT_TRUE(stream_->Read(&frame));
-    return frame;
-  }
-  /// Says hello and returns the welcome.
-  pb::Welcome Open() {
-    Hello();
-    return Read().welcome();
-  }
-  grpc::Status Finish() {
-    pb::WorkerFrame frame;
-    while (stream_->Read(&frame)) {
-    }
-    return stream_->Finish();
-  }
-
- private:
-  grpc::ClientContext context_;
-  std::unique_ptr<pb::Worker::Stub> stub_;
-  std::unique_ptr<grpc::ClientReaderWriter<pb::RouterFrame, pb::WorkerFrame>> stream_;
-};
-
 class ServiceTest : public testing::Test {
  protected:
   void SetUp() override {
     options_.session_frames_max = 32;
     options_.sessions_max = 2;
+    options_.heartbeat_ms = heartbeat_ms_;
     service_ = std::make_unique<Service>(options_, &metrics_);
     service_->Attach(&engine_);
     grpc::ServerBuilder builder;
@@ -103,6 +50,7 @@ class ServiceTest : public testing::Test {
     service_->Deliver(std::move(events));
   }
 
+  int32_t heartbeat_ms_ = 60'000;  // none, however slow this machine is
   WorkerOptions options_;
   WorkerMetrics metrics_;
   ScriptedEngine engine_;
@@ -121,6 +69,7 @@ TEST_F(ServiceTest, WelcomesWithTheEnginesShape) {
   EXPECT_EQ(welcome.model_name(), "scripted");
   EXPECT_EQ(welcome.vocabulary(), 100u);
   EXPECT_EQ(welcome.length_max(), 64u);
+  EXPECT_EQ(welcome.step_tokens_max(), 48u);
   EXPECT_EQ(welcome.eos_ids_size(), 2);
 }
 
@@ -246,6 +195,9 @@ TEST_F(ServiceTest, DrainingRefusesNewRequestsAndSaysSo) {
   const pb::Step refused = router.Read().step();
   EXPECT_EQ(refused.outputs(0).finish(), pb::FINISH_REFUSED);
   EXPECT_EQ(refused.outputs(0).error_code(), static_cast<int>(absl::StatusCode::kUnavailable));
+  Peer late(channel_);
+  late.Hello();
+  EXPECT_EQ(late.Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_FALSE(service_->AwaitIdle(std::chrono::milliseconds(1)));
   DeliverToken(request.id, 7, engine::FinishReason::kStop);
   EXPECT_EQ(router.Read().step().outputs(0).finish(), pb::FINISH_STOP);
@@ -332,6 +284,10 @@ TEST(WorkerMetricsTest, TellsCacheAndDrafts) {
   engine.stats.draft_tokens = 90;
   engine.stats.draft_accepted = {40, 20, 0, 0, 0};
   engine.stats.drafts_now = 2;
+  engine.stats.load.step_times = {.base_us = 4000, .sequence_us = 80, .prompt_token_us = 20};
+  engine.stats.load.context_tokens = 77;
+  engine.stats.step_age_s = 0.25;
+  engine.stats.step_expected_s = 0.125;
   WorkerMetrics metrics;
   metrics.Attach(&engine);
   std::map<std::string, double> values;
@@ -350,6 +306,68 @@ TEST(WorkerMetricsTest, TellsCacheAndDrafts) {
   EXPECT_EQ(values["glmserve_worker_draft_accepted_tokens_total1"], 40);
   EXPECT_EQ(values["glmserve_worker_draft_accepted_tokens_total2"], 20);
   EXPECT_EQ(values["glmserve_worker_drafts"], 2);
+  EXPECT_DOUBLE_EQ(values["glmserve_worker_step_time_secondsbase"], 4e-3);
+  EXPECT_DOUBLE_EQ(values["glmserve_worker_step_time_secondssequence"], 80e-6);
+  EXPECT_DOUBLE_EQ(values["glmserve_worker_step_time_secondsprompt_token"], 20e-6);
+  EXPECT_EQ(values["glmserve_worker_context_tokens"], 77);
+  EXPECT_EQ(values["glmserve_worker_step_age_seconds"], 0.25);
+  EXPECT_EQ(values["glmserve_worker_step_expected_seconds"], 0.125);
+}
+
+class QuietTest : public ServiceTest {
+ protected:
+  void SetUp() override {
+    heartbeat_ms_ = 20;
+    ServiceTest::SetUp();
+  }
+};
+
+TEST_F(QuietTest, TheCachesDigestIsToldOnceWhenAllIsQuiet) {
+  Peer router(channel_);
+  router.Open();
+  for (uint64_t sequence : {8, 9}) {
+    engine::StepEvents events;
+    events.cache_sequence = sequence;
+    events.cache_changes = {{.stored = true, .block = {1, sequence}, .parent = {}}};
+    events.cache_digest = 90 + sequence;
+    service_->Deliver(std::move(events));
+  }
+  int32_t heartbeats = 0;
+  uint64_t digest = 0;
+  while (digest != 99) {  // a machine that stalls may find it quiet between the two
+    const pb::WorkerFrame frame = router.Read();
+    if (!frame.has_heartbeat()) continue;
+    ++heartbeats;
+    EXPECT_TRUE(frame.heartbeat().has_load());
+    EXPECT_EQ(frame.heartbeat().step_age_ms(), 0u);
+    digest = frame.heartbeat().cache().digest();
+    EXPECT_EQ(frame.heartbeat().cache().sequence(), digest - 90 + 1);
+    EXPECT_EQ(frame.heartbeat().cache().blocks_size(), 0);
+  }
+  EXPECT_LE(heartbeats, 2);
+  // Then nothing more.
+  std::this_thread::sleep_for(std::chrono::milliseconds(100));
+  service_->Deliver({});
+  EXPECT_TRUE(router.Read().has_step());
+}
+
+TEST_F(ServiceTest, StepTimesAreToldWhenTheyAreNews) {
+  Peer router(channel_);
+  router.Open();
+  const auto deliver = [&](double base_us) {
+    engine::StepEvents events;
+    events.load.step_times.base_us = base_us;
+    service_->Deliver(std::move(events));
+    return router.Read().step().load();
+  };
+  EXPECT_FALSE(deliver(0).has_step_times()) << "nothing is known";
+  EXPECT_EQ(deliver(1000).step_times().base_us(), 1000);
+  EXPECT_FALSE(deliver(1020).has_step_times()) << "as said before";
+  EXPECT_EQ(deliver(1100).step_times().base_us(), 1100);
+  Peer second(channel_);
+  second.Open();
+  EXPECT_FALSE(deliver(1100).has_step_times());
+  EXPECT_EQ(second.Read().step().load().step_times().base_us(), 1100) << "news to this one";
 }
 
 TEST_F(ServiceTest, CacheChangesGoToAllAndASnapshotToWhoAsked) {

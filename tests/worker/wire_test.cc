@@ -177,12 +177,54 @@ TEST(WireTest, EveryFinishHasItsName) {
 
 TEST(WireTest, ALoadLeavesWhole) {
   pb::Load load;
-  ToWire(engine::EngineLoad{1, 2, int64_t{3} << 32, int64_t{4} << 32, int64_t{5} << 32}, &load);
+  ToWire(engine::EngineLoad{1,
+                            2,
+                            int64_t{3} << 32,
+                            int64_t{4} << 32,
+                            int64_t{5} << 32,
+                            int64_t{6} << 32,
+                            {7, 8, 9, 10}},
+         &load);
   EXPECT_EQ(load.requests_running(), 1u);
   EXPECT_EQ(load.requests_waiting(), 2u);
   EXPECT_EQ(load.tokens_waiting(), uint64_t{3} << 32);
   EXPECT_EQ(load.kv_blocks_used(), uint64_t{4} << 32);
   EXPECT_EQ(load.kv_blocks_total(), uint64_t{5} << 32);
+  EXPECT_EQ(load.context_tokens(), uint64_t{6} << 32);
+  EXPECT_FALSE(load.has_step_times()) << "the session knows whether they are news";
+}
+
+TEST(WireTest, StepTimesLeaveWhole) {
+  pb::StepTimes times;
+  ToWire(
+      engine::StepTimes{
+          .base_us = 1.5, .sequence_us = 2.5, .prompt_token_us = 3.5, .context_token_us = 0.0625},
+      &times);
+  EXPECT_EQ(times.base_us(), 1.5f);
+  EXPECT_EQ(times.sequence_us(), 2.5f);
+  EXPECT_EQ(times.prompt_token_us(), 3.5f);
+  EXPECT_EQ(times.context_token_us(), 0.0625f);
+}
+
+TEST(WireTest, AHeartbeatRoundsUpAndStaysInRange) {
+  engine::EngineStats stats;
+  stats.steps = 12;
+  stats.load.requests_running = 3;
+  pb::Heartbeat none;
+  ToWire(stats, &none);
+  EXPECT_EQ(none.step(), 12u);
+  EXPECT_EQ(none.step_age_ms(), 0u);
+  EXPECT_EQ(none.step_expected_ms(), 0u);
+  EXPECT_EQ(none.load().requests_running(), 3u);
+  stats.step_age_s = 1e-6;  // a step is under way
+  stats.step_expected_s = 0.0201;
+  pb::Heartbeat some;
+  ToWire(stats, &some);
+  EXPECT_EQ(some.step_age_ms(), 1u);
+  EXPECT_EQ(some.step_expected_ms(), 21u);
+  stats.step_age_s = 1e12;
+  ToWire(stats, &some);
+  EXPECT_EQ(some.step_age_ms(), 0xFFFF'FFFFu);
 }
 
 }  // namespace
