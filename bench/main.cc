@@ -64,6 +64,9 @@ CLI::App* AddStep(CLI::App& app, StepBenchOptions& options) {
   step->add_option("--max-num-batched-tokens", options.max_num_batched_tokens,
                    "Tokens of one step at most");
   step->add_option("--steps", options.steps, "Decode steps of which the time is told");
+  step->add_option("--drafts", options.drafts,
+                   "Of each sequence a decode step, by the draft layer");
+  step->add_option("--acceptance", options.acceptance, "Share of drafts taken to be right");
   step->add_option("--op-times", options.op_times, "Tell where a step's time goes");
   return step;
 }
