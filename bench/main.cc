@@ -5,6 +5,7 @@
 
 #include "bench/kernel_bench.h"
 #include "bench/load.h"
+#include "bench/route_bench.h"
 #include "bench/schedule_bench.h"
 #include "bench/step_bench.h"
 
@@ -76,6 +77,20 @@ CLI::App* AddSchedule(CLI::App& app, ScheduleBenchOptions& options) {
   return schedule;
 }
 
+CLI::App* AddRoute(CLI::App& app, RouteBenchOptions& options) {
+  CLI::App* route =
+      app.add_subcommand("route", "The router's policies over a fleet in virtual time");
+  route->option_defaults()->always_capture_default();
+  route->add_option("--workers", options.workers, "Of the fleet");
+  route->add_option("--requests", options.requests, "Of each run");
+  route->add_option("--shared-percent", options.shared_percent, "Of a prompt's tokens")
+      ->delimiter(',');
+  route->add_option("--load-percent", options.load_percent, "Of what least-load can serve")
+      ->delimiter(',');
+  route->add_option("--seed", options.seed, "Of arrivals, lengths and ties");
+  return route;
+}
+
 int Report(const absl::Status& status) {
   if (status.ok()) return 0;
   std::cerr << "glmserve-bench: " << status.message() << std::endl;
@@ -93,7 +108,13 @@ int Main(int argc, char** argv) {
   const CLI::App* step = AddStep(app, step_options);
   ScheduleBenchOptions schedule_options;
   const CLI::App* schedule = AddSchedule(app, schedule_options);
+  RouteBenchOptions route_options;
+  const CLI::App* route = AddRoute(app, route_options);
   CLI11_PARSE(app, argc, argv);
+  if (route->parsed()) {
+    if (const absl::Status status = route_options.Validate(); !status.ok()) return Report(status);
+    return Report(RunRouteBench(route_options));
+  }
   if (schedule->parsed()) {
     if (const absl::Status status = schedule_options.Validate(); !status.ok()) {
       return Report(status);
