@@ -3,8 +3,10 @@
 #include <CLI/CLI.hpp>
 #include <iostream>
 
+#include "bench/engine_bench.h"
 #include "bench/kernel_bench.h"
 #include "bench/load.h"
+#include "bench/policy_bench.h"
 #include "bench/route_bench.h"
 #include "bench/schedule_bench.h"
 #include "bench/step_bench.h"
@@ -78,17 +80,54 @@ CLI::App* AddSchedule(CLI::App& app, ScheduleBenchOptions& options) {
 }
 
 CLI::App* AddRoute(CLI::App& app, RouteBenchOptions& options) {
-  CLI::App* route =
-      app.add_subcommand("route", "The router's policies over a fleet in virtual time");
+  CLI::App* route = app.add_subcommand("route", "The index of prefixes, and a choice of worker");
   route->option_defaults()->always_capture_default();
-  route->add_option("--workers", options.workers, "Of the fleet");
-  route->add_option("--requests", options.requests, "Of each run");
-  route->add_option("--shared-percent", options.shared_percent, "Of a prompt's tokens")
-      ->delimiter(',');
-  route->add_option("--load-percent", options.load_percent, "Of what least-load can serve")
-      ->delimiter(',');
-  route->add_option("--seed", options.seed, "Of arrivals, lengths and ties");
+  route->add_option("--blocks", options.blocks, "Of the index");
+  route->add_option("--workers", options.workers, "That hold them");
+  route->add_option("--depth", options.depth, "Blocks of a long chain");
+  route->add_option("--block-size", options.block_size, "Tokens of a block");
+  route->add_option("--writers", options.writers, "Threads that change the index");
+  route->add_option("--readers", options.readers, "Threads that look up meanwhile");
+  route->add_option("--batch", options.batch, "Blocks of one change");
+  route->add_option("--mixed-rate", options.mixed_rate, "Blocks changed a second meanwhile");
+  route->add_option("--update-blocks", options.update_blocks,
+                    "Of the index whose update rate is told; 0: as --blocks");
+  route->add_option("--only", options.only,
+                    "usual, scattered, worst, update, decision; empty: all");
+  route->add_option("--seconds", options.seconds, "Of each measurement");
   return route;
+}
+
+CLI::App* AddEngine(CLI::App& app, EngineBenchOptions& options) {
+  CLI::App* engine = app.add_subcommand(
+      "engine", "Decode steps through the engine loop, and how long the device stands still");
+  engine->option_defaults()->always_capture_default();
+  engine->add_option("--model", options.model, "Folder with a config.json")->required();
+  engine->add_option("--device", options.device, "cpu or cuda");
+  engine->add_option("--device-index", options.device_index, "Which GPU");
+  engine->add_option("--load-threads", options.load_threads, "Threads that make weights");
+  engine->add_option("--quantization", options.quantization,
+                     "none, or fp8: quantise while loading");
+  engine->add_option("--kv-cache-dtype", options.kv_cache_dtype, "auto or fp8");
+  engine->add_option("--batch", options.batch, "Sequences that decode at once")->delimiter(',');
+  engine->add_option("--context", options.context, "Tokens of each prompt");
+  engine->add_option("--steps", options.steps, "Decode steps of which the time is told");
+  engine->add_option("--drafts", options.drafts, "A sequence and step, by the draft layer");
+  return engine;
+}
+
+CLI::App* AddPolicy(CLI::App& app, PolicyBenchOptions& options) {
+  CLI::App* policy =
+      app.add_subcommand("policy", "The router's policies over a fleet in virtual time");
+  policy->option_defaults()->always_capture_default();
+  policy->add_option("--workers", options.workers, "Of the fleet");
+  policy->add_option("--requests", options.requests, "Of each run");
+  policy->add_option("--shared-percent", options.shared_percent, "Of a prompt's tokens")
+      ->delimiter(',');
+  policy->add_option("--load-percent", options.load_percent, "Of what least-load can serve")
+      ->delimiter(',');
+  policy->add_option("--seed", options.seed, "Of arrivals, lengths and ties");
+  return policy;
 }
 
 int Report(const absl::Status& status) {
@@ -110,10 +149,22 @@ int Main(int argc, char** argv) {
   const CLI::App* schedule = AddSchedule(app, schedule_options);
   RouteBenchOptions route_options;
   const CLI::App* route = AddRoute(app, route_options);
+  EngineBenchOptions engine_options;
+  const CLI::App* engine = AddEngine(app, engine_options);
+  PolicyBenchOptions policy_options;
+  const CLI::App* policy = AddPolicy(app, policy_options);
   CLI11_PARSE(app, argc, argv);
+  if (policy->parsed()) {
+    if (const absl::Status status = policy_options.Validate(); !status.ok()) return Report(status);
+    return Report(RunPolicyBench(policy_options));
+  }
   if (route->parsed()) {
     if (const absl::Status status = route_options.Validate(); !status.ok()) return Report(status);
     return Report(RunRouteBench(route_options));
+  }
+  if (engine->parsed()) {
+    if (const absl::Status status = engine_options.Validate(); !status.ok()) return Report(status);
+    return Report(RunEngineBench(engine_options));
   }
   if (schedule->parsed()) {
     if (const absl::Status status = schedule_options.Validate(); !status.ok()) {

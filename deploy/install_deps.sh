@@ -8,7 +8,7 @@ packages=(
   libgrpc++-dev protobuf-compiler protobuf-compiler-grpc libprotobuf-dev libabsl-dev
   prometheus-cpp-dev zlib1g-dev libssl-dev openssl libboost-dev nlohmann-json3-dev libpcre2-dev
   libcli11-dev libgtest-dev libgmock-dev
-  python3 python3-venv
+  iproute2 python3 python3-venv
 )
 
 missing=()

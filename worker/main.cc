@@ -13,6 +13,7 @@
 #include <cstdio>
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "engine/engine.h"
@@ -23,6 +24,7 @@
 #include "proto/wire_limits.h"
 #include "worker/metrics.h"
 #include "worker/options.h"
+#include "worker/registration.h"
 #include "worker/service.h"
 #include "worker/speculative_config.h"
 
@@ -99,6 +101,20 @@ void AddSecurityFlags(CLI::App& app, WorkerOptions& options) {
                  "File of the tokens of which a router must show one, one a line; empty: none");
 }
 
+void AddRegistrationFlags(CLI::App& app, WorkerOptions& options) {
+  app.add_option("--register-with", options.register_with,
+                 "Routers to make itself known to, comma-separated: their --registry-listen")
+      ->delimiter(',');
+  app.add_option("--advertise", options.advertise,
+                 "Address that they are told: host:port or unix:/path; empty: that of --listen, at "
+                 "the host that they see");
+  app.add_option("--register-tls-ca", options.register_tls.ca,
+                 "PEM file of the roots that their certificates come from; empty: no TLS. "
+                 "--tls-cert is shown to those that ask for one");
+  app.add_option("--register-tls-name", options.register_tls.name,
+                 "Name that their certificates bear; empty: the host that was dialled");
+}
+
 void AddFlags(CLI::App& app, WorkerOptions& options, DraftFlags& drafts, std::string& name) {
   AddProcessFlags(app, &name);
   app.add_option("--listen", options.listen, "Where routers connect: host:port or unix:/path");
@@ -119,6 +135,7 @@ void AddFlags(CLI::App& app, WorkerOptions& options, DraftFlags& drafts, std::st
   app.add_option("--grpc-memory-bytes-max", options.grpc_memory_bytes_max,
                  "Bytes that gRPC holds for all connections together");
   AddSecurityFlags(app, options);
+  AddRegistrationFlags(app, options);
   AddEngineFlags(app, options.engine);
   AddDraftFlags(app, drafts);
 }
@@ -136,13 +153,16 @@ ServerLimits LimitsOf(const WorkerOptions& options) {
           .memory_bytes_max = options.grpc_memory_bytes_max};
 }
 
+using Registrations = std::vector<std::unique_ptr<Registration>>;
+
 /// Waits for a signal, then lets running requests finish.
 void ServeUntilSignal(const StopSignals& signals, const WorkerOptions& options,
-                      grpc::Server& server, Service& service) {
+                      grpc::Server& server, Service& service, const Registrations& registrations) {
   const int signal = signals.Await();
   LOG(INFO) << "signal " << signal << ": draining for at most " << options.drain_timeout_s << " s";
   server.GetHealthCheckService()->SetServingStatus(false);
   service.StartDraining();
+  for (const auto& registration : registrations) registration->Leave();
   const bool idle = service.AwaitIdle(std::chrono::seconds(options.drain_timeout_s));
   LOG(INFO) << (idle ? "drained" : "drain limit reached, cancelling what runs");
   service.CloseAll();
@@ -177,12 +197,40 @@ absl::StatusOr<std::unique_ptr<prometheus::Exposer>> Expose(
   }
 }
 
+/// What the worker shows when it calls on routers.
+absl::StatusOr<std::shared_ptr<grpc::ChannelCredentials>> CallerCredentials(
+    const WorkerOptions& options) {
+  ClientTls tls = options.register_tls;
+  if (!tls.ca.empty()) {
+    tls.cert = options.tls.cert;
+    tls.key = options.tls.key;
+  }
+  return MakeCredentials("register-tls", tls);
+}
+
+Registrations Register(const WorkerOptions& options, int32_t port,
+                       const std::shared_ptr<grpc::ChannelCredentials>& credentials,
+                       const TokenFile* tokens) {
+  Registrations registrations;
+  for (const std::string& router : options.register_with) {
+    Registration::Options registration;
+    registration.router = router;
+    registration.announcement = AnnouncementOf(options.advertise, options.listen, port);
+    registration.tls_name = options.register_tls.name;
+    registrations.push_back(
+        std::make_unique<Registration>(std::move(registration), credentials, tokens));
+  }
+  return registrations;
+}
+
 int Run(const WorkerOptions& options) {
   const StopSignals signals;  // before any thread exists
   const auto credentials = MakeCredentials("tls", options.tls);
   if (!credentials.ok()) return Fail(credentials.status());
   const auto tokens = OpenTokens(options);
   if (!tokens.ok()) return Fail(tokens.status());
+  const auto caller_credentials = CallerCredentials(options);
+  if (!caller_credentials.ok()) return Fail(caller_credentials.status());
   auto metrics = std::make_shared<WorkerMetrics>();
   Service service(options, metrics.get(), tokens->get());
   auto engine = engine::Engine::Create(options.engine, [&service](engine::StepEvents&& events) {
@@ -213,7 +261,8 @@ int Run(const WorkerOptions& options) {
   }
   LOG(INFO) << "worker ready: model " << (*engine)->shape().model_name << ", listening on "
             << options.listen << " (port " << port << ")";
-  ServeUntilSignal(signals, options, *server, service);
+  const Registrations registrations = Register(options, port, *caller_credentials, tokens->get());
+  ServeUntilSignal(signals, options, *server, service, registrations);
   (*engine)->Stop();
   LOG(INFO) << "bye";
   return 0;

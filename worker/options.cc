@@ -34,6 +34,10 @@ absl::Status WorkerOptions::Validate() const {
   checks.Range("frame-bytes-max", frame_bytes_max, 4'096, 1 << 30);
   checks.Range("grpc-memory-bytes-max", grpc_memory_bytes_max, 16 << 20, 1LL << 40);
   CheckTls("tls", tls, &checks);
+  checks.Range("register-with (how many)", static_cast<int64_t>(register_with.size()), 0, 64);
+  for (const std::string& router : register_with) checks.Address("register-with", router, 1);
+  if (!advertise.empty()) checks.Address("advertise", advertise, 1);
+  checks.Needs("register-tls-name", register_tls.name, "register-tls-ca", register_tls.ca);
   if (!checks.status().ok()) return checks.status();
   return engine.Validate();
 }

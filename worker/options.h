@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <string>
+#include <vector>
 
 #include "absl/status/status.h"
 #include "engine/options.h"
@@ -39,6 +40,13 @@ struct WorkerOptions {
   ServerTls tls;
   /// File of the tokens of which a router must show one; empty: none is asked for.
   std::string auth_token_file;
+
+  /// Routers to make itself known to, where they listen for that; empty: none.
+  std::vector<std::string> register_with;
+  /// The address that these are told; empty: that of listen.
+  std::string advertise;
+  /// Of the connections to them; certificate and key are those of tls.
+  ClientTls register_tls;
 
   engine::EngineOptions engine;
 

@@ -103,6 +103,7 @@ absl::Status Service::CheckRoom(const glm::worker::Session& session) const {
 absl::Status Service::Open(const std::shared_ptr<glm::worker::Session>& session) {
   MutexLock lock(&mutex_);
   if (engine_ == nullptr) return absl::UnavailableError("the model is still loading");
+  if (draining_) return absl::UnavailableError("this worker is draining");
   if (absl::Status status = CheckRoom(*session); !status.ok()) {
     metrics_->CountRefusedSession(RefusedSession::kLimit);
     return status;

@@ -47,7 +47,7 @@ class Service : public ::glmserve::worker::v1::Worker::CallbackService {
   /// The engine's sink. Engine thread.
   void Deliver(engine::StepEvents&& events);
 
-  /// From now on: every frame says draining, submits are refused with UNAVAILABLE.
+  /// From now on: every frame says draining, submits and sessions are refused with UNAVAILABLE.
   void StartDraining();
 
   /// Ends every session with UNAVAILABLE: the last step of a drain. No heartbeat comes after it.

@@ -133,7 +133,7 @@ absl::StatusOr<engine::Request> FromWire(const pb::Submit& submit, engine::Reque
   fields.Take("max_tokens", stop.max_tokens(), &request.stop.max_tokens);
   fields.Take("min_tokens", stop.min_tokens(), &request.stop.min_tokens);
   request.priority = submit.priority();
-  if (fields.CheckCount("cache_salt bytes", submit.cache_salt().size(), kCacheSaltBytesMax)) {
+  if (fields.CheckCount("cache_salt bytes", submit.cache_salt().size(), engine::kCacheSaltMax)) {
     request.cache_salt = submit.cache_salt();
   }
   if (!fields.status().ok()) return fields.status();

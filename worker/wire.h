@@ -18,9 +18,6 @@ namespace glm::worker {
 /// Blocks of one frame of a snapshot: half a megabyte.
 inline constexpr size_t kSnapshotFrameBlocks = 32768;
 
-/// Longest cache_salt, in bytes.
-inline constexpr size_t kCacheSaltBytesMax = 256;
-
 /// INVALID_ARGUMENT naming the field, its value and the limit.
 absl::StatusOr<engine::Request> FromWire(const ::glmserve::worker::v1::Submit& submit,
                                          engine::RequestId engine_id);

@@ -14,6 +14,7 @@
 #include <utility>
 
 #include "absl/status/statusor.h"
+#include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_join.h"
 #include "deploy/glmserve/supervisor.h"
@@ -106,6 +107,11 @@ ChildSpec RouterSpec(const ServeOptions& options, const std::string& binary_dir,
                      absl::StrCat("--port=", options.port),
                      absl::StrCat("--grpc-listen=", options.host, ":", options.grpc_port),
                      absl::StrCat("--drain-timeout-s=", options.drain_timeout_s)};
+  const bool is_settle_said =
+      std::any_of(options.router_flags.begin(), options.router_flags.end(),
+                  [](const std::string& flag) { return absl::StartsWith(flag, "--settle-s"); });
+  // Who stops a whole cluster waits for no load balancer.
+  if (!is_settle_said) child.arguments.push_back("--settle-s=0");
   child.arguments.insert(child.arguments.end(), options.router_flags.begin(),
                          options.router_flags.end());
   return child;

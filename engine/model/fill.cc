@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstring>
+#include <optional>
 
 #include "absl/strings/match.h"
 #include "absl/strings/str_cat.h"
@@ -44,10 +45,6 @@ void Narrow(const float* source, DType type, std::byte* target, int64_t count) {
       std::memcpy(target + i * 2, &narrow, 2);
     }
   }
-}
-
-absl::Status NotAScale(const Slot& slot, int64_t row) {
-  return NotFinite(slot, row, "a scale: finite and not negative");
 }
 
 bool IsScale(float scale) { return std::isfinite(scale) && scale >= 0; }
@@ -129,41 +126,27 @@ void Dequantizer::Row(int64_t row, int64_t begin, int64_t count, float* target) 
 
 namespace {
 
-// Rows in FP8 that become floats.
-absl::Status FillWide(const Piece& piece, const StoredTensor& stored, const StoredTensor& scales,
-                      DType type, FilledPiece* filled) {
-  const Slot& slot = *piece.slot;
-  const int64_t count = slot.columns.count;
-  const Dequantizer dequantizer(stored, scales, slot.scales);
-  std::vector<float> row(count);
-  filled->scales.clear();
-  filled->values.resize(static_cast<size_t>(piece.rows * count * ByteSize(type)));
-  for (int64_t r = 0; r < piece.rows; ++r) {
-    const int64_t row_number = slot.rows.begin + piece.row + r;
-    dequantizer.Row(row_number, slot.columns.begin, count, row.data());
-    if (!std::all_of(row.begin(), row.end(), [](float value) { return std::isfinite(value); })) {
-      return NotFinite(slot, row_number, "finite when it is multiplied by its scale");
-    }
-    Narrow(row.data(), type, filled->values.data() + r * count * ByteSize(type), count);
+// Rows that stay as they are, `stride` bytes apart.
+void CopyRows(const std::byte* source, int64_t stride, int64_t rows, int64_t row_bytes,
+              std::byte* target) {
+  if (stride == row_bytes) {
+    std::memcpy(target, source, static_cast<size_t>(rows * row_bytes));
+    return;
   }
-  return absl::OkStatus();
+  for (int64_t r = 0; r < rows; ++r) {
+    std::memcpy(target + r * row_bytes, source + r * stride, static_cast<size_t>(row_bytes));
+  }
 }
 
-// Scales, each row of them as often as it is used.
-absl::Status FillRepeated(const Piece& piece, const StoredTensor& stored, FilledPiece* filled) {
-  const Slot& slot = *piece.slot;
-  const int64_t count = slot.columns.count;
-  const int64_t source_size = ByteSize(stored.dtype);
-  filled->scales.clear();
-  filled->values.resize(static_cast<size_t>(piece.rows * count) * sizeof(float));
-  std::vector<float> row(count);
-  for (int64_t r = 0; r < piece.rows; ++r) {
-    const int64_t stored_row = (slot.rows.begin + piece.row + r) / slot.repeat;
-    const int64_t at = stored_row * ColumnsOf(stored.shape) + slot.columns.begin;
-    Widen(stored.dtype, stored.data + at * source_size, row.data(), count);
-    if (!std::all_of(row.begin(), row.end(), IsScale)) return NotAScale(slot, stored_row);
-    Narrow(row.data(), DType::kF32,
-           filled->values.data() + r * count * static_cast<int64_t>(sizeof(float)), count);
+// What is wrong with a row of the file, as floats.
+absl::Status CheckRow(const Slot& slot, int64_t row_number, const std::vector<float>& row) {
+  const auto all = [&row](auto holds) { return std::all_of(row.begin(), row.end(), holds); };
+  const auto is_finite = [](float value) { return std::isfinite(value); };
+  if (slot.kind == SlotKind::kScales && !all(IsScale)) {
+    return NotFinite(slot, row_number, "a scale: finite and not negative");
+  }
+  if (slot.kind == SlotKind::kDequantized && !all(is_finite)) {
+    return NotFinite(slot, row_number, "finite when it is multiplied by its scale");
   }
   return absl::OkStatus();
 }
@@ -173,41 +156,37 @@ absl::Status FillRepeated(const Piece& piece, const StoredTensor& stored, Filled
 absl::Status FillFromFile(const Piece& piece, const StoredTensor& stored,
                           const StoredTensor* scales, DType type, FilledPiece* filled) {
   const Slot& slot = *piece.slot;
-  if (slot.kind == SlotKind::kDequantized) return FillWide(piece, stored, *scales, type, filled);
-  if (slot.repeat > 1) return FillRepeated(piece, stored, filled);
   const int64_t count = slot.columns.count;
   const int64_t source_size = ByteSize(stored.dtype);
   const int64_t row_bytes = count * ByteSize(type);
   const int64_t row_stride = ColumnsOf(stored.shape) * source_size;
-  const std::byte* source =
-      stored.data + (slot.rows.begin + piece.row) * row_stride + slot.columns.begin * source_size;
+  const std::byte* const source = stored.data + slot.columns.begin * source_size;
+  const int64_t row_begin = slot.rows.begin + piece.row;
   filled->values.resize(static_cast<size_t>(piece.rows * row_bytes));
   filled->scales.resize(slot.kind == SlotKind::kQuantized ? piece.rows : 0);
-  std::byte* target = filled->values.data();
   if (stored.dtype == type && slot.kind == SlotKind::kValues) {
-    if (row_stride == row_bytes) {
-      std::memcpy(target, source, filled->values.size());
-      return absl::OkStatus();
-    }
-    for (int64_t r = 0; r < piece.rows; ++r) {
-      std::memcpy(target + r * row_bytes, source + r * row_stride, row_bytes);
-    }
+    CopyRows(source + row_begin * row_stride, row_stride, piece.rows, row_bytes,
+             filled->values.data());
     return absl::OkStatus();
   }
+  std::optional<Dequantizer> dequantizer;
+  if (slot.kind == SlotKind::kDequantized) dequantizer.emplace(stored, *scales, slot.scales);
   std::vector<float> row(count);
   for (int64_t r = 0; r < piece.rows; ++r) {
-    const int64_t row_number = slot.rows.begin + piece.row + r;
-    Widen(stored.dtype, source + r * row_stride, row.data(), count);
-    if (slot.kind == SlotKind::kQuantized) {
-      if (!Quantize(row.data(), count, target + r * row_bytes, &filled->scales[r])) {
-        return NotFinite(slot, row_number, "finite");
-      }
-      continue;
+    // Scales of blocks are stored once for all rows that use them.
+    const int64_t row_number = (row_begin + r) / slot.repeat;
+    if (dequantizer.has_value()) {
+      dequantizer->Row(row_number, slot.columns.begin, count, row.data());
+    } else {
+      Widen(stored.dtype, source + row_number * row_stride, row.data(), count);
     }
-    if (slot.kind == SlotKind::kScales) {
-      if (!std::all_of(row.begin(), row.end(), IsScale)) return NotAScale(slot, row_number);
+    if (absl::Status status = CheckRow(slot, row_number, row); !status.ok()) return status;
+    std::byte* const target = filled->values.data() + r * row_bytes;
+    if (slot.kind != SlotKind::kQuantized) {
+      Narrow(row.data(), type, target, count);
+    } else if (!Quantize(row.data(), count, target, &filled->scales[r])) {
+      return NotFinite(slot, row_number, "finite");
     }
-    Narrow(row.data(), type, target + r * row_bytes, count);
   }
   return absl::OkStatus();
 }

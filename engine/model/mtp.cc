@@ -47,11 +47,12 @@ bool IsRoundedCopy(const StoredTensors& stored, const LinearPart& head, const St
   for (int64_t row = 0; row < own.shape[0]; ++row) {
     dequantizer.Row(row, 0, columns, rounded.data());
     WidenRow(found->second, row, exact.data());
+    float scale = 0;
     for (int64_t i = 0; i < columns; ++i) {
+      if (i % kScaleBlock == 0) scale = dequantizer.Scale(row, i);
       // Half a step of 3 bits of mantissa, or of the smallest numbers; and the rounding of the
       // scale itself.
-      const float step =
-          std::abs(rounded[i]) * (1.05f / 16) + dequantizer.Scale(row, i) * (1.05f / 1024);
+      const float step = std::abs(rounded[i]) * (1.05f / 16) + scale * (1.05f / 1024);
       if (!(std::abs(rounded[i] - exact[i]) <= step)) return false;
     }
   }

@@ -41,6 +41,13 @@ int64_t WideMlaScratchBytes(int sm_count);
 /// `parts`: WideMlaScratchBytes(). `without_fresh`: leaves out prompts that begin in the step.
 void RunWideMla(cudaStream_t stream, int sm_count, const MlaParams& params, bool without_fresh,
                 BFloat16* latents, void* parts);
+/// The products with kv_up around it, for at most 4 tokens: latents, BF16 [T * N, 512] = the
+/// absorbed queries, and out, [T, N * v] = the values of the sums. More tokens: GEMMs.
+bool TakesMlaFewTokens(const MlaParams& params);
+void RunMlaAbsorption(cudaStream_t stream, const MlaParams& params, BFloat16* latents);
+void RunMlaExpansion(cudaStream_t stream, const MlaParams& params, const BFloat16* latents,
+                     BFloat16* out, int64_t out_stride);
+
 /// Whether sequences of a step may have more rows than this, so that prompts are worth their own
 /// launch. With hardly more tokens than sequences they are not.
 inline constexpr int kMlaSplitRowsMax = 256;

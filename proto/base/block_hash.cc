@@ -2,6 +2,7 @@
 
 #include <bit>
 #include <cstddef>
+#include <cstring>
 
 namespace glm {
 namespace {
@@ -9,15 +10,20 @@ namespace {
 constexpr HashKey kPublicKey = {'g', 'l', 'm', 's', 'e', 'r', 'v', 'e',
                                 ' ', 'p', 'r', 'e', 'f', 'i', 'x', '!'};
 
+static_assert(std::endian::native == std::endian::little, "words are copied as they lie");
+
 /// `count` bytes, at most 8, as a little-endian number.
 uint64_t LoadLittle(const uint8_t* bytes, size_t count) {
   uint64_t value = 0;
-  for (size_t i = 0; i < count; ++i) value |= static_cast<uint64_t>(bytes[i]) << (8 * i);
+  std::memcpy(&value, bytes, count);
   return value;
 }
 
+/// Adds the lowest `count` bytes of `value`.
 void AppendLittle(uint64_t value, size_t count, std::vector<uint8_t>* bytes) {
-  for (size_t i = 0; i < count; ++i) bytes->push_back(static_cast<uint8_t>(value >> (8 * i)));
+  const size_t at = bytes->size();
+  bytes->resize(at + count);
+  std::memcpy(bytes->data() + at, &value, count);
 }
 
 struct SipState {
@@ -101,7 +107,8 @@ BlockKey BlockHasher::Next(const BlockKey& parent, std::span<const int32_t> ids)
 }
 
 BlockKey BlockHasher::Finish(std::span<const int32_t> ids) {
-  for (const int32_t id : ids) AppendLittle(static_cast<uint32_t>(id), 4, &bytes_);
+  const auto* const begin = reinterpret_cast<const uint8_t*>(ids.data());
+  bytes_.insert(bytes_.end(), begin, begin + ids.size_bytes());
   BlockKey key = SipHash128(key_, bytes_);
   if (key == BlockKey{}) key.low = 1;
   return key;

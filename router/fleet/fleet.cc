@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <set>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -36,7 +37,11 @@ Fleet::Fleet(const FleetOptions& options, const WorkerDemand& demand, FleetRooms
       rooms_(std::move(rooms)),
       loop_(rooms_.loops[0]),
       on_change_(std::move(on_change)),
-      snapshot_(std::make_shared<const FleetSnapshot>()) {}
+      snapshot_(std::make_shared<const FleetSnapshot>()),
+      outliers_(options) {
+  const absl::Status named = SetMembers(MemberSource::kStatic, options.workers);
+  CHECK(named.ok()) << "options that were validated: " << named;
+}
 
 Fleet::~Fleet() { Stop(); }
 
@@ -45,13 +50,11 @@ void Fleet::Start() {
   started_ = true;
   loop_->Run([this] {
     watch_timer_ = loop_->NewTimer();
-    for (const std::string& address : options_.workers) {
-      members_.push_back(std::make_unique<Member>());
-      members_.back()->address = address;
-      members_.back()->timer = loop_->NewTimer();
+    {
+      const std::lock_guard<std::mutex> lock(mutex_);
+      running_ = true;
     }
-    for (const std::unique_ptr<Member>& member : members_) Dial(member.get());
-    Publish();
+    ApplyMembers();
     Watch();
   });
 }
@@ -59,6 +62,11 @@ void Fleet::Start() {
 void Fleet::BeginStop() {
   if (!started_ || stop_begun_) return;
   stop_begun_ = true;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    running_ = false;
+    closing_ = true;
+  }
   loop_->Post([this] {
     stopping_ = true;
     watch_timer_->Cancel();
@@ -83,9 +91,81 @@ void Fleet::Stop() {
 
 void Fleet::Watch() {
   for (const std::unique_ptr<Member>& member : members_) {
-    if (member->session != nullptr) member->session->CheckProgress();
+    if (member->session == nullptr) continue;
+    member->session->CheckProgress();
+    if (member->leaves_by.has_value()) Dismiss(member.get());
   }
+  PublishEjections();
   watch_timer_->Set(loop_->Now() + kWatchEvery, [this] { Watch(); });
+}
+
+absl::Status Fleet::SetMembers(MemberSource source, std::vector<std::string> addresses) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  std::vector<std::string> wanted;
+  std::set<std::string> seen;
+  for (int32_t i = 0; i < kMemberSourceCount; ++i) {
+    const bool is_new = i == static_cast<int32_t>(source);
+    for (const std::string& address : is_new ? addresses : sources_[i]) {
+      if (seen.insert(address).second) wanted.push_back(address);
+    }
+  }
+  if (wanted.size() > static_cast<size_t>(kMembersMax)) {
+    return absl::ResourceExhaustedError(absl::StrCat(
+        wanted.size(), " workers are named, by all sources together; the limit is ", kMembersMax));
+  }
+  rooms_.metrics->SetMembers(source, static_cast<int32_t>(addresses.size()));
+  sources_[static_cast<size_t>(source)] = std::move(addresses);
+  if (wanted == wanted_) return absl::OkStatus();
+  wanted_ = std::move(wanted);
+  if (running_) loop_->Post([this] { ApplyMembers(); });
+  return absl::OkStatus();
+}
+
+void Fleet::ApplyMembers() {
+  if (stopping_) return;
+  std::vector<std::string> wanted;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    wanted = wanted_;
+  }
+  const std::set<std::string> keep(wanted.begin(), wanted.end());
+  std::set<std::string> known;
+  for (const std::unique_ptr<Member>& member : members_) {
+    if (keep.contains(member->address)) {
+      known.insert(member->address);
+    } else if (!member->leaves_by.has_value()) {
+      LOG(INFO) << "worker " << member->address << " leaves: no source names it any more";
+      member->leaves_by = loop_->Now() + std::chrono::seconds(options_.leave_timeout_s);
+      if (member->session != nullptr) member->session->Retire();
+      Dismiss(member.get());
+    }
+  }
+  std::erase_if(members_, [](const auto& member) {
+    return member->leaves_by.has_value() && member->session == nullptr;
+  });
+  for (const std::string& address : wanted) {
+    if (!known.contains(address)) Dial(AddMember(address));
+  }
+  Publish();
+}
+
+Fleet::Member* Fleet::AddMember(const std::string& address) {
+  members_.push_back(std::make_unique<Member>());
+  members_.back()->address = address;
+  members_.back()->timer = loop_->NewTimer();
+  return members_.back().get();
+}
+
+void Fleet::Dismiss(Member* member) {
+  if (member->session == nullptr) return;
+  if (member->state != WorkerState::kConnecting) member->state = WorkerState::kDraining;
+  if (member->session->requests() > 0 && loop_->Now() < *member->leaves_by) return;
+  member->session->Close(absl::UnavailableError("no source names it any more"));
+}
+
+bool Fleet::IsWanted(const std::string& address) const {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  return std::find(wanted_.begin(), wanted_.end(), address) != wanted_.end();
 }
 
 std::shared_ptr<const FleetSnapshot> Fleet::Snapshot() const {
@@ -95,27 +175,44 @@ std::shared_ptr<const FleetSnapshot> Fleet::Snapshot() const {
 
 bool Fleet::ready() const { return AnyAccepts(*Snapshot()); }
 
-absl::StatusOr<uint64_t> Fleet::WaitReady(Loop* loop, std::function<void()> fn) {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  const uint64_t ticket = ++tickets_;
-  if (AnyAccepts(*snapshot_)) {
-    loop->Post(std::move(fn));
-    return ticket;
+int64_t Fleet::Room() const {
+  int64_t room = -1;
+  int64_t room_of_ejected = -1;
+  for (const FleetWorker& worker : Snapshot()->workers) {
+    if (worker.session == nullptr || !worker.session->accepting()) continue;
+    int64_t& sum = worker.ejected ? room_of_ejected : room;
+    sum = std::max<int64_t>(sum, 0) + worker.session->Room();
   }
-  if (static_cast<int64_t>(waiters_.size()) >= options_.waiting_max) {
-    return absl::ResourceExhaustedError(absl::StrCat("no worker is ready and ", waiters_.size(),
-                                                     " requests wait for one; the limit is ",
-                                                     options_.waiting_max));
-  }
-  waiters_.push_back({.ticket = ticket, .loop = loop, .fn = std::move(fn)});
-  return ticket;
+  return room >= 0 ? room : room_of_ejected;
 }
 
-void Fleet::CancelWait(uint64_t ticket) {
+void Fleet::TakeFault(const std::string& address, WorkerFault fault) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  const auto found = std::find_if(waiters_.begin(), waiters_.end(),
-                                  [&](const Waiter& waiter) { return waiter.ticket == ticket; });
-  if (found != waiters_.end()) waiters_.erase(found);
+  if (closing_) return;
+  const auto size = static_cast<int32_t>(snapshot_->workers.size());
+  if (!outliers_.TakeFault(address, fault, size, NowMs(*loop_))) return;
+  rooms_.metrics->CountEjection();
+  // Under the lock, so that nothing is posted once closing_ is set.
+  loop_->Post([this, address] {
+    LOG(WARNING) << "worker " << address << " fails, and is not chosen for a while";
+    PublishEjections();
+  });
+}
+
+void Fleet::TakeSuccess(const std::string& address) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  outliers_.TakeSuccess(address, NowMs(*loop_));
+}
+
+void Fleet::PublishEjections() {
+  bool same = true;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (const FleetWorker& worker : snapshot_->workers) {
+      same = same && worker.ejected == outliers_.IsEjected(worker.address, NowMs(*loop_));
+    }
+  }
+  if (!same && !stopping_) Publish();
 }
 
 void Fleet::Dial(Member* member) {
@@ -140,7 +237,7 @@ void Fleet::Dial(Member* member) {
 }
 
 void Fleet::OnReady(Member* member) {
-  if (stopping_) return;
+  if (stopping_ || member->leaves_by.has_value()) return;
   member->state = WorkerState::kReady;
   member->failures = 0;
   member->last_error = absl::OkStatus();
@@ -167,6 +264,7 @@ void Fleet::OnEnd(Member* member, const absl::Status& status) {
     if (sessions_open_ == 0) stopped_.set_value();
     return;
   }
+  if (member->leaves_by.has_value()) return EndLeave(member);
   // The same failure again and again is said once.
   if (status != member->last_error) {
     LOG(WARNING) << "worker " << member->address << " is down: " << status.message();
@@ -174,6 +272,15 @@ void Fleet::OnEnd(Member* member, const absl::Status& status) {
   member->last_error = status;
   ++member->failures;
   DialLater(member);
+  Publish();
+}
+
+void Fleet::EndLeave(Member* member) {
+  LOG(INFO) << "worker " << member->address << " has left";
+  const std::string address = member->address;
+  std::erase_if(members_, [&](const auto& other) { return other.get() == member; });
+  // Perhaps a source names it anew since; its old session could take nothing more.
+  if (IsWanted(address)) Dial(AddMember(address));
   Publish();
 }
 
@@ -204,13 +311,16 @@ void Fleet::Publish() {
     }
     snapshot->workers.push_back(std::move(worker));
   }
-  std::vector<Waiter> woken;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
+    for (FleetWorker& worker : snapshot->workers) {
+      worker.ejected = outliers_.IsEjected(worker.address, NowMs(*loop_));
+      if (worker.ejected) ++snapshot->ejected;
+    }
     snapshot_ = snapshot;
-    if (AnyAccepts(*snapshot)) woken = std::exchange(waiters_, {});
   }
-  for (Waiter& waiter : woken) waiter.loop->Post(std::move(waiter.fn));
+  rooms_.metrics->SetEjected(snapshot->ejected);
+  if (rooms_.on_room) rooms_.on_room();
   if (on_change_) on_change_(*snapshot);
 }
 

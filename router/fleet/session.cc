@@ -95,6 +95,19 @@ WorkerLoad Session::Load() const {
           .silent_s = 1e-3 * static_cast<double>(NowMs(*rooms_.loops[0]) - heard_ms_.load())};
 }
 
+int64_t Session::Room() const {
+  if (!accepting()) return 0;
+  const WorkerLoad load = Load();
+  const bool crowded =
+      said_requests_waiting_.load(std::memory_order_relaxed) > options_.worker_queue_requests ||
+      load.tokens_waiting >= options_.worker_queue_tokens;
+  const int64_t room =
+      crowded ? 0 : int64_t{shape_.sequences_max} + options_.worker_queue_requests - load.requests;
+  // What it said may be long past when it has nothing of ours: one more, and it says it anew.
+  const bool idle = own_requests_.load(std::memory_order_relaxed) == 0;
+  return std::max<int64_t>(room, idle ? 1 : 0);
+}
+
 absl::StatusOr<uint64_t> Session::Submit(Loop* loop, wire::Submit submit, Receiver* receiver,
                                          int64_t cached_tokens) {
   DCHECK(loop->OnThread());
@@ -130,6 +143,7 @@ void Session::Cancel(Loop* loop, uint64_t request_id) {
   wire::RouterFrame frame;
   frame.mutable_cancel()->set_request_id(request_id);
   Send(std::move(frame));
+  TellRoom();
 }
 
 void Session::Forget(const Live& live) {
@@ -137,6 +151,12 @@ void Session::Forget(const Live& live) {
   if (!live.answered) {
     own_tokens_waiting_.fetch_sub(live.prompt_tokens, std::memory_order_relaxed);
   }
+}
+
+void Session::Retire() {
+  const std::lock_guard<std::mutex> lock(out_mutex_);
+  retired_ = true;
+  accepting_ = false;
 }
 
 void Session::Close(const absl::Status& reason) {
@@ -244,7 +264,7 @@ absl::Status Session::TakeWelcome(const wire::Welcome& welcome) {
   {
     const std::lock_guard<std::mutex> lock(out_mutex_);
     if (!close_reason_.ok()) return absl::OkStatus();
-    accepting_ = true;
+    accepting_ = !retired_;
   }
   events_.on_ready();
   return absl::OkStatus();
@@ -253,11 +273,16 @@ absl::Status Session::TakeWelcome(const wire::Welcome& welcome) {
 void Session::FollowCache() {
   cache_.emplace(rooms_.index);
   cache_slot_ = cache_->slot();
-  if (cache_slot_ >= 0) Obey(CacheFeed::Next::kAskSnapshot);
+  if (cache_slot_ >= 0) AskSnapshot();
 }
 
 void Session::Obey(CacheFeed::Next next) {
   if (next == CacheFeed::Next::kGoOn) return;
+  rooms_.metrics->CountCacheBreak();
+  AskSnapshot();
+}
+
+void Session::AskSnapshot() {
   rooms_.metrics->CountCacheSnapshot();
   wire::RouterFrame frame;
   frame.mutable_ask_cache_snapshot();
@@ -268,10 +293,12 @@ void Session::TakeLoad(const wire::Load& load) {
   const auto relaxed = std::memory_order_relaxed;
   said_requests_.store(static_cast<int32_t>(load.requests_running() + load.requests_waiting()),
                        relaxed);
+  said_requests_waiting_.store(static_cast<int32_t>(load.requests_waiting()), relaxed);
   said_tokens_waiting_.store(static_cast<int64_t>(load.tokens_waiting()), relaxed);
   said_kv_blocks_used_.store(static_cast<int64_t>(load.kv_blocks_used()), relaxed);
   said_kv_blocks_total_.store(static_cast<int64_t>(load.kv_blocks_total()), relaxed);
   said_context_tokens_.store(static_cast<int64_t>(load.context_tokens()), relaxed);
+  TellRoom();
   if (!load.has_step_times()) return;  // as said before
   const wire::StepTimes& times = load.step_times();
   said_base_us_.store(Sane(times.base_us()), relaxed);
@@ -315,6 +342,7 @@ void Session::Deliver(int32_t loop_index, const std::vector<wire::Output>& outpu
     }
     receiver->OnOutput(output);
   }
+  TellRoom();
 }
 
 void Session::OnClosed(const absl::Status& stream_status) {

@@ -88,6 +88,8 @@ struct FleetRooms {
   PrefixIndex* index = nullptr;  // learns what the workers' caches hold
   RouterMetrics* metrics = nullptr;
   DialWorker dial;
+  /// Told whenever some worker may take more requests than before, on any thread. May be empty.
+  std::function<void()> on_room = nullptr;
 };
 
 class Session final : private StreamReader {
@@ -112,6 +114,9 @@ class Session final : private StreamReader {
   /// Set before on_ready, constant from then on.
   const WorkerShape& shape() const { return shape_; }
   WorkerLoad Load() const;  // any thread
+  /// How many requests it would take now without more than worker_queue_* of them waiting there.
+  /// Any thread.
+  int64_t Room() const;
   /// The worker's slot in the index; -1: its cache is not known. Set before on_ready, constant from
   /// then on; void once the session has ended.
   int32_t cache_slot() const { return cache_slot_; }
@@ -125,6 +130,11 @@ class Session final : private StreamReader {
   /// Tells the worker to drop the request, and forgets its receiver. On the loop of its submit;
   /// nothing happens when the request has ended.
   void Cancel(Loop* loop, uint64_t request_id);
+
+  /// Takes no new requests from now on; those there go on. Any thread.
+  void Retire();
+  /// Requests that were sent and have not ended. Any thread.
+  int32_t requests() const { return own_requests_.load(std::memory_order_relaxed); }
 
   /// Ends the stream; on_end gets `reason`. Any thread.
   void Close(const absl::Status& reason);
@@ -149,6 +159,7 @@ class Session final : private StreamReader {
   void Dial();
   void FollowCache();
   void Obey(CacheFeed::Next next);
+  void AskSnapshot();
 
   void OnFrame(wire::WorkerFrame* frame) override;
   void OnWritten(bool ok) override;
@@ -157,6 +168,9 @@ class Session final : private StreamReader {
 
   absl::Status TakeFrame(wire::WorkerFrame* frame);
   void TakeLoad(const wire::Load& load);
+  void TellRoom() const {
+    if (rooms_.on_room) rooms_.on_room();
+  }
   absl::Status TakeWelcome(const wire::Welcome& welcome);
   void TakeStep(wire::Step* step);
   void Deliver(int32_t loop_index, const std::vector<wire::Output>& outputs);
@@ -188,6 +202,7 @@ class Session final : private StreamReader {
   std::atomic<int64_t> own_tokens_waiting_{0};
   // What the last Step said.
   std::atomic<int32_t> said_requests_{0};
+  std::atomic<int32_t> said_requests_waiting_{0};
   std::atomic<int64_t> said_tokens_waiting_{0};
   std::atomic<int64_t> said_kv_blocks_used_{0};
   std::atomic<int64_t> said_kv_blocks_total_{0};
@@ -210,6 +225,7 @@ class Session final : private StreamReader {
   std::deque<wire::RouterFrame> out_ ABSL_GUARDED_BY(out_mutex_);  // the first is being written
   int64_t out_bytes_ ABSL_GUARDED_BY(out_mutex_) = 0;
   bool ended_ ABSL_GUARDED_BY(out_mutex_) = false;
+  bool retired_ ABSL_GUARDED_BY(out_mutex_) = false;
   absl::Status close_reason_ ABSL_GUARDED_BY(out_mutex_);
 };
 

@@ -41,8 +41,11 @@ class GrpcFront {
   /// What grpc.health.v1 says; not serving until the first call, nor once drained. Any thread.
   void SetServing(bool serving);
 
-  /// Takes no new calls, lets those there are finish for up to `wait`, then cancels them. Blocks;
-  /// not from a loop's thread. A second call does nothing.
+  /// From now on health says not serving, whatever SetServing is told; calls are taken as before.
+  void BeginDrain();
+
+  /// As BeginDrain; takes no new calls, lets those there are finish for up to `wait`, then cancels
+  /// them. Blocks; not from a loop's thread. A second call does nothing.
   void Drain(std::chrono::milliseconds wait);
 
  private:

@@ -49,31 +49,32 @@ uint32_t BlockTable::LowerBound(uint64_t hash) const {
 HolderSet* BlockTable::Find(const BlockKey& block, uint64_t hash) {
   Place* const places = first_.load(std::memory_order_relaxed);
   const uint32_t end = this->places();
-  const std::array<uint32_t, 4> name = NameOf(block);
   for (uint32_t at = LowerBound(hash); at < end && places[at].holders != 0; ++at) {
-    if (places[at].name == name) return &places[at].holders;
+    if (places[at].IsOf(block)) return &places[at].holders;
     if (HashAt(places[at]) != hash) break;
   }
   return nullptr;
 }
 
-HolderSet* BlockTable::Insert(const BlockKey& block, uint64_t hash, int64_t blocks_max) {
-  if (size_ >= blocks_max) return nullptr;
+bool BlockTable::Grow(int64_t blocks_max) {
   const uint32_t capacity_max = CapacityFor(blocks_max);
-  const auto grow = [&] {
-    // By a quarter: what a table takes stays near to what it needs.
-    const uint32_t larger = capacity_ + std::max<uint32_t>(kCapacityMin, capacity_ / 4);
-    return capacity_ < capacity_max && Rebuild(std::min(larger, capacity_max));
-  };
-  if (size_ >= BlocksOf(capacity_) && !grow()) return nullptr;
+  // By a quarter: what a table takes stays near to what it needs.
+  const uint32_t larger = capacity_ + std::max<uint32_t>(kCapacityMin, capacity_ / 4);
+  return capacity_ < capacity_max && Rebuild(std::min(larger, capacity_max));
+}
+
+HolderSet* BlockTable::FindOrInsert(const BlockKey& block, uint64_t hash, int64_t blocks_max) {
   while (true) {
     Place* const places = first_.load(std::memory_order_relaxed);
     const uint32_t end = this->places();
     const uint32_t at = LowerBound(hash);
     uint32_t free = at;
-    while (free < end && places[free].holders != 0) ++free;
-    if (free == end) {
-      if (!grow()) return nullptr;
+    for (; free < end && places[free].holders != 0; ++free) {
+      if (places[free].IsOf(block)) return &places[free].holders;
+    }
+    if (size_ >= blocks_max) return nullptr;
+    if (size_ >= BlocksOf(capacity_) || free == end) {
+      if (!Grow(blocks_max)) return nullptr;
       continue;
     }
     std::memmove(places + at + 1, places + at, (free - at) * sizeof(Place));

@@ -31,14 +31,14 @@ class BlockTable {
     return mixed ^ mixed >> 32;
   }
 
-  /// The block's holders; null: it is not there. Valid until the next Insert, Erase or Sweep.
+  /// The block's holders; null: it is not there. Valid until the next FindOrInsert, Erase or Sweep.
   HolderSet* Find(const BlockKey& block, uint64_t hash);
   const HolderSet* Find(const BlockKey& block, uint64_t hash) const {
     return const_cast<BlockTable*>(this)->Find(block, hash);
   }
-  /// A place for a block that is not there, with no holders: the caller sets them at once, and not
-  /// to 0. Null: `blocks_max` are there.
-  HolderSet* Insert(const BlockKey& block, uint64_t hash, int64_t blocks_max);
+  /// The block's holders; where it was not there, a place with none: the caller sets them at once,
+  /// and not to 0. Null: it is not there, and `blocks_max` others are.
+  HolderSet* FindOrInsert(const BlockKey& block, uint64_t hash, int64_t blocks_max);
   /// Drops the block whose holders these are.
   void Erase(HolderSet* holders);
   /// change(HolderSet*) for every block; those left with 0 are dropped.
@@ -57,6 +57,13 @@ class BlockTable {
   struct Place {
     std::array<uint32_t, 4> name;
     HolderSet holders;  // 0: free
+
+    bool IsOf(const BlockKey& block) const {
+      return ((name[0] ^ static_cast<uint32_t>(block.low)) |
+              (name[1] ^ static_cast<uint32_t>(block.low >> 32)) |
+              (name[2] ^ static_cast<uint32_t>(block.high)) |
+              (name[3] ^ static_cast<uint32_t>(block.high >> 32))) == 0;
+    }
   };
   static_assert(sizeof(Place) == 20);
   static constexpr uint32_t kCapacityMin = 16;
@@ -71,6 +78,7 @@ class BlockTable {
   }
   uint32_t places() const { return capacity_ == 0 ? 0 : capacity_ + kTail; }
   uint32_t LowerBound(uint64_t hash) const;
+  bool Grow(int64_t blocks_max);
   bool Rebuild(uint32_t capacity);
   void EraseAt(uint32_t at);
   void ShrinkIfSparse();

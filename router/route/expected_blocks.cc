@@ -88,14 +88,6 @@ void ExpectedBlocks::Expect(int32_t slot, absl::Span<const BlockKey> chain, int6
   }
 }
 
-WorkerMask ExpectedBlocks::Holders(const BlockKey& block, int64_t now_ms) const {
-  const Shard& shard = ShardOf(block);
-  MutexLock lock(&shard.mutex);
-  const auto found = shard.notes.find(block);
-  if (found == shard.notes.end() || found->second.until_ms <= now_ms) return {};
-  return sets_->Mask(found->second.holders);
-}
-
 void ExpectedBlocks::RemoveWorker(int32_t slot) {
   for (Shard& shard : shards_) {
     MutexLock lock(&shard.mutex);

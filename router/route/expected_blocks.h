@@ -41,8 +41,9 @@ class ExpectedBlocks {
   /// The worker in `slot` will hold `chain`: counts until `until_ms`, or until a later time that is
   /// said of one of these blocks, for whichever worker.
   void Expect(int32_t slot, absl::Span<const BlockKey> chain, int64_t now_ms, int64_t until_ms);
-  /// Who will hold the block.
-  WorkerMask Holders(const BlockKey& block, int64_t now_ms) const;
+  /// Who will hold the block, of the slots below 64 * kWords.
+  template <size_t kWords = 16>
+  WorkerBits<kWords> Holders(const BlockKey& block, int64_t now_ms) const;
   /// Forgets what is expected of the worker: some 5 ns a note, one shard's lock at a time.
   void RemoveWorker(int32_t slot);
 
@@ -73,5 +74,14 @@ class ExpectedBlocks {
   HolderSets* const sets_;
   std::array<Shard, kShards> shards_;
 };
+
+template <size_t kWords>
+WorkerBits<kWords> ExpectedBlocks::Holders(const BlockKey& block, int64_t now_ms) const {
+  const Shard& shard = ShardOf(block);
+  MutexLock lock(&shard.mutex);
+  const auto found = shard.notes.find(block);
+  if (found == shard.notes.end() || found->second.until_ms <= now_ms) return {};
+  return sets_->Mask<kWords>(found->second.holders);
+}
 
 }  // namespace glm::router

@@ -7,10 +7,6 @@
 namespace glm::router {
 namespace {
 
-constexpr uint32_t kSlotBits = 10;
-constexpr uint32_t kSlotMask = (1u << kSlotBits) - 1;
-static_assert(WorkerMask::kWorkersMax == 1 << kSlotBits);
-
 /// The finaliser of SplitMix64.
 uint64_t Mix(uint64_t x) {
   x += 0x9E3779B97F4A7C15u;
@@ -45,14 +41,6 @@ HolderSet HolderSets::Small(const std::array<int32_t, 3>& slots, int32_t count) 
   return count == 0 ? 0 : set;
 }
 
-int32_t HolderSets::SlotsOf(HolderSet set, std::array<int32_t, 3>* slots) {
-  const auto count = static_cast<int32_t>(set >> 30);
-  for (int32_t i = 0; i < count; ++i) {
-    (*slots)[i] = static_cast<int32_t>(set >> (kSlotBits * i) & kSlotMask);
-  }
-  return count;
-}
-
 bool HolderSets::Has(HolderSet set, int32_t slot) const {
   if (IsLarge(set)) return Named(set).mask.Has(slot);
   std::array<int32_t, 3> slots;
@@ -60,24 +48,15 @@ bool HolderSets::Has(HolderSet set, int32_t slot) const {
   return std::find(slots.begin(), slots.begin() + count, slot) != slots.begin() + count;
 }
 
-WorkerMask HolderSets::Mask(HolderSet set) const {
-  if (IsLarge(set)) return Named(set).mask;
-  std::array<int32_t, 3> slots;
-  const int32_t count = SlotsOf(set, &slots);
-  WorkerMask mask;
-  for (int32_t i = 0; i < count; ++i) mask.Set(slots[i]);
-  return mask;
-}
-
-bool HolderSets::Add(HolderSet* set, int32_t slot) {
-  if (Has(*set, slot)) return true;
+HolderSets::Added HolderSets::Add(HolderSet* set, int32_t slot) {
+  if (Has(*set, slot)) return Added::kWasThere;
   std::array<int32_t, 3> slots;
   const int32_t count = IsLarge(*set) ? 4 : SlotsOf(*set, &slots);
   if (count < 3) {
     slots[count] = slot;
     std::sort(slots.begin(), slots.begin() + count + 1);
     *set = Small(slots, count + 1);
-    return true;
+    return Added::kYes;
   }
   WorkerMask mask = Mask(*set);
   uint64_t hash = HashOf(slot);
@@ -88,20 +67,20 @@ bool HolderSets::Add(HolderSet* set, int32_t slot) {
   }
   mask.Set(slot);
   const HolderSet larger = Intern(mask, hash);
-  if (larger == 0) return false;
+  if (larger == 0) return Added::kNoRoom;
   Release(*set);
   *set = larger;
-  return true;
+  return Added::kYes;
 }
 
-void HolderSets::Remove(HolderSet* set, int32_t slot) {
-  if (!Has(*set, slot)) return;
+bool HolderSets::Remove(HolderSet* set, int32_t slot) {
+  if (!Has(*set, slot)) return false;
   std::array<int32_t, 3> slots;
   if (!IsLarge(*set)) {
     const int32_t count = SlotsOf(*set, &slots);
-    std::remove(slots.begin(), slots.begin() + count, slot);
+    (void)std::remove(slots.begin(), slots.begin() + count, slot);
     *set = Small(slots, count - 1);
-    return;
+    return true;
   }
   WorkerMask mask = Mask(*set);
   mask.Clear(slot);
@@ -116,6 +95,7 @@ void HolderSets::Remove(HolderSet* set, int32_t slot) {
   }
   Release(*set);
   *set = rest;
+  return true;
 }
 
 void HolderSets::Release(HolderSet set) {

@@ -34,16 +34,21 @@ class HolderSets {
   HolderSets& operator=(const HolderSets&) = delete;
   ~HolderSets();
 
-  /// The caller's name becomes that of the set with `slot`; false: there is no room, and it stays.
-  bool Add(HolderSet* set, int32_t slot);
-  /// The caller's name becomes that of the set without `slot`, or of three of those left.
-  void Remove(HolderSet* set, int32_t slot);
+  enum class Added : uint8_t { kYes, kWasThere, kNoRoom };
+
+  /// The caller's name becomes that of the set with `slot`, or stays.
+  Added Add(HolderSet* set, int32_t slot);
+  /// The caller's name becomes that of the set without `slot`, or of three of those left. Whether
+  /// it was there.
+  bool Remove(HolderSet* set, int32_t slot);
   /// The caller's name is given up.
   void Release(HolderSet set);
 
   // REQUIRES that the caller holds the name.
   bool Has(HolderSet set, int32_t slot) const;
-  WorkerMask Mask(HolderSet set) const;
+  /// Of the slots below 64 * kWords.
+  template <size_t kWords = 16>
+  WorkerBits<kWords> Mask(HolderSet set) const;
 
   int64_t large_sets() const;  // kept now
   int64_t bytes() const;       // taken from the heap
@@ -74,8 +79,16 @@ class HolderSets {
   };
 
   static bool IsLarge(HolderSet set) { return set != 0 && (set >> 30) == 0; }
+  static constexpr uint32_t kSlotBits = 10;
+  static_assert(WorkerMask::kWorkersMax == 1 << kSlotBits);
   static HolderSet Small(const std::array<int32_t, 3>& slots, int32_t count);
-  static int32_t SlotsOf(HolderSet set, std::array<int32_t, 3>* slots);
+  static int32_t SlotsOf(HolderSet set, std::array<int32_t, 3>* slots) {
+    const auto count = static_cast<int32_t>(set >> 30);
+    for (int32_t i = 0; i < count; ++i) {
+      (*slots)[i] = static_cast<int32_t>(set >> (kSlotBits * i) & ((1u << kSlotBits) - 1));
+    }
+    return count;
+  }
   HolderSet NameOf(uint32_t stripe, uint32_t place) const {
     return (place << kStripeBits | stripe) + 1;
   }
@@ -96,5 +109,17 @@ class HolderSets {
   std::array<Stripe, kStripes> stripes_;
   std::atomic<int64_t> chunks_made_{0};
 };
+
+template <size_t kWords>
+WorkerBits<kWords> HolderSets::Mask(HolderSet set) const {
+  if (IsLarge(set)) return WorkerBits<kWords>(Named(set).mask);
+  std::array<int32_t, 3> slots;
+  const int32_t count = SlotsOf(set, &slots);
+  WorkerBits<kWords> mask;
+  for (int32_t i = 0; i < count; ++i) {
+    if (slots[i] < WorkerBits<kWords>::kWorkersMax) mask.Set(slots[i]);
+  }
+  return mask;
+}
 
 }  // namespace glm::router

@@ -4,6 +4,7 @@
 #include <bit>
 #include <utility>
 
+#include "absl/container/inlined_vector.h"
 #include "proto/base/log.h"
 
 namespace glm::router {
@@ -21,40 +22,47 @@ int64_t ExpectedFor(int64_t blocks_max) {
   return std::max(kExpectedMin, blocks_max / kBlocksPerExpected);
 }
 
-/// Finds for every worker the largest place that it holds, given that it holds all smaller ones
-/// too: holders(place) are those of one place, ahead(place) is told before it is asked for, and
-/// found(workers, place) of groups that hold at least place 1.
-template <typename Holders, typename Ahead, typename Found>
-class Bisection {
- public:
-  Bisection(Holders holders, Ahead ahead, Found found)
-      : holders_(std::move(holders)), ahead_(std::move(ahead)), found_(std::move(found)) {}
-
-  /// For the depths of `workers`, which lie in [low, high].
-  void Run(const WorkerMask& workers, int32_t low, int32_t high) {
+/// Finds for every worker of `all` the largest place in [1, places] that it holds, given that it
+/// holds the first, and all smaller ones too. holders(place) are those of one place, ahead(place)
+/// is told before it is asked for, and found(workers, place) hears of all.
+///
+/// All parts are halved in one round, so that the memory of a part is fetched while the others are
+/// looked at.
+template <size_t kWords, typename Holders, typename Ahead, typename Found>
+void Bisect(const WorkerBits<kWords>& all, int32_t places, Holders holders, Ahead ahead,
+            Found found) {
+  /// Workers whose depth lies in [low, high].
+  struct Part {
+    WorkerBits<kWords> workers;
+    int32_t low;
+    int32_t high;
+    int32_t Middle() const { return low + (high - low + 1) / 2; }  // at least low + 1
+  };
+  using Parts = absl::InlinedVector<Part, 16>;
+  const auto add = [&](Parts* parts, const WorkerBits<kWords>& workers, int32_t low, int32_t high) {
     if (workers.empty()) return;
-    if (low == high) {
-      if (low > 0) found_(workers, low);
-      return;
+    if (low == high) return found(workers, low);
+    parts->push_back({workers, low, high});
+    ahead(parts->back().Middle());
+  };
+  Parts some;
+  Parts others;
+  Parts* parts = &some;
+  Parts* halves = &others;
+  add(parts, all, 1, places);
+  while (!parts->empty()) {
+    halves->clear();
+    for (const Part& part : *parts) {
+      WorkerBits<kWords> deeper = holders(part.Middle());
+      deeper.KeepOnly(part.workers);
+      WorkerBits<kWords> rest = part.workers;
+      rest.Subtract(deeper);
+      add(halves, deeper, part.Middle(), part.high);
+      add(halves, rest, part.low, part.Middle() - 1);
     }
-    const int32_t middle = Middle(low, high);
-    WorkerMask deeper = holders_(middle);
-    deeper.KeepOnly(workers);
-    WorkerMask rest = workers;
-    rest.Subtract(deeper);
-    if (low < middle - 1) ahead_(Middle(low, middle - 1));
-    if (middle < high) ahead_(Middle(middle, high));
-    Run(deeper, middle, high);
-    Run(rest, low, middle - 1);
+    std::swap(parts, halves);
   }
-
- private:
-  static int32_t Middle(int32_t low, int32_t high) { return low + (high - low + 1) / 2; }
-
-  Holders holders_;
-  Ahead ahead_;
-  Found found_;
-};
+}
 
 }  // namespace
 
@@ -87,6 +95,7 @@ int32_t PrefixIndex::AddWorker() {
   for (int32_t slot = 0; slot < WorkerMask::kWorkersMax; ++slot) {
     if (slots_used_.Has(slot)) continue;
     slots_used_.Set(slot);
+    slots_end_ = std::max(slots_end_.load(), slot + 1);
     return slot;
   }
   return -1;
@@ -110,9 +119,7 @@ void PrefixIndex::ClearWorker(int32_t slot) {
     int64_t cleared = 0;
     MutexLock lock(&shard.mutex);
     shard.table.Sweep([&](HolderSet* holders) {
-      if (!sets_.Has(*holders, slot)) return;
-      sets_.Remove(holders, slot);
-      ++cleared;
+      if (sets_.Remove(holders, slot)) ++cleared;
     });
     held_[slot].fetch_sub(cleared, std::memory_order_relaxed);
   }
@@ -128,12 +135,11 @@ bool PrefixIndex::StoreOne(int32_t slot, const BlockKey& block) {
   const uint64_t hash = BlockTable::HashOf(block);
   Shard& shard = ShardOf(hash);
   MutexLock lock(&shard.mutex);
-  HolderSet* holders = shard.table.Find(block, hash);
-  if (holders == nullptr) holders = shard.table.Insert(block, hash, shard_blocks_max_);
-  if (holders != nullptr && sets_.Has(*holders, slot)) return false;
-  if (holders != nullptr && sets_.Add(holders, slot)) return true;
-  ++shard.refused;
-  return false;
+  HolderSet* const holders = shard.table.FindOrInsert(block, hash, shard_blocks_max_);
+  const HolderSets::Added added =
+      holders == nullptr ? HolderSets::Added::kNoRoom : sets_.Add(holders, slot);
+  if (added == HolderSets::Added::kNoRoom) ++shard.refused;
+  return added == HolderSets::Added::kYes;
 }
 
 bool PrefixIndex::RemoveOne(int32_t slot, const BlockKey& block) {
@@ -141,8 +147,7 @@ bool PrefixIndex::RemoveOne(int32_t slot, const BlockKey& block) {
   Shard& shard = ShardOf(hash);
   MutexLock lock(&shard.mutex);
   HolderSet* const holders = shard.table.Find(block, hash);
-  if (holders == nullptr || !sets_.Has(*holders, slot)) return false;
-  sets_.Remove(holders, slot);
+  if (holders == nullptr || !sets_.Remove(holders, slot)) return false;
   if (*holders == 0) shard.table.Erase(holders);
   return true;
 }
@@ -177,30 +182,46 @@ void PrefixIndex::Expect(int32_t slot, absl::Span<const BlockKey> chain, int64_t
   expected_.Expect(slot, chain, now_ms, until_ms);
 }
 
-WorkerMask PrefixIndex::HoldersOf(const BlockKey& block) const {
+template <size_t kWords>
+WorkerBits<kWords> PrefixIndex::HoldersOf(const BlockKey& block) const {
   const uint64_t hash = BlockTable::HashOf(block);
   const Shard& shard = ShardOf(hash);
   MutexLock lock(&shard.mutex);
   const HolderSet* const holders = shard.table.Find(block, hash);
-  return holders == nullptr ? WorkerMask() : sets_.Mask(*holders);
+  return holders == nullptr ? WorkerBits<kWords>() : sets_.Mask<kWords>(*holders);
+}
+
+template <size_t kWords>
+void PrefixIndex::FindDepths(absl::Span<const BlockKey> chain, int64_t now_ms,
+                             int32_t* depths) const {
+  const auto length = static_cast<int32_t>(chain.size());
+  const auto deepen = [&](const WorkerBits<kWords>& workers, int32_t depth) {
+    workers.ForEach([&](int32_t slot) { depths[slot] = std::max(depths[slot], depth); });
+  };
+  // Who does not hold the first block is out of it at once.
+  Bisect(
+      HoldersOf<kWords>(chain[0]), length,
+      [&](int32_t place) { return HoldersOf<kWords>(chain[place - 1]); },
+      [&](int32_t place) { Prefetch(chain[place - 1]); }, deepen);
+  const auto noted = [&](int32_t note) { return ExpectedBlocks::LengthAt(note - 1, length); };
+  Bisect(
+      expected_.Holders<kWords>(chain[0], now_ms), ExpectedBlocks::Notes(length),
+      [&](int32_t note) { return expected_.Holders<kWords>(chain[noted(note) - 1], now_ms); },
+      [](int32_t) {},
+      [&](const WorkerBits<kWords>& workers, int32_t note) { deepen(workers, noted(note)); });
 }
 
 std::vector<int32_t> PrefixIndex::Depths(absl::Span<const BlockKey> chain, int64_t now_ms) const {
   std::vector<int32_t> depths(WorkerMask::kWorkersMax, 0);
   if (chain.empty()) return depths;
-  const auto length = static_cast<int32_t>(chain.size());
-  const auto deepen = [&](const WorkerMask& workers, int32_t depth) {
-    workers.ForEach([&](int32_t slot) { depths[slot] = std::max(depths[slot], depth); });
-  };
-  // Who does not hold the first block is out of it at once.
-  Bisection([&](int32_t place) { return HoldersOf(chain[place - 1]); },
-            [&](int32_t place) { Prefetch(chain[place - 1]); }, deepen)
-      .Run(HoldersOf(chain[0]), 1, length);
-  const auto noted = [&](int32_t note) { return ExpectedBlocks::LengthAt(note - 1, length); };
-  Bisection([&](int32_t note) { return expected_.Holders(chain[noted(note) - 1], now_ms); },
-            [](int32_t) {},
-            [&](const WorkerMask& workers, int32_t note) { deepen(workers, noted(note)); })
-      .Run(expected_.Holders(chain[0], now_ms), 1, ExpectedBlocks::Notes(length));
+  const int32_t slots_end = slots_end_.load(std::memory_order_relaxed);
+  if (slots_end <= 64) {
+    FindDepths<1>(chain, now_ms, depths.data());
+  } else if (slots_end <= 256) {
+    FindDepths<4>(chain, now_ms, depths.data());
+  } else {
+    FindDepths<16>(chain, now_ms, depths.data());
+  }
   return depths;
 }
 

@@ -8,9 +8,19 @@
 
 namespace glm::router {
 
-class WorkerMask {
+/// Of the slots below 64 * kWords: a fleet that is small pays for few words.
+template <size_t kWords>
+class WorkerBits {
  public:
-  static constexpr int32_t kWorkersMax = 1024;
+  static constexpr int32_t kWorkersMax = 64 * kWords;
+
+  WorkerBits() = default;
+  /// Those of `other` that are below kWorkersMax.
+  template <size_t kMore>
+  explicit WorkerBits(const WorkerBits<kMore>& other) {
+    static_assert(kMore >= kWords);
+    for (size_t i = 0; i < kWords; ++i) words_[i] = other.words_[i];
+  }
 
   void Set(int32_t slot) { words_[slot / 64] |= Bit(slot); }
   void Clear(int32_t slot) { words_[slot / 64] &= ~Bit(slot); }
@@ -25,10 +35,10 @@ class WorkerMask {
     for (const uint64_t word : words_) count += std::popcount(word);
     return count;
   }
-  void KeepOnly(const WorkerMask& other) {
+  void KeepOnly(const WorkerBits& other) {
     for (size_t i = 0; i < words_.size(); ++i) words_[i] &= other.words_[i];
   }
-  void Subtract(const WorkerMask& other) {
+  void Subtract(const WorkerBits& other) {
     for (size_t i = 0; i < words_.size(); ++i) words_[i] &= ~other.words_[i];
   }
   /// Calls fn(slot) for each slot in the set, rising.
@@ -40,11 +50,15 @@ class WorkerMask {
       }
     }
   }
-  bool operator==(const WorkerMask&) const = default;
+  bool operator==(const WorkerBits&) const = default;
 
  private:
+  template <size_t>
+  friend class WorkerBits;
   static uint64_t Bit(int32_t slot) { return uint64_t{1} << (slot % 64); }
-  std::array<uint64_t, kWorkersMax / 64> words_{};
+  std::array<uint64_t, kWords> words_{};
 };
+
+using WorkerMask = WorkerBits<16>;
 
 }  // namespace glm::router

@@ -15,8 +15,9 @@ constexpr int64_t kMax = 100'000;
 BlockKey Key(uint64_t number) { return {number * 0x9E3779B97F4A7C15u, number}; }
 
 void Put(BlockTable* table, const BlockKey& key, HolderSet holders) {
-  HolderSet* const place = table->Insert(key, BlockTable::HashOf(key), kMax);
+  HolderSet* const place = table->FindOrInsert(key, BlockTable::HashOf(key), kMax);
   ASSERT_NE(place, nullptr);
+  ASSERT_EQ(*place, 0u);
   *place = holders;
 }
 
@@ -44,6 +45,7 @@ void CheckAgainstMap(uint64_t numbers, KeyOf key_of) {
       Put(&table, key, want[number]);
     } else {
       ASSERT_EQ(*place, want[number]);
+      ASSERT_EQ(table.FindOrInsert(key, BlockTable::HashOf(key), kMax), place);
       if (erases) {
         table.Erase(place);
         want.erase(number);
@@ -93,7 +95,7 @@ TEST(BlockTableTest, ThereIsABound) {
   BlockTable table;
   int64_t taken = 0;
   for (uint64_t n = 0; n < 1000; ++n) {
-    HolderSet* const place = table.Insert(Key(n), BlockTable::HashOf(Key(n)), 100);
+    HolderSet* const place = table.FindOrInsert(Key(n), BlockTable::HashOf(Key(n)), 100);
     if (place == nullptr) continue;
     *place = 1;
     ++taken;
@@ -102,7 +104,7 @@ TEST(BlockTableTest, ThereIsABound) {
   EXPECT_EQ(table.size(), 100);
   EXPECT_LE(table.bytes(), BlockTable::BytesMax(100));
   table.Erase(table.Find(Key(5), BlockTable::HashOf(Key(5))));
-  EXPECT_NE(table.Insert(Key(2000), BlockTable::HashOf(Key(2000)), 100), nullptr);
+  EXPECT_NE(table.FindOrInsert(Key(2000), BlockTable::HashOf(Key(2000)), 100), nullptr);
 }
 
 TEST(BlockTableTest, ASweepMeetsEachBlockOnce) {

@@ -92,6 +92,17 @@ TEST_F(CacheFeedTest, AWrongDigestIsSeen) {
   EXPECT_EQ(index_.blocks(), 2);
 }
 
+TEST_F(CacheFeedTest, AWorkerWhoseSnapshotsAreWrongIsAskedNoMore) {
+  EXPECT_EQ(feed_.Take(Snapshot({})), Next::kGoOn);
+  Change({1, 2});  // lost
+  EXPECT_EQ(feed_.Take(Change({3})), Next::kAskSnapshot);
+  EXPECT_EQ(feed_.Take(Snapshot({1})), Next::kAskSnapshot);
+  EXPECT_EQ(feed_.Take(Snapshot({1})), Next::kAskSnapshot);
+  EXPECT_EQ(feed_.Take(Snapshot({1})), Next::kGoOn);
+  EXPECT_EQ(feed_.Take(Change({4})), Next::kGoOn);
+  EXPECT_EQ(index_.blocks(), 0);
+}
+
 TEST_F(CacheFeedTest, HalfAChangeIsSeen) {
   EXPECT_EQ(feed_.Take(Snapshot({})), Next::kGoOn);
   wire::CacheChanges changes = Change({1});

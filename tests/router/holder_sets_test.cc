@@ -12,6 +12,8 @@
 namespace glm::router {
 namespace {
 
+using Added = HolderSets::Added;
+
 std::set<int32_t> SlotsOf(const HolderSets& sets, HolderSet set) {
   std::set<int32_t> slots;
   sets.Mask(set).ForEach([&](int32_t slot) { slots.insert(slot); });
@@ -20,7 +22,7 @@ std::set<int32_t> SlotsOf(const HolderSets& sets, HolderSet set) {
 
 HolderSet Make(HolderSets* sets, const std::vector<int32_t>& slots) {
   HolderSet set = 0;
-  for (const int32_t slot : slots) EXPECT_TRUE(sets->Add(&set, slot));
+  for (const int32_t slot : slots) EXPECT_EQ(sets->Add(&set, slot), Added::kYes);
   return set;
 }
 
@@ -35,9 +37,9 @@ TEST(HolderSetsTest, EqualSetsHaveEqualNamesHoweverTheyCame) {
     EXPECT_EQ(a, b);
     EXPECT_NE(a, 0u);
     EXPECT_EQ(SlotsOf(sets, a), std::set<int32_t>(slots.begin(), slots.end()));
-    EXPECT_TRUE(sets.Add(&b, slots[0])) << "it is there already";
+    EXPECT_EQ(sets.Add(&b, slots[0]), Added::kWasThere);
     EXPECT_EQ(b, a);
-    sets.Remove(&b, 600);  // not in it
+    EXPECT_FALSE(sets.Remove(&b, 600));
     EXPECT_EQ(b, a);
     sets.Release(a);
     sets.Release(b);
@@ -49,13 +51,13 @@ TEST(HolderSetsTest, FromSmallToLargeAndBack) {
   HolderSets sets(1000);
   HolderSet set = Make(&sets, {10, 20, 30});
   EXPECT_EQ(sets.large_sets(), 0);
-  EXPECT_TRUE(sets.Add(&set, 40));
+  EXPECT_EQ(sets.Add(&set, 40), Added::kYes);
   EXPECT_EQ(sets.large_sets(), 1);
-  EXPECT_TRUE(sets.Add(&set, 50));
+  EXPECT_EQ(sets.Add(&set, 50), Added::kYes);
   EXPECT_EQ(sets.large_sets(), 1) << "the set before it is gone";
   for (const int32_t slot : {20, 50, 10, 40, 30}) {
     EXPECT_TRUE(sets.Has(set, slot));
-    sets.Remove(&set, slot);
+    EXPECT_TRUE(sets.Remove(&set, slot));
     EXPECT_FALSE(sets.Has(set, slot));
   }
   EXPECT_EQ(set, 0u);
@@ -68,7 +70,7 @@ TEST(HolderSetsTest, WithoutRoomItMissesHoldersAndHasNoneTooMany) {
   // Until no set of four finds room.
   for (int32_t i = 0; i < 600; ++i) {
     HolderSet set = Make(&sets, {i, i + 1, i + 2});
-    const bool room = sets.Add(&set, i + 100);
+    const bool room = sets.Add(&set, i + 100) == Added::kYes;
     EXPECT_EQ(SlotsOf(sets, set).size(), room ? 4u : 3u);
     full.push_back(set);
   }
@@ -78,7 +80,7 @@ TEST(HolderSetsTest, WithoutRoomItMissesHoldersAndHasNoneTooMany) {
   size_t made = 0;
   for (int32_t first = 0; made < 5 && first < 400; ++first) {
     for (HolderSet& other : full) {
-      if (SlotsOf(sets, other).size() != 4 || !sets.Add(&other, 900)) continue;
+      if (SlotsOf(sets, other).size() != 4 || sets.Add(&other, 900) != Added::kYes) continue;
       set = other;
       made = 5;
       break;
@@ -104,11 +106,10 @@ TEST(HolderSetsTest, AgreesWithPlainSets) {
     const size_t i = random() % names.size();
     const auto slot = static_cast<int32_t>(random() % 12);  // sets meet
     if (random() % 2 == 0) {
-      ASSERT_TRUE(sets.Add(&names[i], slot));
-      want[i].insert(slot);
+      const Added added = sets.Add(&names[i], slot);
+      ASSERT_EQ(added, want[i].insert(slot).second ? Added::kYes : Added::kWasThere);
     } else {
-      sets.Remove(&names[i], slot);
-      want[i].erase(slot);
+      ASSERT_EQ(sets.Remove(&names[i], slot), want[i].erase(slot) == 1);
     }
     ASSERT_EQ(SlotsOf(sets, names[i]), want[i]);
     if (round % 1000 != 0) continue;
@@ -135,7 +136,8 @@ TEST(HolderSetsTest, MemoryIsWhatItSays) {
   while (made < 50'000) {
     HolderSet set = 0;
     for (int32_t i = 0; i < 8; ++i) {
-      ASSERT_TRUE(sets.Add(&set, static_cast<int32_t>(random() % WorkerMask::kWorkersMax)));
+      ASSERT_NE(sets.Add(&set, static_cast<int32_t>(random() % WorkerMask::kWorkersMax)),
+                Added::kNoRoom);
     }
     ++made;
   }
@@ -151,7 +153,7 @@ TEST(HolderSetsTest, ThreadsAtOnce) {
       std::mt19937 random(static_cast<uint32_t>(t));
       for (int32_t round = 0; round < 2000; ++round) {
         HolderSet set = 0;
-        for (int32_t slot = 0; slot < 8; ++slot) EXPECT_TRUE(sets.Add(&set, slot));
+        for (int32_t slot = 0; slot < 8; ++slot) EXPECT_EQ(sets.Add(&set, slot), Added::kYes);
         const auto gone = static_cast<int32_t>(random() % 8);
         sets.Remove(&set, gone);
         EXPECT_EQ(sets.Mask(set).count(), 7);

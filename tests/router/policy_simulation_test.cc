@@ -1,4 +1,4 @@
-// The policy over a fleet in virtual time (bench/route_simulation.h): hot prefixes, bursts, a
+// The policy over a fleet in virtual time (bench/policy_simulation.h): hot prefixes, bursts, a
 // worker that becomes slow, and what prefixes give or cost against plain least load.
 #include <gtest/gtest.h>
 
@@ -6,7 +6,8 @@
 #include <cstdio>
 #include <vector>
 
-#include "bench/route_simulation.h"
+#include "bench/policy_bench.h"
+#include "bench/policy_simulation.h"
 #include "router/route/policy.h"
 
 namespace glm::bench {
@@ -122,6 +123,33 @@ TEST(PolicySimulationTest, AWorkerThatIsFiveTimesSlowerLosesItsShareAndGetsItBac
     EXPECT_LE(share(kSlowAt + 5, kSlowAt + 10), 0.25 * before) << "after 5 s";
     EXPECT_GE(share(kSlowEnds + 150, 330), 0.8 * before) << "it is trusted again";
   }
+}
+
+TEST(PolicySimulationTest, TheSameSeedGivesTheSameRun) {
+  const RouteFleet fleet;
+  const RouteMix mix;
+  const auto simulate = [&](uint64_t seed) {
+    return Simulate(fleet, mix, {.rate = 100, .requests = 500, .seed = seed});
+  };
+  const RouteResult once = simulate(3);
+  const RouteResult again = simulate(3);
+  ASSERT_EQ(once.outcomes.size(), 500u);
+  for (size_t i = 0; i < once.outcomes.size(); ++i) {
+    EXPECT_EQ(once.outcomes[i].ended, again.outcomes[i].ended);
+    EXPECT_GT(once.outcomes[i].ended, once.outcomes[i].arrived) << "all end";
+    EXPECT_GT(once.outcomes[i].first_token, 0);
+  }
+  EXPECT_NE(simulate(4).last_arrival, once.last_arrival);
+}
+
+TEST(PolicyBenchTest, OptionsHaveBounds) {
+  EXPECT_TRUE(PolicyBenchOptions().Validate().ok());
+  PolicyBenchOptions options;
+  options.load_percent = {30, 1001};
+  EXPECT_EQ(options.Validate().message(), "--load-percent is 1001, must be from 1 to 1000");
+  options = {};
+  options.workers = 0;
+  EXPECT_EQ(options.Validate().message(), "--workers is 0, must be from 1 to 64");
 }
 
 TEST(PolicySimulationTest, ThePredictionIsOfTheRightOrder) {

@@ -145,12 +145,11 @@ TEST(PrefixIndexTest, SlotsRunOut) {
 }
 
 // Trees of prefixes, stored from the root and removed from the leaves, against plain sets.
-TEST(PrefixIndexTest, AgreesWithPlainSets) {
+void CheckAgainstPlainSets(int32_t workers) {
   std::mt19937 random(5);
   PrefixIndex index(100'000);
-  constexpr int32_t kWorkers = 70;  // more than one word of a mask
-  std::vector<std::set<uint64_t>> held(kWorkers);
-  for (int32_t w = 0; w < kWorkers; ++w) ASSERT_EQ(index.AddWorker(), w);
+  std::vector<std::set<uint64_t>> held(workers);
+  for (int32_t w = 0; w < workers; ++w) ASSERT_EQ(index.AddWorker(), w);
   // Block n's parent is n / 3; a chain goes from the root to n.
   const auto chain_of = [](uint64_t n) {
     std::vector<uint64_t> chain;
@@ -163,7 +162,7 @@ TEST(PrefixIndexTest, AgreesWithPlainSets) {
     return keys;
   };
   for (int32_t round = 0; round < 5000; ++round) {
-    const auto worker = static_cast<int32_t>(random() % kWorkers);
+    const auto worker = static_cast<int32_t>(random() % workers);
     const uint64_t n = 1 + random() % 2000;
     if (random() % 3 != 0) {
       for (const uint64_t block : chain_of(n)) {
@@ -182,7 +181,7 @@ TEST(PrefixIndexTest, AgreesWithPlainSets) {
     if (round % 50 != 0) continue;
     const std::vector<uint64_t> chain = chain_of(1 + random() % 2000);
     const std::vector<int32_t> depths = index.Depths(keys_of(chain), 0);
-    for (int32_t w = 0; w < kWorkers; ++w) {
+    for (int32_t w = 0; w < workers; ++w) {
       int32_t want = 0;
       for (const uint64_t block : chain) {
         if (held[w].count(block) == 0) break;
@@ -192,6 +191,11 @@ TEST(PrefixIndexTest, AgreesWithPlainSets) {
     }
   }
 }
+
+// A mask of one word, of four, of all.
+TEST(PrefixIndexTest, AgreesWithPlainSets) { CheckAgainstPlainSets(60); }
+TEST(PrefixIndexTest, AgreesWithPlainSetsOfSomeWorkers) { CheckAgainstPlainSets(70); }
+TEST(PrefixIndexTest, AgreesWithPlainSetsOfManyWorkers) { CheckAgainstPlainSets(300); }
 
 TEST(PrefixIndexTest, ThreadsAtOnce) {
   PrefixIndex index(100'000);

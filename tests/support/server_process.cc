@@ -8,10 +8,12 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
 #include <sstream>
+#include <utility>
 
 #include "tests/support/cluster.h"
 
@@ -20,10 +22,16 @@ namespace {
 
 const std::string kModelFlag = std::string("--model=") + GLM_SOURCE_DIR + "/deploy/demo-model";
 
-std::vector<std::string> With(std::vector<std::string> flags,
-                              const std::vector<std::string>& more) {
-  flags.insert(flags.end(), more.begin(), more.end());
-  return flags;
+/// `flags`, and those of `defaults` that they do not name.
+std::vector<std::string> With(std::vector<std::string> defaults,
+                              const std::vector<std::string>& flags) {
+  const auto name = [](const std::string& flag) { return flag.substr(0, flag.find('=')); };
+  std::erase_if(defaults, [&](const std::string& standard) {
+    return std::any_of(flags.begin(), flags.end(),
+                       [&](const std::string& flag) { return name(flag) == name(standard); });
+  });
+  defaults.insert(defaults.end(), flags.begin(), flags.end());
+  return defaults;
 }
 
 }  // namespace
@@ -91,12 +99,13 @@ int ServerProcess::AwaitExit(double seconds) {
   return WIFEXITED(status_) ? WEXITSTATUS(status_) : -1;
 }
 
-WorkerProcess::WorkerProcess(std::vector<std::string> flags, int port)
+WorkerProcess::WorkerProcess(std::vector<std::string> flags, int port, std::string host)
     : ServerProcess("glmserve-worker",
-                    With({kModelFlag, "--listen=127.0.0.1:" + std::to_string(port),
+                    With({kModelFlag, "--listen=" + host + ":" + std::to_string(port),
                           "--metrics-listen=none", "--cpu-threads=1"},
                          flags),
                     "worker ready"),
+      host_(std::move(host)),
       port_(NumberAfter("(port ")) {}
 
 RouterProcess::RouterProcess(std::vector<std::string> flags)

@@ -39,14 +39,16 @@ class ServerProcess {
   int status_ = 0;
 };
 
-/// A worker of the demo model on a free port of 127.0.0.1, with one CPU thread.
+/// A worker of the demo model on a free port of `host`, with one CPU thread.
 class WorkerProcess : public ServerProcess {
  public:
-  explicit WorkerProcess(std::vector<std::string> flags = {}, int port = 0);
+  explicit WorkerProcess(std::vector<std::string> flags = {}, int port = 0,
+                         std::string host = "127.0.0.1");
   int port() const { return port_; }
-  std::string address() const { return "127.0.0.1:" + std::to_string(port_); }
+  std::string address() const { return host_ + ":" + std::to_string(port_); }
 
  private:
+  std::string host_;
   int port_ = 0;
 };
 

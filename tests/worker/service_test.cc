@@ -195,6 +195,9 @@ TEST_F(ServiceTest, DrainingRefusesNewRequestsAndSaysSo) {
   const pb::Step refused = router.Read().step();
   EXPECT_EQ(refused.outputs(0).finish(), pb::FINISH_REFUSED);
   EXPECT_EQ(refused.outputs(0).error_code(), static_cast<int>(absl::StatusCode::kUnavailable));
+  Peer late(channel_);
+  late.Hello();
+  EXPECT_EQ(late.Finish().error_code(), grpc::StatusCode::UNAVAILABLE);
   EXPECT_FALSE(service_->AwaitIdle(std::chrono::milliseconds(1)));
   DeliverToken(request.id, 7, engine::FinishReason::kStop);
   EXPECT_EQ(router.Read().step().outputs(0).finish(), pb::FINISH_STOP);

@@ -126,6 +126,10 @@ class VirtualWorker {
   int32_t Held(const std::vector<BlockKey>& chain) const;
   /// The same, of the blocks that it has ever held in this incarnation.
   int32_t EverHeld(const std::vector<BlockKey>& chain) const;
+  /// Puts the names of all that it holds into `names`.
+  void AddHeld(std::set<std::pair<uint64_t, uint64_t>>* names) const {
+    for (const auto& [name, block] : cache_) names->insert(name);
+  }
 
  private:
   friend class VirtualLink;
@@ -215,6 +219,7 @@ class VirtualNetwork {
  public:
   explicit VirtualNetwork(VirtualTime* time) : time_(time) {}
   void Add(VirtualWorker* worker) { workers_[worker->address()] = worker; }
+  VirtualWorker* at(const std::string& address) const { return workers_.at(address); }
   DialWorker dialer();
 
  private:

@@ -10,7 +10,7 @@
 // and waits there), preemption (a request starts when its whole length has room), drafts, several
 // routers.
 //
-// Who calls: glmserve-bench route, tests. One thread; the same options give the same result.
+// Who calls: glmserve-bench policy, tests. One thread; the same options give the same result.
 #pragma once
 
 #include <cstdint>

@@ -1,4 +1,4 @@
-#include "bench/route_simulation.h"
+#include "bench/policy_simulation.h"
 
 #include <algorithm>
 #include <cmath>
