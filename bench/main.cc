@@ -8,6 +8,7 @@
 #include "bench/engine_bench.h"
 #include "bench/kernel_bench.h"
 #include "bench/load.h"
+#include "bench/policy_bench.h"
 #include "bench/route_bench.h"
 #include "bench/router_bench.h"
 #include "bench/schedule_bench.h"
@@ -140,6 +141,20 @@ CLI::App* AddRouter(CLI::App& app, RouterBenchOptions& options) {
   return router;
 }
 
+CLI::App* AddPolicy(CLI::App& app, PolicyBenchOptions& options) {
+  CLI::App* policy =
+      app.add_subcommand("policy", "The router's policies over a fleet in virtual time");
+  policy->option_defaults()->always_capture_default();
+  policy->add_option("--workers", options.workers, "Of the fleet");
+  policy->add_option("--requests", options.requests, "Of each run");
+  policy->add_option("--shared-percent", options.shared_percent, "Of a prompt's tokens")
+      ->delimiter(',');
+  policy->add_option("--load-percent", options.load_percent, "Of what least-load can serve")
+      ->delimiter(',');
+  policy->add_option("--seed", options.seed, "Of arrivals, lengths and ties");
+  return policy;
+}
+
 /// A subcommand: its flags fill options, and `run` runs with them.
 struct Command {
   const CLI::App* app = nullptr;
@@ -167,6 +182,7 @@ int Main(int argc, char** argv) {
       Make(app, AddSchedule, RunScheduleBench),
       Make(app, AddRoute, RunRouteBench),
       Make(app, AddRouter, RunRouterBench),
+      Make(app, AddPolicy, RunPolicyBench),
   };
   CLI11_PARSE(app, argc, argv);
   for (const Command& command : commands) {
