@@ -8,6 +8,7 @@
 #include "bench/engine_bench.h"
 #include "bench/kernel_bench.h"
 #include "bench/load.h"
+#include "bench/policy_bench.h"
 #include "bench/route_bench.h"
 #include "bench/router_bench.h"
 #include "bench/schedule_bench.h"
@@ -64,6 +65,9 @@ CLI::App* AddStep(CLI::App& app, StepBenchOptions& options) {
   step->add_option("--max-num-batched-tokens", options.max_num_batched_tokens,
                    "Tokens of one step at most");
   step->add_option("--steps", options.steps, "Decode steps of which the time is told");
+  step->add_option("--drafts", options.drafts,
+                   "Of each sequence a decode step, by the draft layer");
+  step->add_option("--acceptance", options.acceptance, "Share of drafts taken to be right");
   step->add_option("--op-times", options.op_times, "Tell where a step's time goes");
   return step;
 }
@@ -137,6 +141,20 @@ CLI::App* AddRouter(CLI::App& app, RouterBenchOptions& options) {
   return router;
 }
 
+CLI::App* AddPolicy(CLI::App& app, PolicyBenchOptions& options) {
+  CLI::App* policy =
+      app.add_subcommand("policy", "The router's policies over a fleet in virtual time");
+  policy->option_defaults()->always_capture_default();
+  policy->add_option("--workers", options.workers, "Of the fleet");
+  policy->add_option("--requests", options.requests, "Of each run");
+  policy->add_option("--shared-percent", options.shared_percent, "Of a prompt's tokens")
+      ->delimiter(',');
+  policy->add_option("--load-percent", options.load_percent, "Of what least-load can serve")
+      ->delimiter(',');
+  policy->add_option("--seed", options.seed, "Of arrivals, lengths and ties");
+  return policy;
+}
+
 /// A subcommand: its flags fill options, and `run` runs with them.
 struct Command {
   const CLI::App* app = nullptr;
@@ -164,6 +182,7 @@ int Main(int argc, char** argv) {
       Make(app, AddSchedule, RunScheduleBench),
       Make(app, AddRoute, RunRouteBench),
       Make(app, AddRouter, RunRouterBench),
+      Make(app, AddPolicy, RunPolicyBench),
   };
   CLI11_PARSE(app, argc, argv);
   for (const Command& command : commands) {

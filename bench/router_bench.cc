@@ -161,7 +161,7 @@ absl::Status MeasureChat(const RouterBenchOptions& options, const std::string& p
     const double rate = static_cast<double>(result.answers) / result.seconds;
     Print({{"bench", "router chat"},
            {"policy", policy},
-           {"load", full ? "full" : "half"},
+           {"load", full ? "full" : "quarter"},
            {"prompt_tokens", static_cast<double>(after.prompt_tokens - before.prompt_tokens) /
                                  static_cast<double>(after.submits - before.submits)},
            {"requests_per_s", rate},
@@ -172,7 +172,7 @@ absl::Status MeasureChat(const RouterBenchOptions& options, const std::string& p
            {"p99_ms", 1e3 * result.latency.Quantile(0.99)},
            {"p999_ms", 1e3 * result.latency.Quantile(0.999)}});
     if (result.errors > 0) return absl::InternalError("requests failed");
-    load.rate = rate / 2;
+    load.rate = rate / 4;
   }
   return absl::OkStatus();
 }

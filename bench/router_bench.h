@@ -5,8 +5,8 @@
 // time and memory can be told apart from theirs. Rates are given by second of the router's
 // processor time ("per core"): on a small machine clients and workers take most of it.
 //   chat     short chats, not streamed: `chat_tokens` in, 1 out, answered by the worker at once.
-//            First as many as go through, then half of that rate at even times: latency from the
-//            time at which a request was due
+//            First as many as go through, then a quarter of that rate at even times: latency
+//            from the time at which a request was due
 //   streams  `streams` open streams at `stream_tokens_per_s` each: events, gaps between them
 //   memory   resident bytes of the router for each open stream
 //   idle     `idle_workers` workers without requests: processor time and memory

@@ -50,7 +50,8 @@ absl::Status Script::Validate() const {
   };
   for (const Bound& bound : {Bound{"tokens_per_s", tokens_per_s, 0, 1e5},
                              {"prefill_tokens_per_s", prefill_tokens_per_s, 0, 1e9},
-                             {"slow", slow, 0.001, 1e6}}) {
+                             {"slow", slow, 0.001, 1e6},
+                             {"garble", garble, 0, 1}}) {
     if (bound.value >= bound.low && bound.value <= bound.high) continue;
     return absl::InvalidArgumentError(absl::StrCat(
         bound.name, " is ", bound.value, ", it must be from ", bound.low, " to ", bound.high));
@@ -83,6 +84,8 @@ absl::StatusOr<Script> ParseScript(const std::string& json, const Script& base) 
       script.prefill_tokens_per_s = value.get<double>();
     } else if (name == "slow") {
       script.slow = value.get<double>();
+    } else if (name == "garble") {
+      script.garble = value.get<double>();
     } else {
       return absl::InvalidArgumentError(absl::StrCat("a script has no ", name));
     }

@@ -27,6 +27,8 @@ struct Script {
   double prefill_tokens_per_s = 50'000;  // of all prompts together; 0: at once
   double slow = 1;                       // all times are this much longer
   bool draining = false;                 // told to routers
+  /// Share of the changes of its prefix cache that are lost, told twice, or told out of turn.
+  double garble = 0;
 
   /// INVALID_ARGUMENT naming the field, its value and the limit.
   absl::Status Validate() const;

@@ -147,7 +147,24 @@ class ScriptedWorkers::Worker final : public wire::Worker::CallbackService {
     const std::lock_guard<std::mutex> lock(mutex_);
     for (Peer* peer : peers_) EndPeer(peer, grpc::Status(grpc::UNAVAILABLE, "worker died"));
     cache_.Reset();
+    late_.Clear();
     DrawIncarnation();
+  }
+
+  void FillCache(int64_t blocks) {
+    constexpr int64_t kChain = 100;
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (int64_t made = 0; made < blocks; made += kChain) {
+      std::vector<BlockKey> chain(static_cast<size_t>(std::min(kChain, blocks - made)));
+      for (BlockKey& key : chain) key = {random_(), random_()};
+      cache_.Store(chain);
+    }
+    TellChanges();
+  }
+
+  int64_t cached_blocks() const {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    return cache_.blocks();
   }
 
   ScriptedSeen seen() const {
@@ -300,6 +317,7 @@ class ScriptedWorkers::Worker final : public wire::Worker::CallbackService {
       // What changed so far is told before, so that the snapshot follows it.
       TellChanges();
       for (wire::WorkerFrame& part : cache_.Snapshot(kSnapshotFrameBlocks)) {
+        seen_.snapshot_bytes += static_cast<int64_t>(part.ByteSizeLong());
         Send(peer, std::move(part));
       }
     } else if (frame.has_cancel()) {
@@ -410,14 +428,41 @@ class ScriptedWorkers::Worker final : public wire::Worker::CallbackService {
 
   /// What changed in the cache and was not told, to all.
   void TellChanges() {
-    wire::CacheChanges changes;
-    if (!cache_.TakeChanges(&changes)) return;
-    cache_told_ = true;
+    for (const wire::CacheChanges& changes : TakeTold()) Tell(changes);
+  }
+
+  void Tell(const wire::CacheChanges& changes) {
     for (Peer* peer : peers_) {
       wire::WorkerFrame frame = StepFrame(peer);
       *frame.mutable_step()->mutable_cache() = changes;
       Send(peer, std::move(frame));
     }
+  }
+
+  /// What routers are told of the changes since the last call: they themselves, if nothing is
+  /// wrong.
+  std::vector<wire::CacheChanges> TakeTold() {
+    wire::CacheChanges changes;
+    if (!cache_.TakeChanges(&changes)) return {};
+    cache_told_ = true;
+    std::vector<wire::CacheChanges> told = {changes};
+    if (std::uniform_real_distribution<double>()(random_) < script_.garble) {
+      switch (random_() % 3) {
+        case 0:  // lost
+          told.clear();
+          break;
+        case 1:  // twice
+          told.push_back(changes);
+          break;
+        default:  // behind the next ones
+          told.clear();
+          std::swap(late_, changes);
+          if (changes.stored_size() > 0) told.push_back(changes);
+          return told;
+      }
+    }
+    if (late_.stored_size() > 0) told.push_back(std::exchange(late_, {}));
+    return told;
   }
 
   void HeartbeatAll(Clock::time_point now) {
@@ -516,9 +561,8 @@ class ScriptedWorkers::Worker final : public wire::Worker::CallbackService {
   }
 
   void SendStep(std::map<Peer*, wire::WorkerFrame> frames) {
-    wire::CacheChanges changes;
-    const bool changed = cache_.TakeChanges(&changes);
-    cache_told_ |= changed;
+    const std::vector<wire::CacheChanges> told = TakeTold();
+    const bool changed = !told.empty();
     for (Peer* peer : peers_) {
       const auto found = frames.find(peer);
       if (found == frames.end() && !changed) continue;
@@ -527,9 +571,10 @@ class ScriptedWorkers::Worker final : public wire::Worker::CallbackService {
         frame.mutable_step()->mutable_outputs()->Swap(
             found->second.mutable_step()->mutable_outputs());
       }
-      if (changed) *frame.mutable_step()->mutable_cache() = changes;
+      if (changed) *frame.mutable_step()->mutable_cache() = told[0];
       Send(peer, std::move(frame));
     }
+    for (size_t i = 1; i < told.size(); ++i) Tell(told[i]);
   }
 
   static constexpr uint64_t kDropped = ~uint64_t{0};
@@ -550,6 +595,8 @@ class ScriptedWorkers::Worker final : public wire::Worker::CallbackService {
   std::set<Peer*> peers_;
   std::deque<Queued> queue_;  // all requests, as they came
   ScriptedCache cache_;
+  wire::CacheChanges late_;  // held back, to be told out of turn
+  std::mt19937_64 random_{std::random_device{}()};
   ScriptedSeen seen_;
   int64_t running_ = 0;
   int64_t tokens_waiting_ = 0;
@@ -632,6 +679,12 @@ void ScriptedWorkers::SetScript(int32_t worker, const Script& script) {
 }
 void ScriptedWorkers::BreakSessions(int32_t worker) { workers_[worker]->BreakSessions(); }
 void ScriptedWorkers::Restart(int32_t worker) { workers_[worker]->Restart(); }
+void ScriptedWorkers::FillCache(int32_t worker, int64_t blocks) {
+  workers_[worker]->FillCache(blocks);
+}
+int64_t ScriptedWorkers::cached_blocks(int32_t worker) const {
+  return workers_[worker]->cached_blocks();
+}
 ScriptedSeen ScriptedWorkers::seen(int32_t worker) const { return workers_[worker]->seen(); }
 ScriptedSeen ScriptedWorkers::seen() const {
   ScriptedSeen all;
@@ -645,6 +698,7 @@ ScriptedSeen ScriptedWorkers::seen() const {
     all.prompt_tokens += one.prompt_tokens;
     all.cached_tokens += one.cached_tokens;
     all.snapshots += one.snapshots;
+    all.snapshot_bytes += one.snapshot_bytes;
     all.overflows += one.overflows;
   }
   return all;

@@ -49,7 +49,8 @@ struct ScriptedSeen {
   int64_t prompt_tokens = 0;  // of prompts, cached ones included
   int64_t cached_tokens = 0;  // of those
   int64_t snapshots = 0;
-  int64_t overflows = 0;  // sessions ended since their router did not read
+  int64_t snapshot_bytes = 0;  // of the frames of all of them
+  int64_t overflows = 0;       // sessions ended since their router did not read
 };
 
 /// Workers of one process: each has its port, its cache and its script; one thread steps them all.
@@ -73,6 +74,9 @@ class ScriptedWorkers {
   void BreakSessions(int32_t worker);
   /// As a process that dies and comes back: sessions broken, cache empty, a new incarnation.
   void Restart(int32_t worker);
+  /// Puts so many blocks of made-up prompts into the worker's prefix cache.
+  void FillCache(int32_t worker, int64_t blocks);
+  int64_t cached_blocks(int32_t worker) const;
   ScriptedSeen seen(int32_t worker) const;
   ScriptedSeen seen() const;  // of all together
 
