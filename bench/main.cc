@@ -1,11 +1,16 @@
 // glmserve-bench: benchmarks, apart from the tests. Each prints JSON lines on stdout, and text for
 // people on stderr.
 #include <CLI/CLI.hpp>
+#include <functional>
 #include <iostream>
+#include <memory>
 
+#include "bench/engine_bench.h"
 #include "bench/kernel_bench.h"
 #include "bench/load.h"
+#include "bench/policy_bench.h"
 #include "bench/route_bench.h"
+#include "bench/router_bench.h"
 #include "bench/schedule_bench.h"
 #include "bench/step_bench.h"
 
@@ -60,6 +65,9 @@ CLI::App* AddStep(CLI::App& app, StepBenchOptions& options) {
   step->add_option("--max-num-batched-tokens", options.max_num_batched_tokens,
                    "Tokens of one step at most");
   step->add_option("--steps", options.steps, "Decode steps of which the time is told");
+  step->add_option("--drafts", options.drafts,
+                   "Of each sequence a decode step, by the draft layer");
+  step->add_option("--acceptance", options.acceptance, "Share of drafts taken to be right");
   step->add_option("--op-times", options.op_times, "Tell where a step's time goes");
   return step;
 }
@@ -96,46 +104,95 @@ CLI::App* AddRoute(CLI::App& app, RouteBenchOptions& options) {
   return route;
 }
 
-int Report(const absl::Status& status) {
-  if (status.ok()) return 0;
-  std::cerr << "glmserve-bench: " << status.message() << std::endl;
-  return 1;
+CLI::App* AddEngine(CLI::App& app, EngineBenchOptions& options) {
+  CLI::App* engine = app.add_subcommand(
+      "engine", "Decode steps through the engine loop, and how long the device stands still");
+  engine->option_defaults()->always_capture_default();
+  engine->add_option("--model", options.model, "Folder with a config.json")->required();
+  engine->add_option("--device", options.device, "cpu or cuda");
+  engine->add_option("--device-index", options.device_index, "Which GPU");
+  engine->add_option("--load-threads", options.load_threads, "Threads that make weights");
+  engine->add_option("--quantization", options.quantization,
+                     "none, or fp8: quantise while loading");
+  engine->add_option("--kv-cache-dtype", options.kv_cache_dtype, "auto or fp8");
+  engine->add_option("--batch", options.batch, "Sequences that decode at once")->delimiter(',');
+  engine->add_option("--context", options.context, "Tokens of each prompt");
+  engine->add_option("--steps", options.steps, "Decode steps of which the time is told");
+  engine->add_option("--drafts", options.drafts, "A sequence and step, by the draft layer");
+  return engine;
+}
+
+CLI::App* AddRouter(CLI::App& app, RouterBenchOptions& options) {
+  CLI::App* router = app.add_subcommand("router", "A router process over scripted workers");
+  router->option_defaults()->always_capture_default();
+  router->add_option("--router", options.router, "The program; empty: the one beside this");
+  router->add_option("--model", options.model, "Folder of tokenizer and chat template")->required();
+  router->add_option("--only", options.only, "chat, streams, memory, idle; empty: all");
+  router->add_option("--policies", options.policies, "Of the router, by turns")->delimiter(',');
+  router->add_option("--loop-threads", options.loop_threads, "Of the router");
+  router->add_option("--workers", options.workers, "Scripted ones");
+  router->add_option("--seconds", options.seconds, "Of each measurement");
+  router->add_option("--chat-tokens", options.chat_tokens, "Of a short chat");
+  router->add_option("--chat-connections", options.chat_connections, "Clients of short chats");
+  router->add_option("--streams", options.streams, "Open at once")->delimiter(',');
+  router->add_option("--stream-tokens-per-s", options.stream_tokens_per_s, "Of each stream");
+  router->add_option("--memory-streams", options.memory_streams, "Open for the memory of one");
+  router->add_option("--idle-workers", options.idle_workers, "Without requests");
+  return router;
+}
+
+CLI::App* AddPolicy(CLI::App& app, PolicyBenchOptions& options) {
+  CLI::App* policy =
+      app.add_subcommand("policy", "The router's policies over a fleet in virtual time");
+  policy->option_defaults()->always_capture_default();
+  policy->add_option("--workers", options.workers, "Of the fleet");
+  policy->add_option("--requests", options.requests, "Of each run");
+  policy->add_option("--shared-percent", options.shared_percent, "Of a prompt's tokens")
+      ->delimiter(',');
+  policy->add_option("--load-percent", options.load_percent, "Of what least-load can serve")
+      ->delimiter(',');
+  policy->add_option("--seed", options.seed, "Of arrivals, lengths and ties");
+  return policy;
+}
+
+/// A subcommand: its flags fill options, and `run` runs with them.
+struct Command {
+  const CLI::App* app = nullptr;
+  std::function<absl::Status()> run;
+};
+
+template <typename Options>
+Command Make(CLI::App& app, CLI::App* (*add_flags)(CLI::App&, Options&),
+             absl::Status (*run)(const Options&)) {
+  const auto options = std::make_shared<Options>();
+  return {add_flags(app, *options), [options, run] {
+            const absl::Status status = options->Validate();
+            return status.ok() ? run(*options) : status;
+          }};
 }
 
 int Main(int argc, char** argv) {
   CLI::App app("glmserve's benchmarks");
   app.require_subcommand(1);
-  LoadOptions load_options;
-  AddLoad(app, load_options);
-  KernelBenchOptions kernel_options;
-  const CLI::App* kernel = AddKernel(app, kernel_options);
-  StepBenchOptions step_options;
-  const CLI::App* step = AddStep(app, step_options);
-  ScheduleBenchOptions schedule_options;
-  const CLI::App* schedule = AddSchedule(app, schedule_options);
-  RouteBenchOptions route_options;
-  const CLI::App* route = AddRoute(app, route_options);
+  const Command commands[] = {
+      Make(app, AddLoad, RunLoad),
+      Make(app, AddKernel, RunKernelBench),
+      Make(app, AddStep, RunStepBench),
+      Make(app, AddEngine, RunEngineBench),
+      Make(app, AddSchedule, RunScheduleBench),
+      Make(app, AddRoute, RunRouteBench),
+      Make(app, AddRouter, RunRouterBench),
+      Make(app, AddPolicy, RunPolicyBench),
+  };
   CLI11_PARSE(app, argc, argv);
-  if (route->parsed()) {
-    if (const absl::Status status = route_options.Validate(); !status.ok()) return Report(status);
-    return Report(RunRouteBench(route_options));
+  for (const Command& command : commands) {
+    if (!command.app->parsed()) continue;
+    const absl::Status status = command.run();
+    if (status.ok()) return 0;
+    std::cerr << "glmserve-bench: " << status.message() << std::endl;
+    return 1;
   }
-  if (schedule->parsed()) {
-    if (const absl::Status status = schedule_options.Validate(); !status.ok()) {
-      return Report(status);
-    }
-    return Report(RunScheduleBench(schedule_options));
-  }
-  if (kernel->parsed()) {
-    if (const absl::Status status = kernel_options.Validate(); !status.ok()) return Report(status);
-    return Report(RunKernelBench(kernel_options));
-  }
-  if (step->parsed()) {
-    if (const absl::Status status = step_options.Validate(); !status.ok()) return Report(status);
-    return Report(RunStepBench(step_options));
-  }
-  if (const absl::Status status = load_options.Validate(); !status.ok()) return Report(status);
-  return Report(RunLoad(load_options));
+  return 2;
 }
 
 }  // namespace

@@ -342,7 +342,7 @@ int32_t Decide(Placement& placement, const std::vector<int32_t>& ids, int32_t bl
   request.policy = placement.policy();
   request.prompt_tokens = static_cast<int64_t>(ids.size());
   request.spread = spread;
-  return ChooseWorker(request, *candidates);
+  return ChooseWorker(request, *candidates).worker;
 }
 
 void MeasureDecision(const RouteBenchOptions& options) {

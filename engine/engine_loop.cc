@@ -1,5 +1,6 @@
 #include "engine/engine_loop.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_format.h"
@@ -7,6 +8,14 @@
 #include "proto/base/log.h"
 
 namespace glm::engine {
+
+void EngineLoop::IdleGaps::Add(double gap_seconds) {
+  const auto bound =
+      std::lower_bound(kIdleSecondsBounds.begin(), kIdleSecondsBounds.end(), gap_seconds);
+  ++gaps[bound - kIdleSecondsBounds.begin()];
+  seconds += gap_seconds;
+}
+
 EngineLoop::EngineLoop(EngineShape shape, const SchedulerLimits& limits, int32_t waiting_max,
                        std::unique_ptr<StepRunner> runner, Sink sink)
     : shape_(std::move(shape)),
@@ -120,6 +129,7 @@ EngineLoop::Inbox EngineLoop::TakeInbox() {
     step_began_ = Clock::now();
     step_under_way_ = step_began_;
   }
+  if (idle) plan_after_rest_ = plans_made_;
   Inbox taken;
   taken.submits.swap(inbox_.submits);
   taken.cancels.swap(inbox_.cancels);
@@ -147,6 +157,7 @@ void EngineLoop::ApplyOldest() {
   step_began_ = end;
   StepEvents events;
   scheduler_.Apply(plan, result, &events);
+  if (plans_applied_ != plan_after_rest_) idle_.Add(result.idle_seconds);
   ++plans_applied_;
   step_seconds_ += result.seconds;
   Deliver(std::move(events), false);
@@ -167,6 +178,8 @@ void EngineLoop::Deliver(StepEvents events, bool snapshot) {
     step_under_way_ = planned || scheduler_.has_live() ? step_began_ : Clock::time_point();
     stats_.step_expected_s =
         planned ? step_time_.Expect(plans_[plans_applied_ % plans_.size()].work) : 0;
+    stats_.idle_gaps = idle_.gaps;
+    stats_.idle_seconds = idle_.seconds;
     scheduler_.FillStats(&stats_);
     for (const RequestEvent& event : events.requests) {
       stats_.generated_tokens += event.token_ids.size();

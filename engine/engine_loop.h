@@ -73,10 +73,16 @@ class EngineLoop final : public Engine {
   std::vector<StepPlan> plans_;  // a ring of plans_in_flight_max
   uint64_t plans_made_ = 0;
   uint64_t plans_applied_ = 0;
+  uint64_t plan_after_rest_ = 0;  // the first one made when nothing was left to do
   double step_seconds_ = 0;
   StepTimeModel step_time_;
   /// When the step under way began: at the end of the one before it, or when there was work again.
   Clock::time_point step_began_{};
+  struct IdleGaps {
+    decltype(EngineStats::idle_gaps) gaps{};
+    double seconds = 0;
+    void Add(double gap_seconds);
+  } idle_;
 
   // "Engine inbox": the one lock between callers and the engine thread.
   mutable Mutex inbox_mutex_;

@@ -173,6 +173,10 @@ struct StepEvents {
   std::shared_ptr<const CacheSnapshot> cache_snapshot;
 };
 
+/// Bounds of the histogram of EngineStats::idle_gaps, seconds.
+inline constexpr std::array<double, 7> kIdleSecondsBounds = {20e-6,  50e-6,   100e-6,  200e-6,
+                                                             500e-6, 1000e-6, 10000e-6};
+
 /// Counters since start, and gauges; read at any time.
 struct EngineStats {
   EngineLoad load;
@@ -182,8 +186,12 @@ struct EngineStats {
   uint64_t requests_cancelled = 0;
   uint64_t prompt_tokens = 0;  // computed
   uint64_t generated_tokens = 0;
-  uint64_t preemptions = 0;            // a running request gave its KV blocks up, to compute anew
-  double step_seconds = 0;             // summed
+  uint64_t preemptions = 0;  // a running request gave its KV blocks up, to compute anew
+  double step_seconds = 0;   // summed
+  // How long the device stood still between two steps of which the later one could have followed at
+  // once, by kIdleSecondsBounds: gaps up to each bound and not up to the one before, then longer.
+  std::array<uint64_t, kIdleSecondsBounds.size() + 1> idle_gaps{};
+  double idle_seconds = 0;             // of these gaps, summed
   uint64_t prompt_tokens_cached = 0;   // found in the prefix cache
   uint64_t prompt_tokens_queried = 0;  // looked up there
   uint64_t cache_blocks_evicted = 0;

@@ -67,7 +67,12 @@ struct BatchView {
   Tensor logit_tokens;     // I32 [R]  tokens of the step whose logits are wanted
   Tensor counts;           // I32 [3]  valid tokens, sequences, logit rows
   Tensor last_ids;         // I32 [slots]  the newest sampled id of each sequence slot
+  // A host argument, as shapes are: valid tokens from here on belong to whole prompts, of at least
+  // kWholePromptMin tokens each: all that their sequences have in the cache is this step's.
+  // -1: nothing is known.
+  int64_t prompts_begin = -1;
 };
+inline constexpr int32_t kWholePromptMin = 64;
 
 /// The ids that lie behind the K and V of a cache, block by block: what penalties count and what
 /// edits look back at. Shared with the blocks, so that a prefix found in the cache brings its ids.

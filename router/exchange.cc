@@ -2,10 +2,13 @@
 
 #include <algorithm>
 #include <chrono>
+#include <limits>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "proto/base/log.h"
+#include "router/admit/admission.h"
+#include "router/answer_scores.h"
 #include "router/fleet/fleet.h"
 #include "router/fleet/session.h"
 #include "router/loop.h"
@@ -24,23 +27,8 @@ double SecondsBetween(Clock::time_point begin, Clock::time_point end) {
   return std::chrono::duration<double>(end - begin).count();
 }
 
-TokenScore ScoreOf(const wire::TokenLogprobs& token, const Tokenizer& tokenizer) {
-  TokenScore score;
-  score.id = static_cast<int32_t>(token.id());
-  score.logprob = token.logprob();
-  score.rank = static_cast<int32_t>(token.rank());
-  score.bytes = tokenizer.TokenBytes(score.id);
-  score.is_text = !tokenizer.IsSpecial(score.id);
-  const int count = std::min(token.top_ids_size(), token.top_logprobs_size());
-  score.top.reserve(static_cast<size_t>(count));
-  for (int i = 0; i < count; ++i) {
-    const int32_t id = static_cast<int32_t>(token.top_ids(i));
-    score.top.push_back({id, token.top_logprobs(i), tokenizer.TokenBytes(id)});
-  }
-  return score;
-}
-
-/// Runs through: Begin, then Dispatch once per attempt, then outputs, then End or Fail. A call of
+/// Runs through: Begin, then Dispatch at each attempt, or LineUp where it has to wait for one, then
+/// outputs, then FinishAnswer or Fail. A call of
 /// the sink may destroy this, so it is the last thing that any function does.
 class LiveExchange final : public Exchange, private Receiver {
  public:
@@ -58,12 +46,19 @@ class LiveExchange final : public Exchange, private Receiver {
  private:
   absl::Status MakePrompt();
   absl::Status EncodePrompt(EncodedPrompt* encoded);
+  absl::Status Enter();
   void Dispatch();
-  void WaitForWorker();
-  void StopWaiting();
+  void Submit(const std::shared_ptr<Session>& session, int64_t cached_tokens);
+  void LineUp(bool worker_ready);
+  void OnWaited();
+  void StopWaiting(bool sent);
+  int32_t Choose(const FleetSnapshot& snapshot, std::vector<Candidate> candidates) const;
   std::vector<Candidate> Candidates(const FleetSnapshot& snapshot, int32_t* length_max) const;
   void NameBlocks(const FleetSnapshot& snapshot);
+  absl::Status NoneReady() const;
   absl::Status WhyNone(int32_t length_max) const;
+  /// A worker had it before: it goes before new ones, whatever room there is.
+  bool IsReplay() const { return submitted_ || !refused_by_.empty(); }
   absl::Status SettleLengths(const WorkerShape& shape);
   wire::Submit MakeSubmit(const WorkerShape& shape);
 
@@ -71,8 +66,7 @@ class LiveExchange final : public Exchange, private Receiver {
   void OnLost(const absl::Status& status) override;
   void OnRefused(const std::shared_ptr<Session>& session, const wire::Output& output);
   void TryAnother(const absl::Status& status, RetryReason reason);
-  absl::Status TakePromptScores(const wire::Output& output);
-  absl::Status CheckScores(const wire::Output& output) const;
+  absl::Status TakeScores(const wire::Output& output);
   void TakeTokens(const wire::Output& output, AnswerDelta* delta);
   void TakeText(const wire::Output& output, AnswerDelta* delta);
   void LeaveWorker();
@@ -94,10 +88,14 @@ class LiveExchange final : public Exchange, private Receiver {
   const Clock::time_point began_;
   const std::shared_ptr<const bool> alive_ = std::make_shared<const bool>(true);
 
-  std::vector<int32_t> prompt_ids_;
-  std::vector<int32_t> answer_ids_;  // kept for replay: the next worker goes on after them
-  std::string echo_;                 // goes before the first delta's content
-  bool echo_shows_special_ = false;
+  const std::vector<int32_t>& prompt_ids() const { return prompt_->ids; }
+  int32_t queue_timeout_ms() const {
+    return request_.queue_timeout_ms.value_or(rooms_.admission->options().queue_timeout_ms);
+  }
+
+  bool entered_ = false;
+  std::shared_ptr<EncodedPrompt> prompt_;  // perhaps other answers' too; not changed once made
+  std::vector<int32_t> answer_ids_;        // kept for replay: the next worker goes on after them
   std::vector<std::vector<int32_t>> bad_words_;
   std::vector<TokenScore> prompt_scores_;  // so far; they go with the first delta
   std::optional<AnswerText> text_;
@@ -116,8 +114,9 @@ class LiveExchange final : public Exchange, private Receiver {
   std::vector<std::shared_ptr<Session>> refused_by_;  // full or unwilling: not asked again
   absl::Status refusal_;                              // of the last of them
 
-  std::optional<uint64_t> wait_ticket_;
-  std::optional<Clock::time_point> wait_until_;  // of all waits before the next submit
+  // The wait before a submit, if any.
+  std::optional<uint64_t> ticket_;
+  Clock::time_point wait_began_;
   const std::unique_ptr<Timer> wait_timer_;
   const std::unique_ptr<Timer> timeout_timer_;
   Clock::time_point last_token_;
@@ -131,6 +130,7 @@ LiveExchange::~LiveExchange() {
 void LiveExchange::Begin() {
   DCHECK(rooms_.loop->OnThread());
   absl::Status status = ValidateExchangeRequest(request_, rooms_.model_name);
+  if (status.ok()) status = Enter();
   if (status.ok()) status = MakePrompt();
   if (!status.ok()) return Fail(status);
   seed_ = request_.seed.has_value() ? *request_.seed : rooms_.loop->Random();
@@ -141,27 +141,33 @@ void LiveExchange::Begin() {
   Dispatch();
 }
 
+absl::Status LiveExchange::Enter() {
+  absl::Status status = rooms_.admission->Enter(request_.tenant, request_.priority,
+                                                queue_timeout_ms(), NowMs(*rooms_.loop));
+  entered_ = status.ok();
+  return status;
+}
+
 absl::Status LiveExchange::MakePrompt() {
-  EncodedPrompt own;
-  EncodedPrompt* const encoded = request_.encoded != nullptr ? request_.encoded.get() : &own;
-  if (!encoded->is_made) {
-    if (absl::Status status = EncodePrompt(encoded); !status.ok()) return status;
-    encoded->is_made = true;
+  prompt_ = std::exchange(request_.encoded, nullptr);
+  if (prompt_ == nullptr) prompt_ = std::make_shared<EncodedPrompt>();
+  if (!prompt_->is_made) {
+    if (absl::Status status = EncodePrompt(prompt_.get()); !status.ok()) return status;
+    prompt_->is_made = true;
+    const auto bytes = static_cast<int64_t>(prompt_->ids.size() * sizeof(int32_t));
+    rooms_.metrics->AddPromptBytes(bytes);
+    prompt_->counted = std::shared_ptr<const void>(
+        nullptr, [metrics = rooms_.metrics, bytes](auto) { metrics->AddPromptBytes(-bytes); });
   }
-  prompt_ids_ = encoded->ids;
-  echo_ = encoded->echo;
-  echo_shows_special_ = encoded->echo_shows_special;
-  const AnswerStart start = encoded->start;
-  request_.encoded = nullptr;
   request_.prompt = std::string();
-  if (prompt_ids_.empty()) {
+  if (prompt_ids().empty()) {
     return absl::InvalidArgumentError("prompt has 0 tokens; it must have at least 1");
   }
   absl::StatusOr<std::vector<std::vector<int32_t>>> runs =
       EncodeBadWords(request_.bad_words, *rooms_.text);
   if (!runs.ok()) return runs.status();
   bad_words_ = *std::move(runs);
-  text_.emplace(rooms_.text, AnswerTextOptions{.start = start, .stop = request_.stop});
+  text_.emplace(rooms_.text, AnswerTextOptions{.start = prompt_->start, .stop = request_.stop});
   return absl::OkStatus();
 }
 
@@ -191,9 +197,9 @@ void LiveExchange::NameBlocks(const FleetSnapshot& snapshot) {
         return worker.session != nullptr && worker.session->cache_slot() >= 0;
       });
   chain_.clear();
-  if (first == snapshot.workers.end()) return;
+  if (first == snapshot.workers.end() || !CountsPrefixes(rooms_.placement->policy())) return;
   chain_block_size_ = first->session->shape().block_size;
-  std::vector<int32_t> ids = prompt_ids_;
+  std::vector<int32_t> ids = prompt_ids();
   ids.insert(ids.end(), answer_ids_.begin(), answer_ids_.end());
   chain_ = rooms_.placement->Chain(request_.cache_salt, ids, chain_block_size_);
 }
@@ -204,7 +210,7 @@ std::vector<Candidate> LiveExchange::Candidates(const FleetSnapshot& snapshot,
   if (!chain_.empty()) depths = rooms_.placement->index().Depths(chain_, NowMs(*rooms_.loop));
   // Of the first attempt it is known only that one token must fit; later ones go on with what was
   // settled then.
-  const int64_t length = static_cast<int64_t>(prompt_ids_.size()) + std::max(max_tokens_, 1);
+  const int64_t length = static_cast<int64_t>(prompt_ids().size()) + std::max(max_tokens_, 1);
   std::vector<Candidate> candidates;
   candidates.reserve(snapshot.workers.size());
   for (const FleetWorker& worker : snapshot.workers) {
@@ -220,6 +226,10 @@ std::vector<Candidate> LiveExchange::Candidates(const FleetSnapshot& snapshot,
     candidate.tokens_waiting = load.tokens_waiting;
     candidate.kv_blocks_free = load.kv_blocks_total - load.kv_blocks_used;
     candidate.block_size = session->shape().block_size;
+    candidate.context_tokens = load.context_tokens;
+    candidate.step_tokens_max = session->shape().step_tokens_max;
+    candidate.times = load.step_times;
+    candidate.times_age_s = load.silent_s;
     if (!request_.session.empty()) {
       candidate.name_hash = rooms_.placement->HashOf(session->address());
     }
@@ -231,32 +241,65 @@ std::vector<Candidate> LiveExchange::Candidates(const FleetSnapshot& snapshot,
   return candidates;
 }
 
+/// Narrows the choice, then leaves it to the policy. -1: none may have it now.
+int32_t LiveExchange::Choose(const FleetSnapshot& snapshot,
+                             std::vector<Candidate> candidates) const {
+  const auto keep_if_any = [&](auto&& good) {
+    std::vector<bool> is_good(candidates.size());
+    bool any = false;
+    for (size_t i = 0; i < candidates.size(); ++i) {
+      is_good[i] = candidates[i].usable && good(snapshot.workers[i]);
+      any = any || is_good[i];
+    }
+    if (!any) return false;
+    for (size_t i = 0; i < candidates.size(); ++i) candidates[i].usable = is_good[i];
+    return true;
+  };
+  keep_if_any([](const FleetWorker& worker) { return !worker.ejected; });
+  const bool has_room =
+      keep_if_any([](const FleetWorker& worker) { return worker.session->Room() > 0; });
+  if (!has_room && !IsReplay()) return -1;
+  Placement& placement = *rooms_.placement;
+  const RouteRequest route{
+      .policy = placement.policy(),
+      .prompt_tokens = static_cast<int64_t>(prompt_ids().size() + answer_ids_.size()),
+      .answer_tokens = max_tokens_ > 0 ? max_tokens_ - static_cast<int64_t>(answer_ids_.size())
+                                       : request_.max_tokens.value_or(0),
+      .spread = rooms_.loop->Random(),
+      .turn = placement.policy() == Policy::kRoundRobin ? placement.NextTurn() : 0,
+      .session_hash = request_.session.empty() ? 0 : placement.HashOf(request_.session)};
+  return ChooseWorker(route, candidates).worker;
+}
+
 void LiveExchange::Dispatch() {
   const std::shared_ptr<const FleetSnapshot> snapshot = rooms_.fleet->Snapshot();
   const Clock::time_point asked = rooms_.loop->Now();
   int32_t length_max = 0;
   NameBlocks(*snapshot);
   const std::vector<Candidate> candidates = Candidates(*snapshot, &length_max);
-  Placement& placement = *rooms_.placement;
-  const RouteRequest route{
-      .policy = placement.policy(),
-      .prompt_tokens = static_cast<int64_t>(prompt_ids_.size() + answer_ids_.size()),
-      .spread = rooms_.loop->Random(),
-      .turn = placement.policy() == Policy::kRoundRobin ? placement.NextTurn() : 0,
-      .session_hash = request_.session.empty() ? 0 : placement.HashOf(request_.session)};
-  const int32_t chosen = ChooseWorker(route, candidates);
+  const bool any_usable = std::any_of(candidates.begin(), candidates.end(),
+                                      [](const Candidate& one) { return one.usable; });
+  if (length_max > 0 && !any_usable) return Fail(WhyNone(length_max));
+  // No overtaking: a new request goes at once only where nobody waits.
+  const bool may_go =
+      any_usable && (ticket_.has_value() || IsReplay() || !rooms_.admission->IsLinedUp());
+  const int32_t chosen = may_go ? Choose(*snapshot, candidates) : -1;
   rooms_.metrics->ObserveDecision(SecondsBetween(asked, rooms_.loop->Now()));
-  if (chosen < 0 && length_max == 0) return WaitForWorker();
-  if (chosen < 0) return Fail(WhyNone(length_max));
-  session_ = snapshot->workers[chosen].session;
+  if (chosen < 0) return LineUp(length_max > 0);
+  Submit(snapshot->workers[chosen].session, candidates[chosen].cached_tokens);
+}
+
+void LiveExchange::Submit(const std::shared_ptr<Session>& session, int64_t cached_tokens) {
+  session_ = session;
   absl::Status status = SettleLengths(session_->shape());
-  if (status.ok()) status = CheckTokenIds(request_, prompt_ids_, session_->shape().vocabulary);
+  if (status.ok()) status = CheckTokenIds(request_, prompt_ids(), session_->shape().vocabulary);
   if (!status.ok()) {
     session_ = nullptr;
     return Fail(status);
   }
   ++attempts_;
-  absl::StatusOr<uint64_t> id = session_->Submit(rooms_.loop, MakeSubmit(session_->shape()), this);
+  absl::StatusOr<uint64_t> id =
+      session_->Submit(rooms_.loop, MakeSubmit(session_->shape()), this, cached_tokens);
   if (!id.ok()) {
     session_ = nullptr;
     return TryAnother(id.status(), RetryReason::kLost);
@@ -264,13 +307,14 @@ void LiveExchange::Dispatch() {
   request_id_ = *id;
   if (session_->cache_slot() >= 0) {
     const int64_t now_ms = NowMs(*rooms_.loop);
-    placement.index().Expect(session_->cache_slot(), chain_, now_ms,
-                             now_ms + placement.expect_ms());
+    rooms_.placement->index().Expect(session_->cache_slot(), chain_, now_ms,
+                                     now_ms + rooms_.placement->expect_ms());
   }
-  wait_until_.reset();
+  if (!ticket_.has_value()) rooms_.metrics->ObserveQueueWait(0);
+  StopWaiting(/*sent=*/true);
   rooms_.metrics->AddRunning(1);
   rooms_.metrics->CountAttempt();
-  if (!submitted_) rooms_.metrics->CountPromptTokens(static_cast<int64_t>(prompt_ids_.size()));
+  if (!submitted_) rooms_.metrics->CountPromptTokens(static_cast<int64_t>(prompt_ids().size()));
   submitted_ = true;
 }
 
@@ -279,50 +323,75 @@ absl::Status LiveExchange::WhyNone(int32_t length_max) const {
   if (submitted_) {
     return absl::UnavailableError(absl::StrCat(
         "the worker was lost, and the length of those left is ", length_max, " tokens; ",
-        prompt_ids_.size() + static_cast<size_t>(max_tokens_), " are needed"));
+        prompt_ids().size() + static_cast<size_t>(max_tokens_), " are needed"));
   }
-  return absl::OutOfRangeError(absl::StrCat("prompt has ", prompt_ids_.size(),
+  return absl::OutOfRangeError(absl::StrCat("prompt has ", prompt_ids().size(),
                                             " tokens; the model's length is ", length_max,
                                             " tokens, of which at least 1 is the answer's"));
 }
 
-void LiveExchange::WaitForWorker() {
-  const int32_t wait_ms = rooms_.options.worker_wait_ms;
-  const auto none = [wait_ms] {
-    return absl::UnavailableError(
-        absl::StrCat("no worker was ready within ", wait_ms, " ms (--worker-wait-ms)"));
-  };
-  if (wait_ms == 0) return Fail(none());
-  const auto go_on = [this] {
-    StopWaiting();
-    Dispatch();
-  };
-  absl::StatusOr<uint64_t> ticket = rooms_.fleet->WaitReady(rooms_.loop, WhileOpen(go_on));
-  if (!ticket.ok()) return Fail(ticket.status());
-  wait_ticket_ = *ticket;
-  rooms_.metrics->AddWaiting(1);
-  // A worker that is ready for a moment does not restart the time.
-  if (!wait_until_.has_value()) {
-    wait_until_ = rooms_.loop->Now() + std::chrono::milliseconds(wait_ms);
-  }
-  wait_timer_->Set(*wait_until_, [this, none] { Fail(none()); });
+absl::Status LiveExchange::NoneReady() const {
+  return absl::UnavailableError(absl::StrCat(
+      "no worker was ready within ", rooms_.options.worker_wait_ms, " ms (--worker-wait-ms)"));
 }
 
-void LiveExchange::StopWaiting() {
-  if (!wait_ticket_.has_value()) return;
-  rooms_.fleet->CancelWait(*wait_ticket_);
-  wait_ticket_.reset();
+void LiveExchange::LineUp(bool worker_ready) {
+  if (ticket_.has_value()) {  // it was its turn, in vain
+    return rooms_.admission->PutBack(*ticket_, /*others_fit=*/rooms_.fleet->Room() > 0);
+  }
+  const int32_t worker_wait_ms = rooms_.options.worker_wait_ms;
+  const int32_t timeout_ms = IsReplay() ? worker_wait_ms : queue_timeout_ms();
+  if (!worker_ready && std::min(worker_wait_ms, timeout_ms) == 0) return Fail(NoneReady());
+  const int64_t now_ms = NowMs(*rooms_.loop);
+  if (timeout_ms == 0) {
+    return Fail(rooms_.admission->TimedOut(request_.tenant, request_.priority, 0, now_ms));
+  }
+  absl::StatusOr<uint64_t> ticket = rooms_.admission->Wait(
+      {.tenant = request_.tenant,
+       .priority = request_.priority,
+       .prompt_tokens = static_cast<int64_t>(prompt_ids().size()),
+       .answer_tokens_max = request_.max_tokens.value_or(std::numeric_limits<int32_t>::max()),
+       .timeout_ms = timeout_ms,
+       .replay = IsReplay()},
+      rooms_.loop, WhileOpen([this] { Dispatch(); }));
+  if (!ticket.ok()) return Fail(ticket.status());
+  ticket_ = *ticket;
+  wait_began_ = rooms_.loop->Now();
+  const int32_t first_ms = worker_ready ? timeout_ms : std::min(timeout_ms, worker_wait_ms);
+  wait_timer_->Set(wait_began_ + std::chrono::milliseconds(first_ms), [this] { OnWaited(); });
+}
+
+/// It has waited for as long as it may without a worker, or at all.
+void LiveExchange::OnWaited() {
+  if (!rooms_.fleet->ready()) return Fail(NoneReady());
+  const Clock::time_point now = rooms_.loop->Now();
+  // What was at a worker has no other limit than that of the whole request.
+  const Clock::time_point until =
+      IsReplay() ? now + std::chrono::milliseconds(rooms_.options.worker_wait_ms)
+                 : wait_began_ + std::chrono::milliseconds(queue_timeout_ms());
+  if (now < until) return wait_timer_->Set(until, [this] { OnWaited(); });
+  Fail(rooms_.admission->TimedOut(request_.tenant, request_.priority, queue_timeout_ms(),
+                                  NowMs(*rooms_.loop)));
+}
+
+void LiveExchange::StopWaiting(bool sent) {
+  if (!ticket_.has_value()) return;
+  if (sent) {
+    rooms_.admission->Sent(*ticket_, NowMs(*rooms_.loop));
+  } else {
+    rooms_.admission->Cancel(*ticket_);
+  }
+  ticket_.reset();
   wait_timer_->Cancel();
-  rooms_.metrics->AddWaiting(-1);
 }
 
 absl::Status LiveExchange::SettleLengths(const WorkerShape& shape) {
   if (max_tokens_ > 0) return absl::OkStatus();
-  const int32_t left = shape.length_max - static_cast<int32_t>(prompt_ids_.size());
+  const int32_t left = shape.length_max - static_cast<int32_t>(prompt_ids().size());
   if (request_.max_tokens.has_value() && *request_.max_tokens > left) {
     return absl::OutOfRangeError(absl::StrCat(
         "max_tokens=", *request_.max_tokens, " must be at most ", left, ": the model's length is ",
-        shape.length_max, " tokens and the prompt has ", prompt_ids_.size()));
+        shape.length_max, " tokens and the prompt has ", prompt_ids().size()));
   }
   if (request_.min_tokens > left) {
     return absl::InvalidArgumentError(
@@ -336,32 +405,36 @@ absl::Status LiveExchange::SettleLengths(const WorkerShape& shape) {
 wire::Submit LiveExchange::MakeSubmit(const WorkerShape& shape) {
   // With the first token all of the prompt was there; without one its scores begin anew.
   prompt_scores_.clear();
-  return router::MakeSubmit(
-      request_, {.prompt_ids = prompt_ids_,
+  wire::Submit submit = router::MakeSubmit(
+      request_, {.prompt_ids = prompt_ids(),
                  .answer_ids = answer_ids_,
                  .bad_words = bad_words_,
                  .eos_ids = shape.eos_ids,
                  .max_tokens = max_tokens_,
                  .seed = seed_,
                  .prompt_logprobs = request_.prompt_logprobs >= 0 && answer_ids_.empty()});
+  // At the worker a priority counts among all.
+  if (!rooms_.admission->options().priority_across_tenants) submit.set_priority(0);
+  return submit;
 }
 
 void LiveExchange::OnOutput(const wire::Output& output) {
-  absl::Status scores = TakePromptScores(output);
-  scores.Update(CheckScores(output));
-  if (!scores.ok()) return Fail(scores);
+  if (absl::Status scores = TakeScores(output); !scores.ok()) return Fail(scores);
   AnswerDelta delta;
   TakeTokens(output, &delta);
   if (output.cached_tokens() > 0) {
     // After a replay the worker counts the answer so far as prompt; the client must not.
     cached_tokens_ = std::min(static_cast<int32_t>(output.cached_tokens()),
-                              static_cast<int32_t>(prompt_ids_.size()));
+                              static_cast<int32_t>(prompt_ids().size()));
   }
   const bool at_end = output.finish() != wire::FINISH_NONE;
   std::shared_ptr<Session> left;
   if (at_end) {
     left = session_;
     LeaveWorker();
+    if (output.finish() == wire::FINISH_STOP || output.finish() == wire::FINISH_LENGTH) {
+      rooms_.fleet->TakeSuccess(left->address());
+    }
   }
   if (text_->stopped()) return FinishAnswer(std::move(delta), AnswerEnd::kStop);
   if (output.finish() == wire::FINISH_STOP) {
@@ -384,40 +457,34 @@ void LiveExchange::OnOutput(const wire::Output& output) {
 }
 
 void LiveExchange::OnRefused(const std::shared_ptr<Session>& session, const wire::Output& output) {
-  const absl::Status refusal(static_cast<absl::StatusCode>(output.error_code()), output.error());
-  if (refusal.ok())
-    return Fail(absl::InternalError("worker refused the request without saying why"));
-  if (!absl::IsResourceExhausted(refusal) && !absl::IsUnavailable(refusal)) return Fail(refusal);
+  absl::Status refusal(static_cast<absl::StatusCode>(output.error_code()), output.error());
+  if (refusal.ok()) {
+    refusal = absl::InternalError("worker refused the request without saying why");
+  }
+  // An error of the worker's own; another may do better.
+  const bool is_fault = absl::IsInternal(refusal) || absl::IsUnknown(refusal);
+  if (is_fault) rooms_.fleet->TakeFault(session->address(), WorkerFault::kError);
+  if (!is_fault && !absl::IsResourceExhausted(refusal) && !absl::IsUnavailable(refusal)) {
+    return Fail(refusal);
+  }
   refused_by_.push_back(session);
   refusal_ = refusal;
+  if (attempts_ < rooms_.options.attempts_max && !rooms_.admission->retries().Take()) {
+    rooms_.metrics->CountRetryDenied();
+    return Fail(absl::Status(refusal.code(), absl::StrCat(refusal.message(),
+                                                          " (too many requests were refused to "
+                                                          "try another worker: --retry-percent)")));
+  }
   TryAnother(refusal, RetryReason::kRefused);
 }
 
-absl::Status LiveExchange::TakePromptScores(const wire::Output& output) {
-  if (request_.prompt_logprobs < 0 || !answer_ids_.empty()) return absl::OkStatus();
-  if (prompt_scores_.empty()) {  // nothing comes before the first token
-    wire::TokenLogprobs first;
-    first.set_id(static_cast<uint32_t>(prompt_ids_[0]));
-    prompt_scores_.push_back(ScoreOf(first, rooms_.text->tokenizer()));
+absl::Status LiveExchange::TakeScores(const wire::Output& output) {
+  if (request_.prompt_logprobs >= 0 && answer_ids_.empty()) {
+    absl::Status status =
+        TakePromptScores(output, prompt_ids(), rooms_.text->tokenizer(), &prompt_scores_);
+    if (!status.ok()) return status;
   }
-  for (const wire::TokenLogprobs& token : output.prompt_logprobs()) {
-    prompt_scores_.push_back(ScoreOf(token, rooms_.text->tokenizer()));
-  }
-  const size_t wanted = prompt_ids_.size();
-  if (prompt_scores_.size() > wanted ||
-      (output.token_ids_size() > 0 && prompt_scores_.size() < wanted)) {
-    return absl::InternalError(absl::StrCat("worker sent ", prompt_scores_.size() - 1,
-                                            " prompt logprobs; ", wanted - 1, " are needed"));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status LiveExchange::CheckScores(const wire::Output& output) const {
-  if (request_.logprobs < 0 || output.logprobs_size() == output.token_ids_size()) {
-    return absl::OkStatus();
-  }
-  return absl::InternalError(absl::StrCat("worker sent ", output.logprobs_size(), " logprobs with ",
-                                          output.token_ids_size(), " tokens"));
+  return request_.logprobs < 0 ? absl::OkStatus() : CheckScores(output);
 }
 
 void LiveExchange::TakeTokens(const wire::Output& output, AnswerDelta* delta) {
@@ -427,8 +494,8 @@ void LiveExchange::TakeTokens(const wire::Output& output, AnswerDelta* delta) {
   const Clock::time_point now = rooms_.loop->Now();
   if (answer_ids_.empty()) {
     rooms_.metrics->ObserveFirstToken(SecondsBetween(began_, now));
-    delta->content = std::move(echo_);
-    for (TokenScore& score : prompt_scores_) score.is_text |= echo_shows_special_;
+    delta->content = prompt_->echo;
+    for (TokenScore& score : prompt_scores_) score.is_text |= prompt_->echo_shows_special;
     delta->prompt_logprobs = std::move(prompt_scores_);
   } else {
     rooms_.metrics->ObserveNextTokens(SecondsBetween(last_token_, now), count);
@@ -454,6 +521,7 @@ void LiveExchange::TakeText(const wire::Output& output, AnswerDelta* delta) {
 }
 
 void LiveExchange::OnLost(const absl::Status& status) {
+  rooms_.fleet->TakeFault(session_->address(), WorkerFault::kLost);
   LeaveWorker();
   TryAnother(status, RetryReason::kLost);
 }
@@ -486,7 +554,7 @@ void LiveExchange::FinishAnswer(AnswerDelta delta, AnswerEnd end) {
     if (tail.stopped) end = AnswerEnd::kStop;
   }
   delta.end = end;
-  delta.usage = {.prompt_tokens = static_cast<int32_t>(prompt_ids_.size()),
+  delta.usage = {.prompt_tokens = static_cast<int32_t>(prompt_ids().size()),
                  .completion_tokens = static_cast<int32_t>(answer_ids_.size()),
                  .cached_tokens = cached_tokens_};
   rooms_.metrics->CountCachedTokens(cached_tokens_);
@@ -504,12 +572,16 @@ void LiveExchange::Fail(const absl::Status& status) {
 
 void LiveExchange::Close(Outcome outcome) {
   ended_ = true;
-  StopWaiting();
+  StopWaiting(/*sent=*/false);
   timeout_timer_->Cancel();
   if (session_ != nullptr) {
     session_->Cancel(rooms_.loop, request_id_);
     LeaveWorker();
   }
+  if (entered_) {
+    rooms_.admission->Leave(request_.tenant, static_cast<int64_t>(answer_ids_.size()));
+  }
+  prompt_ = nullptr;  // the front may keep an exchange that has ended
   rooms_.metrics->CountRequest(request_.endpoint, outcome);
 }
 

@@ -11,16 +11,19 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <variant>
 #include <vector>
 
 #include "absl/status/status.h"
+#include "router/admit/tenant.h"
 #include "router/metrics.h"
 #include "router/options.h"
 #include "router/text/chat_format.h"
 
 namespace glm::router {
 
+class Admission;
 class Fleet;
 class Placement;
 class Loop;
@@ -38,6 +41,7 @@ using Prompt = std::variant<Chat, std::string, std::vector<int32_t>>;
 /// that it is rendered and tokenized once; they live on one loop.
 struct EncodedPrompt {
   bool is_made = false;
+  std::shared_ptr<const void> counted;  // takes its bytes off the metric when it goes
   std::vector<int32_t> ids;
   AnswerStart start = AnswerStart::kPlain;
   std::string echo;                 // the prompt's text, if asked for
@@ -78,16 +82,22 @@ struct ExchangeRequest {
   int32_t prompt_logprobs = -1;  // the same of the prompt's tokens
   std::string session;           // with --policy session: its requests go to one worker
   int32_t priority = 0;          // [-1000, 1000]; the lower is served first
-  std::string cache_salt;        // at most 256 bytes; prefixes are shared among equal ones only
+  TenantId tenant;               // who shares the fleet with others; see router/admit
+  std::optional<int32_t> queue_timeout_ms;  // it waits no longer to be sent; up to an hour
+  std::string cache_salt;  // at most 256 bytes; prefixes are shared among equal ones only
   std::shared_ptr<EncodedPrompt> encoded;  // shared by the answers to one prompt, or null
 };
 
 /// The requests for `answers` answers to one prompt: they share it, and differ in their choice. The
-/// prompt's logprobs come with the first, unless each answer shows the prompt.
+/// prompt itself is the first one's, which must be started first; its logprobs come with the first,
+/// unless each answer shows the prompt.
 inline std::vector<ExchangeRequest> RequestsFor(ExchangeRequest request, int32_t answers) {
   if (answers > 1) request.encoded = std::make_shared<EncodedPrompt>();
+  Prompt prompt = std::exchange(request.prompt, {});
   std::vector<ExchangeRequest> requests(static_cast<size_t>(answers), request);
+  requests[0].prompt = std::move(prompt);
   for (int32_t i = 1; i < answers; ++i) {
+    requests[i].prompt = std::string();
     requests[i].choice = i;
     if (!request.echo) requests[i].prompt_logprobs = -1;
   }
@@ -146,6 +156,7 @@ absl::Status ValidateExchangeRequest(const ExchangeRequest& request, const std::
 struct ExchangeRooms {
   Loop* loop = nullptr;
   Fleet* fleet = nullptr;
+  Admission* admission = nullptr;
   Placement* placement = nullptr;
   const TextModel* text = nullptr;
   RouterMetrics* metrics = nullptr;
@@ -155,8 +166,9 @@ struct ExchangeRooms {
 
 class Exchange {
  public:
-  /// Renders and tokenizes the prompt, chooses a worker and submits. Errors that are known at once
-  /// (prompt too long, no worker) come through on_error before Start returns or later, never both.
+  /// Renders and tokenizes the prompt, waits for its turn, chooses a worker and submits. Errors
+  /// that are known at once (prompt too long, no room) come through on_error before Start returns
+  /// or later, never both.
   static std::unique_ptr<Exchange> Start(const ExchangeRooms& rooms, ExchangeRequest request,
                                          ExchangeSink sink);
 

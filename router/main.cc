@@ -9,6 +9,7 @@
 #include <algorithm>
 #include <chrono>
 #include <memory>
+#include <random>
 #include <string>
 #include <thread>
 #include <utility>
@@ -18,6 +19,7 @@
 #include "proto/base/process.h"
 #include "proto/bearer_token.h"
 #include "proto/credentials.h"
+#include "router/admit/admission.h"
 #include "router/fleet/fleet.h"
 #include "router/fleet/grpc_stream.h"
 #include "router/fleet/membership.h"
@@ -57,12 +59,10 @@ void AddFleetFlags(CLI::App& app, FleetOptions& fleet, ExchangeOptions& exchange
   app.add_option("--session-out-bytes-max", fleet.session_out_bytes_max,
                  "Bytes waiting for one worker; past that it is lost");
   app.add_option("--frame-bytes-max", fleet.frame_bytes_max, "Largest frame from a worker");
-  app.add_option("--waiting-max", fleet.waiting_max,
-                 "Requests that wait for a worker to be ready; more are refused");
   app.add_option("--attempts-max", exchange.attempts_max,
                  "Workers tried before a request fails, the first included");
   app.add_option("--worker-wait-ms", exchange.worker_wait_ms,
-                 "How long a request waits for a worker to be ready");
+                 "How long a request waits while no worker is ready");
   app.add_option("--request-timeout-s", exchange.timeout_s, "How long a request may take in all");
 }
 
@@ -120,6 +120,37 @@ void AddRouteFlags(CLI::App& app, RouteOptions& route) {
                  "A prompt that was sent counts as cached at its worker for this long");
 }
 
+void AddAdmitFlags(CLI::App& app, AdmitOptions& admit, FleetOptions& fleet) {
+  app.add_option("--requests-max", admit.requests_max,
+                 "Requests in the router at once, waiting or being answered; more are refused");
+  app.add_option("--queue-requests-max", admit.queue_requests_max,
+                 "Requests that wait for room at a worker; more are refused");
+  app.add_option("--queue-tokens-max", admit.queue_tokens_max,
+                 "Prompt tokens of the requests that wait, 4 bytes each; more are refused");
+  app.add_option("--queue-tenant-share", admit.queue_tenant_share,
+                 "The share of the queue's bounds that one tenant may take, above 0 to 1");
+  app.add_option("--queue-timeout-ms", admit.queue_timeout_ms,
+                 "How long a request waits for room at a worker, if it does not say");
+  app.add_option("--queue-wait-max-ms", admit.queue_wait_max_ms,
+                 "A request that would wait longer, by prediction, is refused at once");
+  app.add_option("--tenants-max", admit.tenants_max, "Tenants that are told apart in the queue");
+  app.add_option("--tenant-header", admit.tenant_header,
+                 "Header, in lower case, that names a request's tenant; empty: the API key does");
+  app.add_option("--priority-across-tenants", admit.priority_across_tenants,
+                 "Whether priorities count among all requests, or among those of one tenant");
+  app.add_option("--worker-queue-requests", fleet.worker_queue_requests,
+                 "Requests at a worker beyond those that it runs at once; more wait here");
+  app.add_option("--worker-queue-tokens", fleet.worker_queue_tokens,
+                 "Prompt tokens to compute at a worker that is given more requests");
+  app.add_option("--retry-percent", admit.retry_percent,
+                 "Requests of a hundred that may go elsewhere after a worker's refusal");
+  app.add_option("--retry-burst", admit.retry_burst, "Such retries that can be saved up");
+  app.add_option("--eject-errors", fleet.eject_errors,
+                 "Errors in a row after which a worker is not chosen for a while");
+  app.add_option("--eject-ms", fleet.eject_ms, "For how long; doubles with each time");
+  app.add_option("--eject-max-ms", fleet.eject_max_ms, "The longest such time");
+}
+
 void AddFrontFlags(CLI::App& app, HttpOptions& http, GrpcOptions& grpc) {
   app.add_option("--host", http.host, "Address of the HTTP gateway");
   app.add_option("--port", http.port, "Port of the HTTP gateway; 0: one that is free");
@@ -162,6 +193,7 @@ void AddFlags(CLI::App& app, RouterOptions& options, std::string& name) {
   AddMembershipFlags(app, options.membership, options.fleet);
   AddSecurityFlags(app, options.fleet, options.grpc);
   AddRouteFlags(app, options.route);
+  AddAdmitFlags(app, options.admit, options.fleet);
   AddFrontFlags(app, options.http, options.grpc);
 }
 
@@ -200,6 +232,14 @@ void ServeUntilSignal(const StopSignals& signals, const RouterOptions& options, 
   std::thread grpc_drain([&] { grpc_front.Drain(wait); });
   http.Drain(wait);
   grpc_drain.join();
+}
+
+/// A secret of this process.
+HashKey RandomKey() {
+  std::random_device device;
+  HashKey key;
+  for (uint8_t& byte : key) byte = static_cast<uint8_t>(device());
+  return key;
 }
 
 int Fail(const absl::Status& status) {
@@ -277,17 +317,25 @@ int Run(const RouterOptions& options) {
   const RouteOptions& route = options.route;  // validated
   Placement placement(*ParsePolicy(route.policy), *ParseHashKey(route.prefix_hash_key),
                       route.prefix_blocks_max, route.prefix_expect_ms);
+  Fleet* asked_for_room = nullptr;  // set before anybody waits
+  Admission admission(options.admit, RandomKey(),
+                      {.loop = &loops.at(0), .metrics = &metrics, .room = [&asked_for_room] {
+                         return asked_for_room->Room();
+                       }});
   Fleet fleet(options.fleet, {options.ModelName(), (*text)->tokenizer().vocabulary()},
               {.loops = loops.all(),
                .index = &placement.index(),
                .metrics = &metrics,
-               .dial = DialOverGrpc(options.fleet, keys->credentials, keys->tokens.get())},
+               .dial = DialOverGrpc(options.fleet, keys->credentials, keys->tokens.get()),
+               .on_room = [&admission] { admission.RoomChanged(); }},
               [&](const FleetSnapshot& snapshot) {
                 metrics.SetWorkers(CountWorkers(snapshot));
                 grpc_health->SetServing(snapshot.ready > 0);
               });
+  asked_for_room = &fleet;
   const ExchangeRooms rooms{.loop = nullptr,
                             .fleet = &fleet,
+                            .admission = &admission,
                             .placement = &placement,
                             .text = text->get(),
                             .metrics = &metrics,

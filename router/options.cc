@@ -59,7 +59,11 @@ void CheckFleet(const FleetOptions& fleet, OptionChecks* checks) {
   checks->Range("keepalive-timeout-ms", fleet.keepalive_timeout_ms, 100, kHourMs);
   checks->Range("session-out-bytes-max", fleet.session_out_bytes_max, kKib, 16 * kGib);
   checks->Range("frame-bytes-max", fleet.frame_bytes_max, kKib, kGib);
-  checks->Range("waiting-max", fleet.waiting_max, 0, 1'000'000);
+  checks->Range("worker-queue-requests", fleet.worker_queue_requests, 0, 100'000);
+  checks->Range("worker-queue-tokens", fleet.worker_queue_tokens, 1, 1LL << 40);
+  checks->Range("eject-errors", fleet.eject_errors, 1, 1000);
+  checks->Range("eject-ms", fleet.eject_ms, 1, kHourMs);
+  checks->Range("eject-max-ms", fleet.eject_max_ms, fleet.eject_ms, kHourMs);
   checks->Range("leave-timeout-s", fleet.leave_timeout_s, 0, kDayS);
   CheckTls("worker-tls", fleet.tls, checks);
 }
@@ -87,6 +91,29 @@ void CheckMembership(const RouterOptions& options, OptionChecks* checks) {
   }
 }
 
+bool IsHeaderName(const std::string& name) {
+  return name.find_first_not_of("abcdefghijklmnopqrstuvwxyz0123456789-_") == std::string::npos;
+}
+
+void CheckAdmit(const AdmitOptions& admit, OptionChecks* checks) {
+  checks->Range("requests-max", admit.requests_max, 1, 10'000'000);
+  checks->Range("queue-requests-max", admit.queue_requests_max, 0, 1'000'000);
+  checks->Range("queue-tokens-max", admit.queue_tokens_max, 1, 1LL << 40);
+  if (!(admit.queue_tenant_share > 0 && admit.queue_tenant_share <= 1)) {
+    checks->Fail(absl::StrCat("--queue-tenant-share=", admit.queue_tenant_share,
+                              " must be above 0 and at most 1"));
+  }
+  checks->Range("queue-timeout-ms", admit.queue_timeout_ms, 0, kHourMs);
+  checks->Range("queue-wait-max-ms", admit.queue_wait_max_ms, 1, kHourMs);
+  checks->Range("tenants-max", admit.tenants_max, 1, 1'000'000);
+  if (admit.tenant_header.size() > 256 || !IsHeaderName(admit.tenant_header)) {
+    checks->Fail(absl::StrCat("--tenant-header='", admit.tenant_header.substr(0, 256),
+                              "' must be at most 256 lower-case letters, digits, '-' and '_'"));
+  }
+  checks->Range("retry-percent", admit.retry_percent, 0, 100);
+  checks->Range("retry-burst", admit.retry_burst, 0, 1'000'000);
+}
+
 }  // namespace
 
 absl::Status RouterOptions::Validate() const {
@@ -102,6 +129,7 @@ absl::Status RouterOptions::Validate() const {
   CheckFleet(fleet, &checks);
   CheckMembership(*this, &checks);
   CheckRoute(route, &checks);
+  CheckAdmit(admit, &checks);
 
   checks.Range("attempts-max", exchange.attempts_max, 1, 100);
   checks.Range("worker-wait-ms", exchange.worker_wait_ms, 0, kHourMs);

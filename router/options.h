@@ -25,11 +25,17 @@ struct FleetOptions {
                                                // what the step should take
   int64_t session_out_bytes_max = 64LL << 20;  // frames not yet taken by a worker; over: it is lost
   int64_t frame_bytes_max = 64LL << 20;        // one frame of a worker
-  int32_t waiting_max = 1024;                  // requests that wait for a worker to be ready
   int32_t leave_timeout_s = 30;                // for the requests of a worker that no source names
                                                // any more; then they go on elsewhere
-  ClientTls tls = {};                          // of the connections to workers
-  std::string token_file = {};                 // shown to workers; empty: none
+  // A worker that has this many requests beyond those that it runs at once, or this many prompt
+  // tokens to compute, gets no more: they wait in the router, where order can still be chosen.
+  int32_t worker_queue_requests = 4;
+  int64_t worker_queue_tokens = 64 << 10;
+  int32_t eject_errors = 5;       // in a row: the worker is not chosen for a while
+  int32_t eject_ms = 1000;        // for so long; doubles with each time
+  int32_t eject_max_ms = 30'000;  // and at most for so long
+  ClientTls tls = {};             // of the connections to workers
+  std::string token_file = {};    // shown to workers; empty: none
 };
 
 /// Who names workers besides FleetOptions::workers.
@@ -51,10 +57,25 @@ struct RouteOptions {
   int32_t prefix_expect_ms = 10'000;      // a prompt sent counts as cached there for this long
 };
 
+/// Which requests are taken, and who is served first.
+struct AdmitOptions {
+  int32_t requests_max = 16'384;          // in the router at once, waiting or being answered
+  int32_t queue_requests_max = 1024;      // that wait for room at a worker; more are refused
+  int64_t queue_tokens_max = 16LL << 20;  // prompt tokens of those that wait, 4 bytes each
+  double queue_tenant_share = 0.5;        // of both, for one tenant
+  int32_t queue_timeout_ms = 30'000;      // how long a request waits, if it does not say
+  int32_t queue_wait_max_ms = 10'000;     // a request that would wait longer is refused at once
+  int32_t tenants_max = 1024;             // that are told apart
+  std::string tenant_header;              // names the tenant; empty: the API key does
+  bool priority_across_tenants = true;    // else a priority orders its tenant's requests only
+  int32_t retry_percent = 8;              // of the requests, sent again after a worker's refusal
+  int32_t retry_burst = 10;               // such retries that can be saved up
+};
+
 /// One client's request.
 struct ExchangeOptions {
   int32_t attempts_max = 3;       // workers tried before a request fails, the first included
-  int32_t worker_wait_ms = 5000;  // how long a request waits for a worker to be ready
+  int32_t worker_wait_ms = 5000;  // how long a request waits while no worker is ready
   int32_t timeout_s = 3600;       // how long a request may take in all
 };
 
@@ -91,6 +112,7 @@ struct RouterOptions {
   FleetOptions fleet;
   MembershipOptions membership;
   RouteOptions route;
+  AdmitOptions admit;
   ExchangeOptions exchange;
   HttpOptions http;
   GrpcOptions grpc;

@@ -15,6 +15,7 @@ constexpr size_t kBadWordsMax = 128;
 constexpr size_t kBadWordBytesMax = 256;
 constexpr size_t kCacheSaltBytesMax = 256;
 constexpr int32_t kPriorityMax = 1000;
+constexpr int32_t kQueueTimeoutMsMax = 3'600'000;
 
 template <typename Value>
 absl::Status Refuse(const char* field, Value value, const char* limit) {
@@ -95,6 +96,10 @@ absl::Status CheckRest(const ExchangeRequest& request) {
   }
   if (request.priority < -kPriorityMax || request.priority > kPriorityMax) {
     return Refuse("priority", request.priority, "from -1000 to 1000");
+  }
+  const int32_t timeout_ms = request.queue_timeout_ms.value_or(0);
+  if (timeout_ms < 0 || timeout_ms > kQueueTimeoutMsMax) {
+    return Refuse("queue_timeout_ms", timeout_ms, "from 0 to 3600000");
   }
   if (request.cache_salt.size() > kCacheSaltBytesMax) {
     return Refuse("cache_salt (bytes)", request.cache_salt.size(), "at most 256");

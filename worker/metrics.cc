@@ -1,6 +1,7 @@
 #include "worker/metrics.h"
 
 #include <initializer_list>
+#include <limits>
 #include <string>
 #include <utility>
 
@@ -42,6 +43,23 @@ MetricFamily Counter(const std::string& name, const std::string& help, double va
 
 MetricFamily Gauge(const std::string& name, const std::string& help, double value) {
   return NewFamily(name, help, MetricType::Gauge, "", {{"", value}});
+}
+
+/// How long the device stood still between two steps, as a histogram.
+MetricFamily IdleHistogram(const engine::EngineStats& stats) {
+  MetricFamily family{"glmserve_worker_device_idle_seconds",
+                      "How long the device stood still between two steps while requests ran.",
+                      MetricType::Histogram,
+                      {{}}};
+  auto& histogram = family.metric.back().histogram;
+  for (size_t i = 0; i < engine::kIdleSecondsBounds.size(); ++i) {
+    histogram.sample_count += stats.idle_gaps[i];
+    histogram.bucket.push_back({histogram.sample_count, engine::kIdleSecondsBounds[i]});
+  }
+  histogram.sample_count += stats.idle_gaps.back();
+  histogram.bucket.push_back({histogram.sample_count, std::numeric_limits<double>::infinity()});
+  histogram.sample_sum = stats.idle_seconds;
+  return family;
 }
 
 double Number(uint64_t count) { return static_cast<double>(count); }
@@ -141,6 +159,7 @@ std::vector<MetricFamily> WorkerMetrics::Collect() const {
       Counter("glmserve_worker_steps_total", "Engine steps.", static_cast<double>(stats.steps)));
   families.push_back(Counter("glmserve_worker_step_seconds_total",
                              "Seconds that the device spent in steps.", stats.step_seconds));
+  families.push_back(IdleHistogram(stats));
   families.push_back(Gauge("glmserve_worker_requests_running", "Requests in the running batch.",
                            stats.load.requests_running));
   families.push_back(Gauge("glmserve_worker_requests_waiting", "Requests waiting for a first step.",

@@ -34,6 +34,7 @@ ROWS = [
         ("Requests in the router", "short", [
             target("sum(glmserve_router_requests_running)", "at a worker"),
             target("sum(glmserve_router_requests_waiting)", "waiting for a worker"),
+            target("sum(glmserve_router_requests_open)", "all"),
             target("sum(glmserve_router_http_connections)", "HTTP connections"),
         ]),
     ]),
@@ -41,6 +42,22 @@ ROWS = [
         ("Time to first token", "s", quantiles("glmserve_router_time_to_first_token_seconds")),
         ("Between two tokens", "s", quantiles("glmserve_router_inter_token_seconds")),
         ("Whole request", "s", quantiles("glmserve_router_request_seconds")),
+    ]),
+    ("Queue in the router", [
+        ("Wait before a request is sent", "s", quantiles("glmserve_router_queue_wait_seconds")),
+        ("Requests refused or given up by the queue", "reqps",
+         [rate("glmserve_router_refusals_total", "reason", "{{reason}}")]),
+        ("Prompt tokens that wait, prompts held", "short", [
+            target("sum(glmserve_router_tokens_waiting)", "tokens waiting"),
+            target("sum(glmserve_router_prompt_bytes) / 4", "tokens held"),
+        ]),
+        ("Retries denied, workers ejected", "short", [
+            target("sum(rate(glmserve_router_retries_denied_total[$__rate_interval]))",
+                   "retries denied a second"),
+            target("sum(rate(glmserve_router_worker_ejections_total[$__rate_interval]))",
+                   "ejections a second"),
+            target("sum by (instance) (glmserve_router_workers_ejected)", "ejected now {{instance}}"),
+        ]),
     ]),
     ("Workers", [
         ("Workers by state", "short", [target("sum by (state) (glmserve_router_workers)", "{{state}}")]),

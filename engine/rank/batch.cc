@@ -41,6 +41,19 @@ int64_t SizeOf(const std::vector<T>& values) {
   return static_cast<int64_t>(values.size());
 }
 
+/// Where whole prompts begin, if enough of the step is of theirs: steps like decoding, which are
+/// captured, are not told apart by it.
+int64_t PromptsBegin(const StepPlan& plan) {
+  constexpr int64_t kTokensMin = 1024;
+  int64_t begin = SizeOf(plan.token_ids);
+  for (int64_t s = SizeOf(plan.kv_lengths) - 1; s >= 0; --s) {
+    const int32_t tokens = plan.query_starts[s + 1] - plan.query_starts[s];
+    if (tokens != plan.kv_lengths[s] || tokens < kWholePromptMin) break;
+    begin = plan.query_starts[s];
+  }
+  return SizeOf(plan.token_ids) - begin >= kTokensMin ? begin : -1;
+}
+
 template <typename T>
 void Assign(const char* memory, int64_t count, std::vector<T>* out) {
   const T* values = reinterpret_cast<const T*>(memory);
@@ -156,6 +169,19 @@ int64_t Batch::Bucket(int64_t count, int64_t count_max) {
   return std::min(count <= between ? between : power, count_max);
 }
 
+int64_t Batch::TokenBucket(int64_t count, int64_t count_max) {
+  constexpr int64_t kFineFrom = 1024;
+  constexpr int64_t kFine = 128;
+  if (count <= kFineFrom) return Bucket(count, count_max);
+  return std::min((count + kFine - 1) / kFine * kFine, count_max);
+}
+
+int64_t Batch::TableBucket(int64_t count, int64_t count_max) {
+  int64_t bucket = 256;
+  while (bucket < count) bucket *= 4;
+  return std::min(bucket, count_max);
+}
+
 StepSizes Batch::SizesOf(const StepPlan& plan) const {
   const StepSizes largest = Largest(limits_);
   StepSizes sizes;
@@ -170,11 +196,17 @@ StepSizes Batch::SizesOf(const StepPlan& plan) const {
   sizes.draft_layer = !plan.next_ids.empty();
   sizes.draft_rows = SizeOf(plan.draft_rows);
   sizes.drafts = plan.drafts;
+  sizes.prompts_begin = PromptsBegin(plan);
   if (!device_.CanCapture()) return sizes;
   for (int64_t StepSizes::*size :
-       {&StepSizes::tokens, &StepSizes::sequences, &StepSizes::logit_rows, &StepSizes::blocks_max,
-        &StepSizes::edits, &StepSizes::edit_contexts, &StepSizes::masks, &StepSizes::draft_rows}) {
+       {&StepSizes::sequences, &StepSizes::logit_rows, &StepSizes::edits, &StepSizes::edit_contexts,
+        &StepSizes::masks, &StepSizes::draft_rows}) {
     if (sizes.*size > 0) sizes.*size = Bucket(sizes.*size, largest.*size);
+  }
+  sizes.tokens = TokenBucket(sizes.tokens, largest.tokens);
+  sizes.blocks_max = TableBucket(sizes.blocks_max, largest.blocks_max);
+  if (sizes.prompts_begin > 0) {
+    sizes.prompts_begin = TokenBucket(sizes.prompts_begin, sizes.tokens);
   }
   return sizes;
 }
@@ -268,6 +300,7 @@ void Batch::SetViews(const Layout& layout) {
   view_.logit_tokens = ints(layout.logit_tokens, sizes_.logit_rows);
   view_.counts = ints(layout.counts, 3);
   view_.last_ids = last_ids_;
+  view_.prompts_begin = sizes_.prompts_begin;
   sample_rows_ = reinterpret_cast<const SampleRow*>(step_memory_ + layout.sample_rows);
   edits_ = reinterpret_cast<const LogitEdit*>(step_memory_ + layout.edits);
   edit_contexts_ = reinterpret_cast<const int32_t*>(step_memory_ + layout.edit_contexts);

@@ -8,8 +8,10 @@
 //
 // Padding: on a device that can capture, T, S, R, D, the width of the block tables and the sizes of
 // edits and masks are rounded up to buckets (1, 2, 3, 4, 6, 8, 12, 16, ...), so that few different
-// steps exist; on others they are exact. R is at least 1. Padding is zeros, apart from query_starts
-// (T_valid) and sample slots (-1).
+// steps exist (tables are at least 256 blocks wide and then grow fourfold, so that a sequence's
+// length hardly makes other steps); on others they are exact. T goes in steps of 128 from 1024 on:
+// such steps are not captured, and padding costs as much as tokens there. R is at least 1. Padding
+// is zeros, apart from query_starts (T_valid) and sample slots (-1).
 #pragma once
 
 #include <cstdint>
@@ -22,17 +24,18 @@ namespace glm::engine {
 
 /// Padded sizes of a step.
 struct StepSizes {
-  int64_t tokens = 0;         // T
-  int64_t sequences = 0;      // S
-  int64_t logit_rows = 0;     // R
-  int64_t blocks_max = 0;     // width of block_tables
-  int64_t edits = 0;          // of all rows
-  int64_t edit_contexts = 0;  // ids
-  int64_t masks = 0;          // rows
-  bool logprobs = false;      // some row wants them
-  bool draft_layer = false;   // it runs over the step's tokens
-  int64_t draft_rows = 0;     // D
-  int64_t drafts = 0;         // K
+  int64_t tokens = 0;          // T
+  int64_t sequences = 0;       // S
+  int64_t logit_rows = 0;      // R
+  int64_t blocks_max = 0;      // width of block_tables
+  int64_t edits = 0;           // of all rows
+  int64_t edit_contexts = 0;   // ids
+  int64_t masks = 0;           // rows
+  bool logprobs = false;       // some row wants them
+  bool draft_layer = false;    // it runs over the step's tokens
+  int64_t draft_rows = 0;      // D
+  int64_t drafts = 0;          // K
+  int64_t prompts_begin = -1;  // as BatchView's, rounded up like tokens
 
   bool operator==(const StepSizes&) const = default;
 };
@@ -63,6 +66,9 @@ class Batch {
   static int64_t HostBytes(const BatchLimits& limits);
   /// The smallest bucket that holds `count`, at most `count_max`.
   static int64_t Bucket(int64_t count, int64_t count_max);
+  /// The same of tokens, and of the width of block tables.
+  static int64_t TokenBucket(int64_t count, int64_t count_max);
+  static int64_t TableBucket(int64_t count, int64_t count_max);
 
   StepSizes SizesOf(const StepPlan& plan) const;
 

@@ -5,7 +5,8 @@
 // Only steps that are like decoding are captured: few tokens, and few a sequence; what a prompt's
 // chunk costs on the host hides behind its computation, and its sizes seldom come again. The first
 // step of given sizes runs eagerly, so that what ops find out once is known; the second is
-// captured. A graph takes memory of the driver's own, outside the device's plan.
+// captured; at the start a rank runs the decode steps that will come (start_plans.h) twice. A graph
+// takes memory of the driver's own, for which the plan of the device's memory leaves room.
 #pragma once
 
 #include <cstdint>
@@ -25,6 +26,8 @@ class StepGraphs {
   static constexpr int64_t kTokensASequenceMax = 8;
   // Sizes remembered; steps of others run eagerly.
   static constexpr int64_t kGraphsMax = 256;
+  // Of the driver's, for each operation of a graph, rounded up from what was seen on an H100.
+  static constexpr int64_t kBytesAnOperation = 4 << 10;
 
   explicit StepGraphs(Device& device) : device_(device) {}
   StepGraphs(const StepGraphs&) = delete;

@@ -10,6 +10,7 @@
 #include "engine/model/glm.h"
 #include "engine/rank/draft.h"
 #include "engine/rank/graphs.h"
+#include "engine/rank/start_plans.h"
 #include "proto/base/log.h"
 
 namespace glm::engine {
@@ -21,10 +22,19 @@ struct Rank::Machine {
   std::optional<Batch> batch;
   std::optional<StepGraphs> graphs;
   std::optional<Drafter> drafter;
-  std::vector<std::unique_ptr<DeviceEvent>> events;  // end of the step, one per staging buffer
+  // Begin and end of a step. One pair more than steps may be in flight: when a step is waited for,
+  // those of the step before it must still stand.
+  struct Marks {
+    std::unique_ptr<DeviceEvent> begin;
+    std::unique_ptr<DeviceEvent> end;
+  };
+  std::vector<Marks> marks;
 };
 
 namespace {
+
+// Operations of a captured step a layer, rounded up.
+constexpr int64_t kOperationsALayer = 20;
 
 absl::StatusOr<std::unique_ptr<Device>> MakeDevice(const RankOptions& options, int32_t rank) {
   if (options.device == "cpu") return CreateCpuDevice(options.cpu_threads);
@@ -128,7 +138,8 @@ StepResult Rank::Wait() {
     issued = issued_.front();
     issued_.pop_front();
   }
-  machine_->events[issued.staging]->Wait();
+  const Machine::Marks& marks = machine_->marks[issued.mark];
+  marks.end->Wait();
   StepResult result;
   result.step = issued.step;
   machine_->batch->Read(issued.staging, issued.sizes, issued.logit_rows, issued.draft_rows,
@@ -137,6 +148,11 @@ StepResult Rank::Wait() {
   const Clock::time_point end = Clock::now();
   result.seconds = std::chrono::duration<double>(end - std::max(issued.begin, last_end_)).count();
   last_end_ = end;
+  if (last_mark_ >= 0) {
+    result.idle_seconds =
+        std::max(0.0, marks.begin->SecondsSince(*machine_->marks[last_mark_].end));
+  }
+  last_mark_ = issued.mark;
   MutexLock lock(&mailbox_mutex_);
   --steps_open_;
   return result;
@@ -198,6 +214,7 @@ absl::Status Rank::SetUp() {
   }
   machine_->model = *std::move(model);
   AllocateMemory();
+  CaptureSteps();
   memory_.free_bytes = device.BytesFree();
   memory_.allocated_bytes = free_at_start - memory_.free_bytes;
   return absl::OkStatus();
@@ -214,6 +231,12 @@ RankMemory Rank::BufferNeeds(const RankOptions& options, const ModelConfig& rank
   // The host's memory is the CPU device's.
   if (options.device == "cpu") needs.batch_bytes += Batch::HostBytes(options.batch);
   if (drafts) needs.batch_bytes += Drafter::DeviceBytes(options.batch, options.dtype);
+  if (device.CanCapture()) {
+    // Those of the start, and as many again that come later.
+    const auto graphs = 2 * static_cast<int64_t>(StartBatches(options.batch).size());
+    needs.graph_bytes = graphs * kOperationsALayer * StepGraphs::kBytesAnOperation *
+                        (rank_config.layers + 1 + options.batch.drafts_max);
+  }
   return needs;
 }
 
@@ -226,7 +249,8 @@ absl::Status Rank::PlanMemory(int64_t weight_bytes) {
   memory_.device = name;
   memory_.weight_bytes = weight_bytes;
   memory_.kv_bytes = options_.kv_blocks * block_bytes;
-  const int64_t buffers = memory_.buffer_bytes + memory_.scratch_bytes + memory_.batch_bytes;
+  const int64_t buffers =
+      memory_.buffer_bytes + memory_.scratch_bytes + memory_.batch_bytes + memory_.graph_bytes;
   const int64_t wanted = memory_.planned_bytes();
   // Ranks on the CPU share the machine's memory; each has a GPU's for itself.
   const int64_t sharing = options_.device == "cpu" ? communicator_->size() : 1;
@@ -264,12 +288,40 @@ void Rank::AllocateMemory() {
   machine_->batch.emplace(device, options_.batch);
   machine_->graphs.emplace(device);
   if (drafts()) machine_->drafter.emplace(device, options_.batch, options_.dtype);
-  for (int32_t i = 0; i < options_.batch.steps_in_flight_max; ++i) {
-    machine_->events.push_back(device.NewEvent());
+  for (int32_t i = 0; i < options_.batch.steps_in_flight_max + 1; ++i) {
+    machine_->marks.push_back({device.NewEvent(), device.NewEvent()});
   }
   device.PlanScratch(options_.batch.step);
   device.Seal();
   device.Synchronize();
+}
+
+void Rank::CaptureSteps() {
+  Device& device = *machine_->device;
+  if (!device.CanCapture()) return;
+  const Clock::time_point begin = Clock::now();
+  const int64_t free_before = device.BytesFree();
+  Clock::time_point told = begin;
+  const std::vector<int32_t> batches = StartBatches(options_.batch);
+  for (size_t i = 0; i < batches.size(); ++i) {
+    machine_->batch->Upload(StartPlan(options_.batch, batches[i]), /*staging=*/0);
+    // Eagerly, then captured.
+    for (int run = 0; run < 2; ++run) {
+      machine_->graphs->Run(machine_->batch->sizes(), [this] { IssueOps(); });
+    }
+    device.Synchronize();
+    if (Clock::now() - told < std::chrono::seconds(2)) continue;
+    told = Clock::now();
+    LOG(INFO) << "capturing decode steps: " << i + 1 << " of " << batches.size();
+  }
+  LOG(INFO) << absl::StrFormat(
+      "captured %d decode steps of up to %d sequences in %.1f s, %.1f MiB of the driver's (%.1f "
+      "MiB "
+      "planned)",
+      machine_->graphs->captured(), batches.front(),
+      std::chrono::duration<double>(Clock::now() - begin).count(),
+      static_cast<double>(free_before - device.BytesFree()) / (1 << 20),
+      static_cast<double>(memory_.graph_bytes) / (1 << 20));
 }
 
 const StepPlan* Rank::TakePlan() {
@@ -285,15 +337,20 @@ Rank::Issued Rank::Issue(const StepPlan& plan) {
   // The step that used this staging buffer before was waited for: no more than
   // steps_in_flight_max are open.
   const auto staging =
-      static_cast<int32_t>(steps_issued_++ % static_cast<uint64_t>(machine_->events.size()));
+      static_cast<int32_t>(steps_issued_ % static_cast<uint64_t>(machine_->marks.size() - 1));
+  const auto mark =
+      static_cast<int32_t>(steps_issued_ % static_cast<uint64_t>(machine_->marks.size()));
+  ++steps_issued_;
   const Clock::time_point begin = Clock::now();
   Batch& batch = *machine_->batch;
+  machine_->marks[mark].begin->Record();
   batch.Upload(plan, staging);
   machine_->graphs->Run(batch.sizes(), [this] { IssueOps(); });
   batch.Download(staging);
-  machine_->events[staging]->Record();
+  machine_->marks[mark].end->Record();
   return {plan.step,
           staging,
+          mark,
           batch.sizes(),
           static_cast<int64_t>(plan.logit_tokens.size()),
           static_cast<int64_t>(plan.draft_rows.size()),

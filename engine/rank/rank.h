@@ -48,8 +48,9 @@ struct RankMemory {
   int64_t buffer_bytes = 0;  // of the model's activations
   int64_t scratch_bytes = 0;
   int64_t batch_bytes = 0;
+  int64_t graph_bytes = 0;  // of the driver's, for captured steps; an estimate
   int64_t planned_bytes() const {
-    return weight_bytes + kv_bytes + buffer_bytes + scratch_bytes + batch_bytes;
+    return weight_bytes + kv_bytes + buffer_bytes + scratch_bytes + batch_bytes + graph_bytes;
   }
   int64_t allocated_bytes = 0;  // once all was taken; the device allocates no more afterwards
   int64_t free_bytes = 0;
@@ -90,6 +91,7 @@ class Rank {
   struct Issued {
     uint64_t step;
     int32_t staging;
+    int32_t mark;
     StepSizes sizes;
     int64_t logit_rows;  // valid ones
     int64_t draft_rows;
@@ -105,6 +107,8 @@ class Rank {
   /// Logs where the memory will go and refuses what does not fit, saying what would.
   absl::Status PlanMemory(int64_t weight_bytes);
   void AllocateMemory();
+  /// Captures the decode steps that will come, so that no request waits for that.
+  void CaptureSteps();
   bool drafts() const { return options_.batch.drafts_max > 0; }
   /// Blocks for the next plan; null: the rank ends.
   const StepPlan* TakePlan();
@@ -120,6 +124,7 @@ class Rank {
   std::unique_ptr<Machine> machine_;  // made and ended on the rank thread
   uint64_t steps_issued_ = 0;         // rank thread
   Clock::time_point last_end_;        // engine thread: when the step waited for last was done
+  int32_t last_mark_ = -1;            // engine thread: the marks of that step; -1: there was none
 
   // "Rank mailbox": between the engine thread and the rank thread.
   Mutex mailbox_mutex_;

@@ -65,6 +65,7 @@ struct StepResult {
   std::vector<int32_t> drafts;  // [D * K], those of a draft row behind each other
   StepLogprobs logprobs;        // where the plan says so
   double seconds = 0;           // on the device, upload to download
+  double idle_seconds = 0;  // the device stood still so long since the step before; 0: the first
 };
 
 }  // namespace glm::engine

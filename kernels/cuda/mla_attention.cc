@@ -41,9 +41,9 @@ MlaScratch LayOut(ScratchLayout& layout, int sm_count, int64_t tokens, const Mla
   return scratch;
 }
 
-/// latents[t, h] = K_h^T (plain part of query h), rounded.
-LtProblem Absorption(const MlaParams& p, BFloat16* latents) {
-  return {.rows = p.tokens,
+/// latents[t, h] = K_h^T (plain part of query h), rounded, of the first `rows` tokens.
+LtProblem Absorption(const MlaParams& p, int64_t rows, BFloat16* latents) {
+  return {.rows = rows,
           .outputs = p.latent,
           .depth = p.plain,
           .in = p.queries,
@@ -59,9 +59,9 @@ LtProblem Absorption(const MlaParams& p, BFloat16* latents) {
                     .out = p.latent}};
 }
 
-/// out[t, h] = V_h latents[t, h].
-LtProblem Expansion(const MlaParams& p, const BFloat16* latents, const Tensor& out) {
-  return {.rows = p.tokens,
+/// out[t, h] = V_h latents[t, h], of the first `rows` tokens.
+LtProblem Expansion(const MlaParams& p, int64_t rows, const BFloat16* latents, const Tensor& out) {
+  return {.rows = rows,
           .outputs = p.value,
           .depth = p.latent,
           .in = latents,
@@ -165,14 +165,31 @@ void MlaAttention(Device& device, const MlaAttentionArgs& args) {
   Tensor out = args.out;
   if (out.empty()) out = Tensor(scratch.rows, DType::kBF16, {params.tokens, columns});
   CheckShape(out, DType::kBF16, {params.tokens, columns}, "mla_attention.out");
-  const LtProblem absorb = Absorption(params, scratch.latents);
-  const LtProblem expand = Expansion(params, scratch.latents, out);
+  // Prompts that begin in the step have a form of their own; the absorbed form is for the others.
+  const bool fresh = HasMlaPrompts(params) && TakesMlaPrefill(params);
+  int64_t absorbed = params.tokens;
+  if (fresh && args.batch.prompts_begin >= 0 && kWholePromptMin * params.heads > kMlaSplitRowsMax) {
+    absorbed = args.batch.prompts_begin;
+  }
+  const LtProblem absorb = Absorption(params, absorbed, scratch.latents);
+  const LtProblem expand = Expansion(params, absorbed, scratch.latents, out);
   if (TakesWideMla(params, args.cache.keys.dtype) && LtGemms::Takes(absorb) &&
       LtGemms::Takes(expand)) {
-    const bool fresh = HasMlaPrompts(params) && TakesMlaPrefill(params);
-    op.device().gemms().Run(op.stream(), absorb);
-    RunWideMla(op.stream(), sm_count, params, fresh, scratch.latents, scratch.parts);
-    op.device().gemms().Run(op.stream(), expand);
+    const bool few = TakesMlaFewTokens(params);
+    if (few) {
+      RunMlaAbsorption(op.stream(), params, scratch.latents);
+    } else if (absorbed > 0) {
+      op.device().gemms().Run(op.stream(), absorb);
+    }
+    if (absorbed > 0) {
+      RunWideMla(op.stream(), sm_count, params, fresh, scratch.latents, scratch.parts);
+    }
+    if (few) {
+      RunMlaExpansion(op.stream(), sm_count, params, scratch.latents, scratch.parts,
+                      out.Data<BFloat16>(), out.stride[0]);
+    } else if (absorbed > 0) {
+      op.device().gemms().Run(op.stream(), expand);
+    }
     if (fresh) {
       GatherCells(op.stream(), params, scratch.cells);
       op.device().gemms().Run(op.stream(), KeysAndValues(params, scratch));

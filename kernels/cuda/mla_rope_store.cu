@@ -1,6 +1,6 @@
 // mla_rope_store: rotates the queries' rope parts in place, norms the latent, and stores latent and
 // rotated rope key in the paged cache. Block (t, 0) makes the cell of token t; the others rotate
-// queries, a warp a head.
+// queries, a warp one head, or several where there are tokens enough to fill the device.
 
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_device.h"
@@ -15,6 +15,8 @@ namespace {
 constexpr int kThreads = 128;
 constexpr int kWarps = kThreads / kWarp;
 constexpr int kLatentMax = 1024;
+constexpr int kHeadsAWarp = 5;
+constexpr int kFewTokens = 128;  // up to here a warp has one head
 
 struct MlaRopeParams {
   const int32_t* counts;
@@ -47,11 +49,8 @@ __device__ __forceinline__ void StoreCell(uint8_t* cell, int i, float value, flo
   cell[i] = static_cast<uint8_t>(PackFp8(RoundBf16(value) / scale, 0.0f) & 0xFF);
 }
 
-/// The rotated pair i of neighbours.
-__device__ __forceinline__ float2 Rotate(const float* angles, int half, int i, float even,
-                                         float odd) {
-  const float cosine = angles[i];
-  const float sine = angles[half + i];
+/// The rotated pair of neighbours.
+__device__ __forceinline__ float2 Rotate(float cosine, float sine, float even, float odd) {
   return {even * cosine - odd * sine, odd * cosine + even * sine};
 }
 
@@ -82,14 +81,14 @@ __device__ void MakeCell(const MlaRopeParams& p, int token, int position, const 
   }
   const int half = p.rope_size / 2;
   for (int i = threadIdx.x; i < half; i += kThreads) {
-    const float2 pair =
-        Rotate(angles, half, i, ToFloat(row[p.latent + 2 * i]), ToFloat(row[p.latent + 2 * i + 1]));
+    const float2 pair = Rotate(angles[i], angles[half + i], ToFloat(row[p.latent + 2 * i]),
+                               ToFloat(row[p.latent + 2 * i + 1]));
     StoreCell(cell, p.latent + 2 * i, pair.x, p.cell_scale);
     StoreCell(cell, p.latent + 2 * i + 1, pair.y, p.cell_scale);
   }
 }
 
-template <typename Cell>
+template <typename Cell, int kHeads>
 __global__ void __launch_bounds__(kThreads) MlaRopeStoreKernel(const MlaRopeParams p) {
   const int token = blockIdx.x;
   DependencyStart();
@@ -100,15 +99,23 @@ __global__ void __launch_bounds__(kThreads) MlaRopeStoreKernel(const MlaRopePara
     MakeCell<Cell>(p, token, position, angles);
     return;
   }
-  const int head = (static_cast<int>(blockIdx.y) - 1) * kWarps + threadIdx.x / kWarp;
-  if (head >= p.heads) return;
-  BFloat16* part = p.queries + token * p.queries_stride +
-                   static_cast<int64_t>(head + 1) * p.query_size - p.rope_size;
+  const int first_head =
+      ((static_cast<int>(blockIdx.y) - 1) * kWarps + static_cast<int>(threadIdx.x) / kWarp) *
+      kHeads;
   const int half = p.rope_size / 2;
+  BFloat16* first = p.queries + token * p.queries_stride +
+                    static_cast<int64_t>(first_head + 1) * p.query_size - p.rope_size;
   for (int i = threadIdx.x % kWarp; i < half; i += kWarp) {
-    const float2 pair = Rotate(angles, half, i, ToFloat(part[2 * i]), ToFloat(part[2 * i + 1]));
-    part[2 * i] = ToBFloat16(pair.x);
-    part[2 * i + 1] = ToBFloat16(pair.y);
+    const float cosine = angles[i];
+    const float sine = angles[half + i];
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+      if (first_head + h >= p.heads) break;
+      BFloat16* part = first + static_cast<int64_t>(h) * p.query_size + 2 * i;
+      const float2 pair = Rotate(cosine, sine, ToFloat(part[0]), ToFloat(part[1]));
+      part[0] = ToBFloat16(pair.x);
+      part[1] = ToBFloat16(pair.y);
+    }
   }
 }
 
@@ -153,11 +160,19 @@ void MlaRopeStore(Device& device, const MlaRopeStoreArgs& args) {
       .cell_scale = args.cache.key_scale,
       .block_size = static_cast<int>(args.cache.keys.shape[2]),
   };
-  const dim3 grid(static_cast<unsigned>(tokens),
-                  static_cast<unsigned>(1 + (args.query_heads + kWarps - 1) / kWarps));
-  const auto kernel =
-      cache == DType::kBF16 ? MlaRopeStoreKernel<BFloat16> : MlaRopeStoreKernel<uint8_t>;
-  LaunchAfter(kernel, grid, kThreads, 0, op.stream(), params);
+  const bool few = tokens <= kFewTokens;
+  const int64_t heads_a_block = kWarps * (few ? 1 : kHeadsAWarp);
+  const dim3 grid(
+      static_cast<unsigned>(tokens),
+      static_cast<unsigned>(1 + (args.query_heads + heads_a_block - 1) / heads_a_block));
+  const auto launch = [&](auto kernel) {
+    LaunchAfter(kernel, grid, kThreads, 0, op.stream(), params);
+  };
+  if (cache == DType::kBF16) {
+    launch(few ? MlaRopeStoreKernel<BFloat16, 1> : MlaRopeStoreKernel<BFloat16, kHeadsAWarp>);
+  } else {
+    launch(few ? MlaRopeStoreKernel<uint8_t, 1> : MlaRopeStoreKernel<uint8_t, kHeadsAWarp>);
+  }
 }
 
 }  // namespace glm::cuda

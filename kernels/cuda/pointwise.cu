@@ -176,21 +176,24 @@ template <bool kAligned>
 __global__ void __launch_bounds__(1024) AddRmsNormKernel(const NormParams p) {
   __shared__ float shared[kWarp];
   const int64_t row = blockIdx.x;
-  DependencyStart();
-  if (row >= p.counts[0]) return;
   const int column = threadIdx.x * kVector;
-
-  float values[kVector];
+  // In a decode step the waits for memory are most of the time: the weight, which no kernel writes,
+  // is asked for before the kernel before ends, the row together with the count of rows.
   float weights[kVector];
   LoadRow8<kAligned>(p.weight, column, p.columns, weights);
+  DependencyStart();
+  const int rows = p.counts[0];
+  float values[kVector];
+  float delta[kVector];
+  const bool adds = p.residual != nullptr && p.delta != nullptr;
   if (p.residual == nullptr) {
     LoadRow8<kAligned>(p.delta + row * p.delta_stride, column, p.columns, values);
   } else {
     LoadRow8<kAligned>(p.residual + row * p.residual_stride, column, p.columns, values);
   }
-  if (p.residual != nullptr && p.delta != nullptr) {
-    float delta[kVector];
-    LoadRow8<kAligned>(p.delta + row * p.delta_stride, column, p.columns, delta);
+  if (adds) LoadRow8<kAligned>(p.delta + row * p.delta_stride, column, p.columns, delta);
+  if (row >= rows) return;
+  if (adds) {
 #pragma unroll
     for (int i = 0; i < kVector; ++i) values[i] = RoundBf16(values[i] + delta[i]);
     StoreRow8<kAligned>(p.residual + row * p.residual_stride, column, p.columns, values);
@@ -229,20 +232,27 @@ __global__ void __launch_bounds__(1024) ActivateKernel(const ActivateParams p) {
   __shared__ float shared[kWarp];
   const int64_t row = blockIdx.x;
   DependencyStart();
-  if (row >= p.counts[0]) return;
+  const int rows = p.counts[0];  // awaited together with the row
   const BFloat16* in = p.in + row * p.in_stride;
 
   float values[kVectors][kVector];
+  float ups[kSilu ? kVectors : 1][kVector];
   float largest = 0;
 #pragma unroll
   for (int v = 0; v < kVectors; ++v) {
     const int column = (threadIdx.x + v * blockDim.x) * kVector;
     LoadRow8<kAligned>(in, column, p.columns, values[v]);
-    if constexpr (kSilu) {
-      float up[kVector];
-      LoadRow8<kAligned>(in + p.columns, column, p.columns, up);
+    if constexpr (kSilu) LoadRow8<kAligned>(in + p.columns, column, p.columns, ups[v]);
+  }
+  if (row >= rows) return;
 #pragma unroll
-      for (int i = 0; i < kVector; ++i) values[v][i] = RoundBf16(SiluMulOne(values[v][i], up[i]));
+  for (int v = 0; v < kVectors; ++v) {
+    const int column = (threadIdx.x + v * blockDim.x) * kVector;
+    if constexpr (kSilu) {
+#pragma unroll
+      for (int i = 0; i < kVector; ++i) {
+        values[v][i] = RoundBf16(SiluMulOne(values[v][i], ups[v][i]));
+      }
     }
 #pragma unroll
     for (int i = 0; i < kVector; ++i) largest = fmaxf(largest, fabsf(values[v][i]));

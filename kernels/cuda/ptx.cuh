@@ -26,6 +26,15 @@ __device__ __forceinline__ uint4 LoadStream(const void* pointer) {
   return value;
 }
 
+/// The same, issued where it stands: before a wait, of data that no kernel in flight writes.
+__device__ __forceinline__ uint4 LoadStreamEarly(const void* pointer) {
+  uint4 value;
+  asm volatile("ld.global.nc.L1::no_allocate.L2::256B.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(value.x), "=r"(value.y), "=r"(value.z), "=r"(value.w)
+               : "l"(pointer));
+  return value;
+}
+
 /// A 16-byte load of data that no kernel in flight writes.
 __device__ __forceinline__ uint4 LoadConstant(const void* pointer) {
   uint4 value;

@@ -10,13 +10,17 @@
 // A weight of few rows has few blocks; they get 16 warps each. Dividing k among the blocks of a
 // cluster instead was slower on an H100 (355B qkv at TP8, M=1: 10.5 us against 7.5), clusters start
 // late. What the end needs (scales, bias, the count of rows) is asked for at the start, when it
-// costs no wait. Starting before the kernel before ends (launch_after.h), with the first slices of
-// the weight prefetched to L2 meanwhile, was a loss on an H100: lm_head at M=1 took 696 us against
-// 412.
+// costs no wait.
+//
+// Where the blocks all fit at once, they start while the kernel before ends (launch_after.h) and
+// ask for their first weights, which no kernel writes, before they wait for it: in a decode step
+// of one sequence the wait for memory is most of such a GEMM's time. For lm_head, of many waves,
+// that was a loss on an H100 (M=1: 696 us against 412).
 
 #include <algorithm>
 
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/launch_after.h"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/small_gemm.h"
 #include "kernels/cuda/warp.cuh"
@@ -45,9 +49,17 @@ struct GemmParams {
   bool float_out;
 };
 
-__device__ __forceinline__ uint4 LoadOrZero(const uint8_t* pointer, bool valid, bool stream) {
+template <bool kEarly>
+__device__ __forceinline__ uint4 LoadWeight(const uint8_t* pointer, bool valid) {
   if (!valid) return uint4{0, 0, 0, 0};
-  return stream ? LoadStream(pointer) : LoadConstant(pointer);
+  return kEarly ? LoadStreamEarly(pointer) : LoadStream(pointer);
+}
+/// A kernel that starts early must not ask for tokens before its wait: no load that the compiler
+/// may move.
+template <bool kEarly>
+__device__ __forceinline__ uint4 LoadToken(const uint8_t* pointer, bool valid) {
+  if (!valid) return uint4{0, 0, 0, 0};
+  return kEarly ? *reinterpret_cast<const uint4*>(pointer) : LoadConstant(pointer);
 }
 
 /// Four products of 64-byte halves: one slice of 16 weight rows against 8 tokens.
@@ -74,7 +86,29 @@ __device__ __forceinline__ void MultiplySlice(float (&sum)[4], const uint4 (&low
   }
 }
 
-template <bool kFp8, int kTokenTiles, int kWarps>
+/// A warp's weights of some slices of k: rows `group` and group + 8 of the tile, both halves.
+template <int kUnroll, int kStride, bool kEarly>
+struct WeightSlices {
+  uint4 low[kUnroll][2];
+  uint4 high[kUnroll][2];
+
+  __device__ __forceinline__ void Load(const uint8_t* low_row, const uint8_t* high_row, int first,
+                                       int depth_bytes) {
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int at = first + u * kStride + half * 64;
+        low[u][half] = LoadWeight<kEarly>(low_row + at, at < depth_bytes);
+        high[u][half] = LoadWeight<kEarly>(high_row + at, at < depth_bytes);
+      }
+    }
+  }
+};
+
+/// kEarlySlices: slices that a warp asks for before it waits for the kernel before; 0: it starts
+/// after it.
+template <bool kFp8, int kTokenTiles, int kWarps, int kEarlySlices>
 __global__ void __launch_bounds__(kWarps* kWarp) SmallGemmKernel(const GemmParams p) {
   constexpr int kValues = kTokenTiles * 4;
   constexpr int kOutputs = kRowTile * kTokenTile * kTokenTiles;
@@ -86,6 +120,17 @@ __global__ void __launch_bounds__(kWarps* kWarp) SmallGemmKernel(const GemmParam
   const int group = lane / 4;
   const int quad = lane % 4;
   const int row0 = blockIdx.x * kRowTile;
+  constexpr bool kEarly = kEarlySlices > 0;
+  constexpr int kUnroll = kEarly ? kEarlySlices : kTokenTiles <= 2 ? 2 : 1;
+  constexpr int kStride = kWarps * kSliceBytes;
+  constexpr bool kTokensAhead = kTokenTiles == 1;
+  const uint8_t* low_row = p.weight + min(row0 + group, p.outputs - 1) * p.weight_row_bytes;
+  const uint8_t* high_row = p.weight + min(row0 + group + 8, p.outputs - 1) * p.weight_row_bytes;
+  WeightSlices<kUnroll, kStride, kEarly> weights;
+  if constexpr (kEarly) {
+    weights.Load(low_row, high_row, warp * kSliceBytes + quad * 16, p.depth_bytes);
+    DependencyStart();
+  }
 
   // Only used at the end: a use here would wait for them before the weight is asked for.
   const int valid = *p.valid_rows;
@@ -103,8 +148,6 @@ __global__ void __launch_bounds__(kWarps* kWarp) SmallGemmKernel(const GemmParam
     biases[o] = p.bias != nullptr ? p.bias[row] : BFloat16{0};
   }
 
-  const uint8_t* low_row = p.weight + min(row0 + group, p.outputs - 1) * p.weight_row_bytes;
-  const uint8_t* high_row = p.weight + min(row0 + group + 8, p.outputs - 1) * p.weight_row_bytes;
   const uint8_t* token_rows[kTokenTiles];
 #pragma unroll
   for (int n = 0; n < kTokenTiles; ++n) {
@@ -112,22 +155,18 @@ __global__ void __launch_bounds__(kWarps* kWarp) SmallGemmKernel(const GemmParam
   }
 
   float sums[kTokenTiles][4] = {};
-  constexpr int kUnroll = kTokenTiles <= 2 ? 2 : 1;
-  constexpr int kStride = kWarps * kSliceBytes;
-  constexpr bool kTokensAhead = kTokenTiles == 1;
   for (int k = warp * kSliceBytes; k < p.depth_bytes; k += kUnroll * kStride) {
-    uint4 low[kUnroll][2];
-    uint4 high[kUnroll][2];
+    if (!kEarly || k != warp * kSliceBytes) {
+      weights.Load(low_row, high_row, k + quad * 16, p.depth_bytes);
+    }
     uint4 ahead[kUnroll][2];
+    if constexpr (kTokensAhead) {
 #pragma unroll
-    for (int u = 0; u < kUnroll; ++u) {
+      for (int u = 0; u < kUnroll; ++u) {
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        const int at = k + u * kStride + half * 64 + quad * 16;
-        low[u][half] = LoadOrZero(low_row + at, at < p.depth_bytes, true);
-        high[u][half] = LoadOrZero(high_row + at, at < p.depth_bytes, true);
-        if constexpr (kTokensAhead) {
-          ahead[u][half] = LoadOrZero(token_rows[0] + at, at < p.depth_bytes, false);
+        for (int half = 0; half < 2; ++half) {
+          const int at = k + u * kStride + half * 64 + quad * 16;
+          ahead[u][half] = LoadToken<kEarly>(token_rows[0] + at, at < p.depth_bytes);
         }
       }
     }
@@ -140,9 +179,9 @@ __global__ void __launch_bounds__(kWarps* kWarp) SmallGemmKernel(const GemmParam
         for (int half = 0; half < 2; ++half) {
           const int at = k + u * kStride + half * 64 + quad * 16;
           token[half] = kTokensAhead ? ahead[u][half]
-                                     : LoadOrZero(token_rows[n] + at, at < p.depth_bytes, false);
+                                     : LoadToken<kEarly>(token_rows[n] + at, at < p.depth_bytes);
         }
-        MultiplySlice<kFp8>(sums[n], low[u], high[u], token);
+        MultiplySlice<kFp8>(sums[n], weights.low[u], weights.high[u], token);
       }
     }
   }
@@ -176,16 +215,36 @@ __global__ void __launch_bounds__(kWarps* kWarp) SmallGemmKernel(const GemmParam
   }
 }
 
+template <bool kFp8, int kTokenTiles, int kWarps>
+void LaunchWarps(cudaStream_t stream, int tiles, bool early, const GemmParams& p) {
+  if (!early) {
+    SmallGemmKernel<kFp8, kTokenTiles, kWarps, 0><<<tiles, kWarps * kWarp, 0, stream>>>(p);
+    return;
+  }
+  const auto launch = [&](auto kernel) {
+    LaunchAfter(kernel, dim3(static_cast<unsigned>(tiles)), kWarps * kWarp, 0, stream, p);
+  };
+  // No more slices than a warp has: those past the end cost their products.
+  const int slices = (p.depth_bytes + kWarps * kSliceBytes - 1) / (kWarps * kSliceBytes);
+  if (slices == 1 || kTokenTiles > 2) {
+    launch(SmallGemmKernel<kFp8, kTokenTiles, kWarps, 1>);
+  } else if (slices == 2 || kTokenTiles == 2) {
+    launch(SmallGemmKernel < kFp8, kTokenTiles, kWarps, kTokenTiles <= 2 ? 2 : 1 >);
+  } else {
+    launch(SmallGemmKernel < kFp8, kTokenTiles, kWarps, kTokenTiles == 1 ? 3 : 1 >);
+  }
+}
+
 template <bool kFp8, int kTokenTiles>
 void LaunchTiles(cudaStream_t stream, int sm_count, const GemmParams& p) {
   const int tiles = (p.outputs + kRowTile - 1) / kRowTile;
   // Blocks enough for one even wave of what a multiprocessor holds.
   if (tiles >= 4 * sm_count && kTokenTiles == 1) {
-    SmallGemmKernel<kFp8, kTokenTiles, 4><<<tiles, 4 * kWarp, 0, stream>>>(p);
+    LaunchWarps<kFp8, kTokenTiles, 4>(stream, tiles, false, p);
   } else if (tiles >= 2 * sm_count) {
-    SmallGemmKernel<kFp8, kTokenTiles, 8><<<tiles, 8 * kWarp, 0, stream>>>(p);
+    LaunchWarps<kFp8, kTokenTiles, 8>(stream, tiles, tiles < 4 * sm_count, p);
   } else {
-    SmallGemmKernel<kFp8, kTokenTiles, 16><<<tiles, 16 * kWarp, 0, stream>>>(p);
+    LaunchWarps<kFp8, kTokenTiles, 16>(stream, tiles, true, p);
   }
 }
 

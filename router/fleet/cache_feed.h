@@ -50,7 +50,7 @@ class CacheFeed {
   uint64_t next_sequence_ = 0;
   Digest digest_;
   std::vector<BlockKey> blocks_;  // of one call
-  int32_t snapshots_wrong_ = 0;  // in a row
+  int32_t snapshots_wrong_ = 0;   // in a row
   int64_t snapshots_ = 0;
   int64_t breaks_ = 0;
 };

@@ -37,7 +37,8 @@ Fleet::Fleet(const FleetOptions& options, const WorkerDemand& demand, FleetRooms
       rooms_(std::move(rooms)),
       loop_(rooms_.loops[0]),
       on_change_(std::move(on_change)),
-      snapshot_(std::make_shared<const FleetSnapshot>()) {
+      snapshot_(std::make_shared<const FleetSnapshot>()),
+      outliers_(options) {
   const absl::Status named = SetMembers(MemberSource::kStatic, options.workers);
   CHECK(named.ok()) << "options that were validated: " << named;
 }
@@ -64,6 +65,7 @@ void Fleet::BeginStop() {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     running_ = false;
+    closing_ = true;
   }
   loop_->Post([this] {
     stopping_ = true;
@@ -93,6 +95,7 @@ void Fleet::Watch() {
     member->session->CheckProgress();
     if (member->leaves_by.has_value()) Dismiss(member.get());
   }
+  PublishEjections();
   watch_timer_->Set(loop_->Now() + kWatchEvery, [this] { Watch(); });
 }
 
@@ -175,27 +178,44 @@ std::shared_ptr<const FleetSnapshot> Fleet::Snapshot() const {
 
 bool Fleet::ready() const { return AnyAccepts(*Snapshot()); }
 
-absl::StatusOr<uint64_t> Fleet::WaitReady(Loop* loop, std::function<void()> fn) {
-  const std::lock_guard<std::mutex> lock(mutex_);
-  const uint64_t ticket = ++tickets_;
-  if (AnyAccepts(*snapshot_)) {
-    loop->Post(std::move(fn));
-    return ticket;
+int64_t Fleet::Room() const {
+  int64_t room = -1;
+  int64_t room_of_ejected = -1;
+  for (const FleetWorker& worker : Snapshot()->workers) {
+    if (worker.session == nullptr || !worker.session->accepting()) continue;
+    int64_t& sum = worker.ejected ? room_of_ejected : room;
+    sum = std::max<int64_t>(sum, 0) + worker.session->Room();
   }
-  if (static_cast<int64_t>(waiters_.size()) >= options_.waiting_max) {
-    return absl::ResourceExhaustedError(absl::StrCat("no worker is ready and ", waiters_.size(),
-                                                     " requests wait for one; the limit is ",
-                                                     options_.waiting_max));
-  }
-  waiters_.push_back({.ticket = ticket, .loop = loop, .fn = std::move(fn)});
-  return ticket;
+  return room >= 0 ? room : room_of_ejected;
 }
 
-void Fleet::CancelWait(uint64_t ticket) {
+void Fleet::TakeFault(const std::string& address, WorkerFault fault) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  const auto found = std::find_if(waiters_.begin(), waiters_.end(),
-                                  [&](const Waiter& waiter) { return waiter.ticket == ticket; });
-  if (found != waiters_.end()) waiters_.erase(found);
+  if (closing_) return;
+  const auto size = static_cast<int32_t>(snapshot_->workers.size());
+  if (!outliers_.TakeFault(address, fault, size, NowMs(*loop_))) return;
+  rooms_.metrics->CountEjection();
+  // Under the lock, so that nothing is posted once closing_ is set.
+  loop_->Post([this, address] {
+    LOG(WARNING) << "worker " << address << " fails, and is not chosen for a while";
+    PublishEjections();
+  });
+}
+
+void Fleet::TakeSuccess(const std::string& address) {
+  const std::lock_guard<std::mutex> lock(mutex_);
+  outliers_.TakeSuccess(address, NowMs(*loop_));
+}
+
+void Fleet::PublishEjections() {
+  bool same = true;
+  {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (const FleetWorker& worker : snapshot_->workers) {
+      same = same && worker.ejected == outliers_.IsEjected(worker.address, NowMs(*loop_));
+    }
+  }
+  if (!same && !stopping_) Publish();
 }
 
 void Fleet::Dial(Member* member) {
@@ -294,13 +314,16 @@ void Fleet::Publish() {
     }
     snapshot->workers.push_back(std::move(worker));
   }
-  std::vector<Waiter> woken;
   {
     const std::lock_guard<std::mutex> lock(mutex_);
+    for (FleetWorker& worker : snapshot->workers) {
+      worker.ejected = outliers_.IsEjected(worker.address, NowMs(*loop_));
+      if (worker.ejected) ++snapshot->ejected;
+    }
     snapshot_ = snapshot;
-    if (AnyAccepts(*snapshot)) woken = std::exchange(waiters_, {});
   }
-  for (Waiter& waiter : woken) waiter.loop->Post(std::move(waiter.fn));
+  rooms_.metrics->SetEjected(snapshot->ejected);
+  if (rooms_.on_room) rooms_.on_room();
   if (on_change_) on_change_(*snapshot);
 }
 

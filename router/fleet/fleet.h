@@ -2,9 +2,9 @@
 // they are is said by any number of sources (membership.h): all that some source names are dialled;
 // one that no source names any more gets nothing new, finishes what it has, and is let go.
 //
-// Who calls: main starts and stops it; exchanges read the snapshot and wait for a worker, on their
-// loops. The members are owned by loop 0 alone; the published snapshot and the list of waiting
-// exchanges have the one lock.
+// Who calls: main starts and stops it; exchanges read the snapshot and tell how their requests
+// went, on their loops. The members are owned by loop 0 alone; the published snapshot and what is
+// known of faults have the one lock.
 #pragma once
 
 #include <array>
@@ -21,6 +21,7 @@
 #include "absl/base/thread_annotations.h"
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
+#include "router/fleet/outlier.h"
 #include "router/fleet/session.h"
 #include "router/loop.h"
 #include "router/options.h"
@@ -39,6 +40,7 @@ struct FleetWorker {
   std::string address;
   WorkerState state = WorkerState::kConnecting;
   std::shared_ptr<Session> session;  // set while ready or draining
+  bool ejected = false;              // it failed where others did not: the last to be chosen
   bool unauthenticated = false;      // it did not take our token when it was dialled last
 };
 
@@ -47,6 +49,7 @@ struct FleetWorker {
 struct FleetSnapshot {
   std::vector<FleetWorker> workers;  // in the order in which they were named
   int32_t ready = 0;                 // workers in kReady
+  int32_t ejected = 0;               // workers that are, ready or not
   int32_t length_max = 0;            // the smallest of the ready workers; 0: none is
 };
 
@@ -80,11 +83,12 @@ class Fleet {
   /// Whether some worker takes requests now. Any thread.
   bool ready() const;
 
-  /// Posts `fn` to `loop` once, when a worker takes requests. Returns a ticket for CancelWait;
-  /// RESOURCE_EXHAUSTED when waiting_max others wait. Any thread.
-  absl::StatusOr<uint64_t> WaitReady(Loop* loop, std::function<void()> fn);
-  /// `fn` may still run if it was posted already.
-  void CancelWait(uint64_t ticket);
+  /// How many requests the workers would take now; -1: none is ready. Ejected workers count only
+  /// where there is no other. Any thread.
+  int64_t Room() const;
+  /// How a request at the worker of this address went. Any thread.
+  void TakeFault(const std::string& address, WorkerFault fault);
+  void TakeSuccess(const std::string& address);
 
  private:
   /// One address. Owned by loop 0.
@@ -99,12 +103,6 @@ class Fleet {
     /// names it anew meanwhile, it is a new member afterwards.
     std::optional<Loop::Clock::time_point> leaves_by;
   };
-  struct Waiter {
-    uint64_t ticket = 0;
-    Loop* loop = nullptr;
-    std::function<void()> fn;
-  };
-
   void Dial(Member* member);
   void OnReady(Member* member);
   void OnDraining(Member* member);
@@ -118,6 +116,7 @@ class Fleet {
   void EndLeave(Member* member);
   bool IsWanted(const std::string& address) const;
   void Publish();
+  void PublishEjections();
 
   const FleetOptions options_;
   const WorkerDemand demand_;
@@ -138,11 +137,11 @@ class Fleet {
 
   mutable std::mutex mutex_;
   std::shared_ptr<const FleetSnapshot> snapshot_ ABSL_GUARDED_BY(mutex_);
-  std::vector<Waiter> waiters_ ABSL_GUARDED_BY(mutex_);
-  uint64_t tickets_ ABSL_GUARDED_BY(mutex_) = 0;
   bool running_ ABSL_GUARDED_BY(mutex_) = false;  // what changes must be applied
   std::array<std::vector<std::string>, kMemberSourceCount> sources_ ABSL_GUARDED_BY(mutex_);
   std::vector<std::string> wanted_ ABSL_GUARDED_BY(mutex_);  // by some source, each once
+  Outliers outliers_ ABSL_GUARDED_BY(mutex_);
+  bool closing_ ABSL_GUARDED_BY(mutex_) = false;  // faults are the stop's
 };
 
 /// How long to wait before try number `failures` + 1, as backoff_* says; `random` in [0, 1].

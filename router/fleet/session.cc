@@ -12,6 +12,13 @@ namespace {
 /// A step may take this many times what it should before its worker is taken for hung.
 constexpr int64_t kStepSlack = 8;
 
+constexpr double kMicro = 1e-6;
+
+/// What a worker says of its times, or nothing where that is no time: at most an hour.
+float Sane(float microseconds) {
+  return microseconds > 0 && microseconds < 3.6e9f ? microseconds : 0;
+}
+
 WorkerShape ShapeOf(const wire::Welcome& welcome) {
   WorkerShape shape;
   shape.incarnation = welcome.incarnation();
@@ -21,6 +28,7 @@ WorkerShape ShapeOf(const wire::Welcome& welcome) {
   shape.block_size = static_cast<int32_t>(welcome.block_size());
   shape.kv_blocks_total = static_cast<int64_t>(welcome.kv_blocks_total());
   shape.sequences_max = static_cast<int32_t>(welcome.sequences_max());
+  shape.step_tokens_max = static_cast<int32_t>(welcome.step_tokens_max());
   for (const uint32_t id : welcome.eos_ids()) shape.eos_ids.push_back(static_cast<int32_t>(id));
   return shape;
 }
@@ -78,10 +86,30 @@ WorkerLoad Session::Load() const {
           .tokens_waiting =
               std::max(own_tokens_waiting_.load(relaxed), said_tokens_waiting_.load(relaxed)),
           .kv_blocks_used = said_kv_blocks_used_.load(relaxed),
-          .kv_blocks_total = said_kv_blocks_total_.load(relaxed)};
+          .kv_blocks_total = said_kv_blocks_total_.load(relaxed),
+          .context_tokens = said_context_tokens_.load(relaxed),
+          .step_times = {.base_s = kMicro * said_base_us_.load(relaxed),
+                         .sequence_s = kMicro * said_sequence_us_.load(relaxed),
+                         .prompt_token_s = kMicro * said_prompt_token_us_.load(relaxed),
+                         .context_token_s = kMicro * said_context_token_us_.load(relaxed)},
+          .silent_s = 1e-3 * static_cast<double>(NowMs(*rooms_.loops[0]) - heard_ms_.load())};
 }
 
-absl::StatusOr<uint64_t> Session::Submit(Loop* loop, wire::Submit submit, Receiver* receiver) {
+int64_t Session::Room() const {
+  if (!accepting()) return 0;
+  const WorkerLoad load = Load();
+  const bool crowded =
+      said_requests_waiting_.load(std::memory_order_relaxed) > options_.worker_queue_requests ||
+      load.tokens_waiting >= options_.worker_queue_tokens;
+  const int64_t room =
+      crowded ? 0 : int64_t{shape_.sequences_max} + options_.worker_queue_requests - load.requests;
+  // What it said may be long past when it has nothing of ours: one more, and it says it anew.
+  const bool idle = own_requests_.load(std::memory_order_relaxed) == 0;
+  return std::max<int64_t>(room, idle ? 1 : 0);
+}
+
+absl::StatusOr<uint64_t> Session::Submit(Loop* loop, wire::Submit submit, Receiver* receiver,
+                                         int64_t cached_tokens) {
   DCHECK(loop->OnThread());
   const absl::Status refusal =
       absl::UnavailableError(absl::StrCat("worker ", address_, " takes no new requests"));
@@ -89,7 +117,8 @@ absl::StatusOr<uint64_t> Session::Submit(Loop* loop, wire::Submit submit, Receiv
   const uint64_t id =
       requests_made_.fetch_add(1, std::memory_order_relaxed) * live_.size() + loop->index();
   submit.set_request_id(id);
-  Live live{.receiver = receiver, .prompt_tokens = submit.prompt_ids_size()};
+  Live live{.receiver = receiver,
+            .prompt_tokens = std::max<int64_t>(0, submit.prompt_ids_size() - cached_tokens)};
   if (own_requests_.fetch_add(1, std::memory_order_relaxed) == 0) busy_since_ms_ = NowMs(*loop);
   own_tokens_waiting_.fetch_add(live.prompt_tokens, std::memory_order_relaxed);
   LiveTable& table = live_[loop->index()];
@@ -114,6 +143,7 @@ void Session::Cancel(Loop* loop, uint64_t request_id) {
   wire::RouterFrame frame;
   frame.mutable_cancel()->set_request_id(request_id);
   Send(std::move(frame));
+  TellRoom();
 }
 
 void Session::Forget(const Live& live) {
@@ -243,11 +273,16 @@ absl::Status Session::TakeWelcome(const wire::Welcome& welcome) {
 void Session::FollowCache() {
   cache_.emplace(rooms_.index);
   cache_slot_ = cache_->slot();
-  if (cache_slot_ >= 0) Obey(CacheFeed::Next::kAskSnapshot);
+  if (cache_slot_ >= 0) AskSnapshot();
 }
 
 void Session::Obey(CacheFeed::Next next) {
   if (next == CacheFeed::Next::kGoOn) return;
+  rooms_.metrics->CountCacheBreak();
+  AskSnapshot();
+}
+
+void Session::AskSnapshot() {
   rooms_.metrics->CountCacheSnapshot();
   wire::RouterFrame frame;
   frame.mutable_ask_cache_snapshot();
@@ -258,9 +293,18 @@ void Session::TakeLoad(const wire::Load& load) {
   const auto relaxed = std::memory_order_relaxed;
   said_requests_.store(static_cast<int32_t>(load.requests_running() + load.requests_waiting()),
                        relaxed);
+  said_requests_waiting_.store(static_cast<int32_t>(load.requests_waiting()), relaxed);
   said_tokens_waiting_.store(static_cast<int64_t>(load.tokens_waiting()), relaxed);
   said_kv_blocks_used_.store(static_cast<int64_t>(load.kv_blocks_used()), relaxed);
   said_kv_blocks_total_.store(static_cast<int64_t>(load.kv_blocks_total()), relaxed);
+  said_context_tokens_.store(static_cast<int64_t>(load.context_tokens()), relaxed);
+  TellRoom();
+  if (!load.has_step_times()) return;  // as said before
+  const wire::StepTimes& times = load.step_times();
+  said_base_us_.store(Sane(times.base_us()), relaxed);
+  said_sequence_us_.store(Sane(times.sequence_us()), relaxed);
+  said_prompt_token_us_.store(Sane(times.prompt_token_us()), relaxed);
+  said_context_token_us_.store(Sane(times.context_token_us()), relaxed);
 }
 
 void Session::TakeStep(wire::Step* step) {
@@ -298,6 +342,7 @@ void Session::Deliver(int32_t loop_index, const std::vector<wire::Output>& outpu
     }
     receiver->OnOutput(output);
   }
+  TellRoom();
 }
 
 void Session::OnClosed(const absl::Status& stream_status) {

@@ -31,6 +31,7 @@
 #include "router/loop.h"
 #include "router/metrics.h"
 #include "router/options.h"
+#include "router/route/policy.h"
 
 namespace glm::router {
 
@@ -47,6 +48,7 @@ struct WorkerShape {
   int32_t block_size = 1;  // tokens
   int64_t kv_blocks_total = 0;
   int32_t sequences_max = 0;
+  int32_t step_tokens_max = 0;  // computed in one step; 0: not told
   std::vector<int32_t> eos_ids;
 };
 
@@ -63,6 +65,9 @@ struct WorkerLoad {
   int64_t tokens_waiting = 0;  // prompt tokens not yet computed
   int64_t kv_blocks_used = 0;
   int64_t kv_blocks_total = 0;
+  int64_t context_tokens = 0;  // held by the running requests, as was said
+  StepTimes step_times;        // as was said; not known before
+  double silent_s = 0;         // since anything was said
 };
 
 /// Who submitted. Called on the loop of the submit, never after Cancel, and never again after an
@@ -83,6 +88,8 @@ struct FleetRooms {
   PrefixIndex* index = nullptr;  // learns what the workers' caches hold
   RouterMetrics* metrics = nullptr;
   DialWorker dial;
+  /// Told whenever some worker may take more requests than before, on any thread. May be empty.
+  std::function<void()> on_room = nullptr;
 };
 
 class Session final : private StreamReader {
@@ -107,14 +114,19 @@ class Session final : private StreamReader {
   /// Set before on_ready, constant from then on.
   const WorkerShape& shape() const { return shape_; }
   WorkerLoad Load() const;  // any thread
+  /// How many requests it would take now without more than worker_queue_* of them waiting there.
+  /// Any thread.
+  int64_t Room() const;
   /// The worker's slot in the index; -1: its cache is not known. Set before on_ready, constant from
   /// then on; void once the session has ended.
   int32_t cache_slot() const { return cache_slot_; }
   const std::string& address() const { return address_; }
 
   /// Sends a request; its outputs go to `receiver`. On `loop`'s thread. `submit.request_id` is set
-  /// here, and returned. UNAVAILABLE when the session takes no more.
-  absl::StatusOr<uint64_t> Submit(Loop* loop, wire::Submit submit, Receiver* receiver);
+  /// here, and returned. Of its prompt `cached_tokens` count as no load. UNAVAILABLE when the
+  /// session takes no more.
+  absl::StatusOr<uint64_t> Submit(Loop* loop, wire::Submit submit, Receiver* receiver,
+                                  int64_t cached_tokens = 0);
   /// Tells the worker to drop the request, and forgets its receiver. On the loop of its submit;
   /// nothing happens when the request has ended.
   void Cancel(Loop* loop, uint64_t request_id);
@@ -136,8 +148,8 @@ class Session final : private StreamReader {
   /// A request that was submitted and has not ended.
   struct Live {
     Receiver* receiver = nullptr;
-    int64_t prompt_tokens = 0;
-    bool answered = false;  // a first token came, so its prompt is computed
+    int64_t prompt_tokens = 0;  // to be computed
+    bool answered = false;      // a first token came, so its prompt is computed
   };
   /// The live requests of one loop, by id. The id modulo the number of loops is the loop.
   using LiveTable = std::unordered_map<uint64_t, Live>;
@@ -147,6 +159,7 @@ class Session final : private StreamReader {
   void Dial();
   void FollowCache();
   void Obey(CacheFeed::Next next);
+  void AskSnapshot();
 
   void OnFrame(wire::WorkerFrame* frame) override;
   void OnWritten(bool ok) override;
@@ -155,6 +168,9 @@ class Session final : private StreamReader {
 
   absl::Status TakeFrame(wire::WorkerFrame* frame);
   void TakeLoad(const wire::Load& load);
+  void TellRoom() const {
+    if (rooms_.on_room) rooms_.on_room();
+  }
   absl::Status TakeWelcome(const wire::Welcome& welcome);
   void TakeStep(wire::Step* step);
   void Deliver(int32_t loop_index, const std::vector<wire::Output>& outputs);
@@ -186,9 +202,17 @@ class Session final : private StreamReader {
   std::atomic<int64_t> own_tokens_waiting_{0};
   // What the last Step said.
   std::atomic<int32_t> said_requests_{0};
+  std::atomic<int32_t> said_requests_waiting_{0};
   std::atomic<int64_t> said_tokens_waiting_{0};
   std::atomic<int64_t> said_kv_blocks_used_{0};
   std::atomic<int64_t> said_kv_blocks_total_{0};
+  std::atomic<int64_t> said_context_tokens_{0};
+  // One by one: who reads them while they change gets some old and some new ones, all of which were
+  // true within a step.
+  std::atomic<float> said_base_us_{0};
+  std::atomic<float> said_sequence_us_{0};
+  std::atomic<float> said_prompt_token_us_{0};
+  std::atomic<float> said_context_token_us_{0};
 
   // Progress, in milliseconds of the loops' clock.
   std::atomic<int64_t> heard_ms_{0};          // the last frame came

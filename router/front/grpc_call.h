@@ -17,10 +17,19 @@
 #include "absl/strings/str_cat.h"
 #include "proto/router.pb.h"
 #include "proto/rpc_status.h"
+#include "router/admit/retry_after.h"
 #include "router/exchange.h"
 #include "router/thread_loop.h"
 
 namespace glm::router {
+
+/// Ends a call with `status`: what it says of when to try again goes into the trailing metadata.
+inline grpc::Status EndOfCall(const absl::Status& status, grpc::CallbackServerContext* call) {
+  if (const std::optional<int32_t> seconds = RetryAfterOf(status); seconds.has_value()) {
+    call->AddTrailingMetadata("retry-after", absl::StrCat(*seconds));
+  }
+  return ToGrpcStatus(status);
+}
 
 /// Adds a delta to an event that has not been sent; events that wait are merged, not queued.
 /// Returns how many bytes it adds.
@@ -132,7 +141,7 @@ class GrpcCall final : public grpc::ServerWriteReactor<Event>,
     }
     if (end_.has_value()) {
       finished_ = true;
-      this->Finish(ToGrpcStatus(*end_));
+      this->Finish(EndOfCall(*end_, server_call_));
     }
   }
 

@@ -5,13 +5,17 @@
 #include <grpcpp/server.h>
 #include <grpcpp/server_builder.h>
 
+#include <string>
+#include <string_view>
 #include <utility>
+#include <vector>
 
 #include "absl/strings/str_cat.h"
 #include "proto/credentials.h"
 #include "proto/router.grpc.pb.h"
 #include "proto/rpc_status.h"
 #include "proto/wire_limits.h"
+#include "router/admit/admission.h"
 #include "router/fleet/fleet.h"
 #include "router/front/grpc_call.h"
 #include "router/front/grpc_request.h"
@@ -65,7 +69,9 @@ void FillEnd(const AnswerDelta& delta, Event* event) {
 template <typename Event>
 class RefusedCall final : public grpc::ServerWriteReactor<Event> {
  public:
-  explicit RefusedCall(const absl::Status& status) { this->Finish(ToGrpcStatus(status)); }
+  RefusedCall(const absl::Status& status, grpc::CallbackServerContext* call) {
+    this->Finish(EndOfCall(status, call));
+  }
   void OnDone() override { delete this; }
 };
 
@@ -94,14 +100,13 @@ class GrpcFront::Service final : public pb::Generation::CallbackService {
 
   grpc::ServerWriteReactor<pb::GenerateEvent>* Generate(
       grpc::CallbackServerContext* call, const pb::GenerateRequest* message) override {
-    return StartCall<pb::GenerateEvent>(call, ReadGenerateRequest(*message), message->params(),
+    return StartCall<pb::GenerateEvent>(call, *message, ReadGenerateRequest,
                                         Endpoint::kGrpcGenerate);
   }
 
   grpc::ServerWriteReactor<pb::ChatEvent>* Chat(grpc::CallbackServerContext* call,
                                                 const pb::ChatRequest* message) override {
-    return StartCall<pb::ChatEvent>(call, ReadChatRequest(*message), message->params(),
-                                    Endpoint::kGrpcChat);
+    return StartCall<pb::ChatEvent>(call, *message, ReadChatRequest, Endpoint::kGrpcChat);
   }
 
   grpc::ServerUnaryReactor* ListModels(grpc::CallbackServerContext* call,
@@ -116,22 +121,54 @@ class GrpcFront::Service final : public pb::Generation::CallbackService {
   }
 
  private:
-  template <typename Event>
-  grpc::ServerWriteReactor<Event>* StartCall(grpc::CallbackServerContext* call,
-                                             absl::StatusOr<ExchangeRequest> request,
-                                             const pb::GenerationParams& params,
-                                             Endpoint endpoint) {
-    const absl::StatusOr<int32_t> answers = ReadAnswers(params);
-    absl::Status status = request.status();
-    status.Update(answers.status());
-    if (!status.ok()) {
-      rooms_.metrics->CountRequest(endpoint, OutcomeOf(status));
-      return new RefusedCall<Event>(status);
+  template <typename Message>
+  using ReadMessage = absl::StatusOr<ExchangeRequest> (*)(const Message&);
+
+  /// As the HTTP gateway's: a header of the option, or the API key in either of its places.
+  TenantId TenantOf(const grpc::CallbackServerContext& call) const {
+    const auto value = [&](const std::string& name) -> std::string_view {
+      const auto found = call.client_metadata().find(name);
+      if (found == call.client_metadata().end()) return {};
+      return {found->second.data(), found->second.size()};
+    };
+    const Admission& admission = *rooms_.admission;
+    if (!admission.options().tenant_header.empty()) {
+      return admission.TenantOf(value(admission.options().tenant_header));
     }
+    const std::string_view key = value("authorization");
+    return admission.TenantOf(key.empty() ? value("x-api-key") : key);
+  }
+
+  template <typename Message>
+  absl::StatusOr<std::vector<ExchangeRequest>> Read(const grpc::CallbackServerContext& call,
+                                                    const Message& message,
+                                                    ReadMessage<Message> read,
+                                                    const Loop& loop) const {
+    const TenantId tenant = TenantOf(call);
+    // Before the message is looked at: to say no costs little then.
+    absl::Status status = rooms_.admission->CheckBounds(tenant, NowMs(loop));
+    if (!status.ok()) return status;
+    absl::StatusOr<ExchangeRequest> request = read(message);
+    if (!request.ok()) return request.status();
+    const absl::StatusOr<int32_t> answers = ReadAnswers(message.params());
+    if (!answers.ok()) return answers.status();
+    request->tenant = tenant;
+    return RequestsFor(*std::move(request), *answers);
+  }
+
+  template <typename Event, typename Message>
+  grpc::ServerWriteReactor<Event>* StartCall(grpc::CallbackServerContext* call,
+                                             const Message& message, ReadMessage<Message> read,
+                                             Endpoint endpoint) {
     ExchangeRooms rooms = rooms_;
     rooms.loop = &loops_->Next();
-    return GrpcCall<Event>::Start(rooms, RequestsFor(*std::move(request), *answers),
-                                  options_.output_bytes_max, call);
+    absl::StatusOr<std::vector<ExchangeRequest>> requests =
+        Read<Message>(*call, message, read, *rooms.loop);
+    if (!requests.ok()) {
+      rooms_.metrics->CountRequest(endpoint, OutcomeOf(requests.status()));
+      return new RefusedCall<Event>(requests.status(), call);
+    }
+    return GrpcCall<Event>::Start(rooms, *std::move(requests), options_.output_bytes_max, call);
   }
 
   const GrpcOptions options_;

@@ -54,6 +54,8 @@ absl::Status ReadIntegers(const pb::GenerationParams& params, ExchangeRequest* r
                             &request->min_tokens));
   status.Update(
       TakeInteger("logprobs", params.has_logprobs(), params.logprobs(), &request->logprobs));
+  status.Update(TakeInteger("queue_timeout_ms", params.has_queue_timeout_ms(),
+                            params.queue_timeout_ms(), &request->queue_timeout_ms));
   status.Update(TakeInteger("prompt_logprobs", params.has_prompt_logprobs(),
                             params.prompt_logprobs(), &request->prompt_logprobs));
   return status;

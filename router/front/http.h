@@ -16,9 +16,9 @@
 #include "absl/status/status.h"
 #include "absl/strings/string_view.h"
 #include "router/front/http_routes.h"
-#include "router/thread_loop.h"
 #include "router/metrics.h"
 #include "router/options.h"
+#include "router/thread_loop.h"
 
 namespace glm::router {
 

@@ -2,18 +2,23 @@
 
 #include <algorithm>
 #include <iterator>
+#include <optional>
 #include <utility>
 
 #include "absl/strings/ascii.h"
 #include "absl/strings/match.h"
+#include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
 #include "absl/time/clock.h"
 #include "absl/time/time.h"
+#include "router/admit/admission.h"
+#include "router/admit/retry_after.h"
 #include "router/fleet/fleet.h"
 #include "router/front/json_fields.h"
 #include "router/front/openai_answer.h"
 #include "router/front/openai_logprobs.h"
+#include "router/route/placement.h"
 
 namespace glm::router {
 namespace {
@@ -23,7 +28,9 @@ constexpr absl::string_view kJson = "application/json";
 void SendStatus(HttpReply* reply, const absl::Status& status) {
   const int http_status = HttpStatusOf(status);
   HttpHeaders headers;
-  if (http_status == 429 || http_status == 503) headers.emplace_back("Retry-After", "1");
+  if (http_status == 429 || http_status == 503) {
+    headers.emplace_back("Retry-After", absl::StrCat(RetryAfterOf(status).value_or(1)));
+  }
   reply->Send(http_status, kJson, ErrorJson(status), headers);
 }
 
@@ -38,6 +45,29 @@ bool IsJsonType(absl::string_view content_type) {
       absl::StripAsciiWhitespace(content_type.substr(0, content_type.find(';')));
   return type.empty() || absl::EqualsIgnoreCase(type, kJson) ||
          absl::EndsWithIgnoreCase(type, "+json");
+}
+
+/// What names a request's tenant: the header of the option, or the API key in either of its places.
+absl::string_view TenantNameOf(const HttpRequest& request, const std::string& header) {
+  if (!header.empty()) return request.Header(header);
+  const absl::string_view key = request.Header("authorization");
+  return key.empty() ? request.Header("x-api-key") : key;
+}
+
+/// The header that says how long a request waits for its turn.
+constexpr absl::string_view kQueueTimeoutHeader = "x-queue-timeout-ms";
+
+absl::Status ReadQueueTimeout(const HttpRequest& request, std::optional<int32_t>* timeout_ms) {
+  const absl::string_view text = request.Header(kQueueTimeoutHeader);
+  if (text.empty()) return absl::OkStatus();
+  int32_t read = 0;
+  if (!absl::SimpleAtoi(text, &read)) {
+    return FieldError(
+        absl::StatusCode::kInvalidArgument, kQueueTimeoutHeader,
+        absl::StrCat("of '", text.substr(0, 64), "' must be a number from 0 to ", 3'600'000));
+  }
+  *timeout_ms = read;
+  return absl::OkStatus();
 }
 
 /// The exchanges of one request and the answer that grows from them. Its callbacks come from the
@@ -209,8 +239,31 @@ void OpenAiFront::AddRoutes(HttpRoutes* routes) {
                 SendJson(call.reply, Json{{"version", GLM_VERSION}});
               }));
   routes->Add("GET", "/metrics", at_once([this](const HttpCall& call) {
+                const PrefixIndex& index = lanes_[0].rooms.placement->index();
+                metrics_->SetIndex(index.blocks(), index.bytes(), index.blocks_refused());
                 call.reply->Send(200, "text/plain; version=0.0.4; charset=utf-8", metrics_->Text());
               }));
+}
+
+absl::StatusOr<OpenAiCall> OpenAiFront::Read(const ExchangeRooms& rooms, bool is_chat,
+                                             const HttpRequest& http) const {
+  Admission& admission = *rooms.admission;
+  const absl::string_view name = TenantNameOf(http, admission.options().tenant_header);
+  const TenantId tenant = admission.TenantOf({name.data(), name.size()});
+  // Before the body is looked at: to say no costs little then.
+  absl::Status status = admission.CheckBounds(tenant, NowMs(*rooms.loop));
+  std::optional<int32_t> queue_timeout_ms;
+  if (status.ok()) status = ReadQueueTimeout(http, &queue_timeout_ms);
+  if (!status.ok()) return status;
+  absl::StatusOr<OpenAiCall> read =
+      is_chat ? ReadChatBody(http.body) : ReadCompletionBody(http.body);
+  if (!read.ok()) return read;
+  for (ExchangeRequest& request : read->requests) {
+    request.session = std::string(http.Header("x-session-id"));
+    request.tenant = tenant;
+    request.queue_timeout_ms = queue_timeout_ms;
+  }
+  return read;
 }
 
 std::unique_ptr<HttpAnswer> OpenAiFront::Generate(Endpoint endpoint, const HttpCall& call) {
@@ -223,17 +276,13 @@ std::unique_ptr<HttpAnswer> OpenAiFront::Generate(Endpoint endpoint, const HttpC
     return nullptr;
   }
   const bool is_chat = endpoint == Endpoint::kChatCompletions;
-  absl::StatusOr<OpenAiCall> read =
-      is_chat ? ReadChatBody(call.request.body) : ReadCompletionBody(call.request.body);
+  Lane& lane = lanes_[call.loop->index()];
+  absl::StatusOr<OpenAiCall> read = Read(lane.rooms, is_chat, call.request);
   if (!read.ok()) {
     metrics_->CountRequest(endpoint, OutcomeOf(read.status()));
     SendStatus(call.reply, read.status());
     return nullptr;
   }
-  for (ExchangeRequest& request : read->requests) {
-    request.session = std::string(call.request.Header("x-session-id"));
-  }
-  Lane& lane = lanes_[call.loop->index()];
   AnswerHead head;
   head.is_chat = is_chat;
   head.id =

@@ -38,6 +38,8 @@ class OpenAiFront {
     std::mt19937_64 random{std::random_device{}()};  // for ids
   };
 
+  absl::StatusOr<OpenAiCall> Read(const ExchangeRooms& rooms, bool is_chat,
+                                  const HttpRequest& http) const;
   std::unique_ptr<HttpAnswer> Generate(Endpoint endpoint, const HttpCall& call);
   void SendModels(const HttpCall& call) const;
   void SendModel(const HttpCall& call) const;

@@ -72,6 +72,7 @@ absl::string_view LeadingField(absl::string_view message) {
                                            "logprobs",
                                            "prompt_logprobs",
                                            "priority",
+                                           "queue_timeout_ms",
                                            "cache_salt"};
   const absl::string_view word = message.substr(0, message.find_first_of("=[ "));
   for (const absl::string_view field : kFields) {

@@ -132,6 +132,62 @@ TEST(BatchTest, BucketsAreFewAndPadByLessThanHalf) {
   }
 }
 
+TEST(BatchTest, BucketsOfManyTokensAreFine) {
+  EXPECT_EQ(Batch::TokenBucket(5, 8192), 6);
+  EXPECT_EQ(Batch::TokenBucket(1000, 8192), 1024);
+  EXPECT_EQ(Batch::TokenBucket(1025, 8192), 1152);
+  EXPECT_EQ(Batch::TokenBucket(8000, 8192), 8064);
+  EXPECT_EQ(Batch::TokenBucket(8100, 8150), 8150);
+}
+
+TEST(BatchTest, TablesOfLongSequencesHaveFewWidths) {
+  EXPECT_EQ(Batch::TableBucket(1, 3000), 256);
+  EXPECT_EQ(Batch::TableBucket(256, 3000), 256);
+  EXPECT_EQ(Batch::TableBucket(257, 3000), 1024);
+  EXPECT_EQ(Batch::TableBucket(1025, 3000), 3000);
+  EXPECT_EQ(Batch::TableBucket(5, 9), 9);
+}
+
+/// A plan of sequences of so many tokens, behind so many cached ones.
+StepPlan PlanOf(const std::vector<std::pair<int32_t, int32_t>>& sequences) {
+  StepPlan plan;
+  plan.query_starts = {0};
+  plan.blocks_max = 1;
+  for (size_t s = 0; s < sequences.size(); ++s) {
+    const auto [tokens, cached] = sequences[s];
+    for (int32_t t = 0; t < tokens; ++t) {
+      plan.token_ids.push_back(1);
+      plan.positions.push_back(cached + t);
+      plan.token_sequences.push_back(static_cast<int32_t>(s));
+    }
+    plan.query_starts.push_back(static_cast<int32_t>(plan.token_ids.size()));
+    plan.kv_lengths.push_back(cached + tokens);
+    plan.block_tables.push_back(0);
+  }
+  return plan;
+}
+
+TEST(BatchTest, SaysWhereWholePromptsBegin) {
+  BatchLimits limits = SmallLimits();
+  limits.step.tokens_max = 8192;
+  for (const bool can_capture : {false, true}) {
+    HostDevice device(can_capture);
+    Batch batch(device, limits);
+    const auto begin = [&](const std::vector<std::pair<int32_t, int32_t>>& sequences) {
+      return batch.SizesOf(PlanOf(sequences)).prompts_begin;
+    };
+    EXPECT_EQ(begin({{2000, 0}}), 0);
+    EXPECT_EQ(begin({{1, 50}, {1, 60}, {700, 0}, {700, 0}}), 2);
+    EXPECT_EQ(begin({{700, 0}, {1, 50}, {700, 0}}), -1) << "too few behind the last decode";
+    EXPECT_EQ(begin({{1, 50}, {2000, 64}}), -1) << "a part of the prompt is cached";
+    EXPECT_EQ(begin({{2000, 0}, {kWholePromptMin - 1, 0}}), -1) << "the last prompt is short";
+    EXPECT_EQ(begin({{1, 9}, {1, 9}, {1, 9}, {1, 9}, {1, 9}, {2000, 0}}), can_capture ? 6 : 5);
+    EXPECT_EQ(begin({{4, 0}}), -1);
+    batch.Upload(PlanOf({{1, 50}, {2000, 0}}), 0);
+    EXPECT_EQ(batch.view().prompts_begin, 1);
+  }
+}
+
 TEST(BatchTest, ExactSizesWithoutCapture) {
   HostDevice device(/*can_capture=*/false);
   Batch batch(device, SmallLimits());
@@ -165,10 +221,11 @@ TEST(BatchTest, BucketsWithCapture) {
   batch.Upload(plan, 0);
   const BatchView& view = batch.view();
   EXPECT_EQ(batch.SizesOf(plan),
-            (StepSizes{.tokens = 6, .sequences = 2, .logit_rows = 1, .blocks_max = 6}));
+            (StepSizes{.tokens = 6, .sequences = 2, .logit_rows = 1, .blocks_max = 9}));
   EXPECT_EQ(Ints(view.token_ids), (std::vector<int32_t>{11, 12, 13, 14, ~3, 0}));
   EXPECT_EQ(Ints(view.token_sequences), (std::vector<int32_t>{0, 0, 0, 0, 1, 0}));
-  EXPECT_EQ(Ints(view.block_tables), (std::vector<int32_t>{7, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 0}));
+  EXPECT_EQ(Ints(view.block_tables),
+            (std::vector<int32_t>{7, 0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 3, 4, 5, 0, 0, 0, 0}));
   EXPECT_EQ(Ints(view.counts), (std::vector<int32_t>{5, 2, 1}));
 
   // Five decodes: S and R are padded too.

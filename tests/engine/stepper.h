@@ -9,6 +9,7 @@
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <map>
 #include <memory>
 #include <numeric>
@@ -73,17 +74,20 @@ struct StepperOptions {
   bool cuda = false;                     // REQUIRES that there is a GPU
   bool quantize = false;                 // linears to FP8 while loading
   Communicator* communicator = nullptr;  // of the ranks that share the model; null: there is one
+  // Makes the communicator, where that needs the device.
+  std::function<std::unique_ptr<Communicator>(Device&)> join{};
 };
 
 class Stepper {
  public:
   Stepper(const std::string& folder, DType dtype, const StepperOptions& options = {})
-      : device_(NewDevice(options)) {
+      : device_(NewDevice(options)), joined_(options.join ? options.join(*device_) : nullptr) {
+    Communicator* const communicator = joined_ != nullptr ? joined_.get() : options.communicator;
     auto config = ModelConfig::Read(folder);
     EXPECT_TRUE(config.ok()) << config.status();
     config_ = *config;
     const ModelConfig rank_config =
-        config_.OfRank(options.communicator == nullptr ? 1 : options.communicator->size());
+        config_.OfRank(communicator == nullptr ? 1 : communicator->size());
     limits_ = Glm::CompleteLimits(
         rank_config,
         {.tokens_max = kTokensMax, .sequences_max = kSequencesMax, .logit_rows_max = kTokensMax});
@@ -92,7 +96,7 @@ class Stepper {
     source.quantize = options.quantize;
     source.threads = options.threads;
     auto model = Glm::Load(*device_, config_, source, dtype, limits_,
-                           {.mtp = options.mtp, .communicator = options.communicator});
+                           {.mtp = options.mtp, .communicator = communicator});
     EXPECT_TRUE(model.ok()) << model.status();
     model_ = *std::move(model);
     const int64_t blocks = kSequencesMax * kBlocksMax + 1;
@@ -234,6 +238,7 @@ class Stepper {
   }
 
   std::unique_ptr<Device> device_;
+  const std::unique_ptr<Communicator> joined_;
   ModelConfig config_;
   StepLimits limits_;
   std::unique_ptr<Glm> model_;

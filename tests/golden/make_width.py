@@ -2,6 +2,12 @@
 """Writes 4-layer models of the real widths of GLM-4.5-Air and GLM-4.7-Flash with random weights, and
 what transformers says of them: too large to keep, made where a GPU is.
 
+With random weights some of a router's choices are close, and rounding to BF16 decides them: then
+transformers in BF16 is itself at 0.995 (Flash width) of transformers in F32, and nothing can be
+compared. So the tokens are drawn one after the other, each the one of CANDIDATES whose choices of
+experts in all layers stand furthest apart from the next best; the script prints the least distance,
+and how many choices BF16 still changes.
+
     python3 tests/golden/make_width.py OUT        needs torch with CUDA and transformers 5
 
 OUT/NAME is the checkpoint, OUT/NAME.expected.safetensors has `ids`, `logits` (BF16 weights and
@@ -21,6 +27,7 @@ import make_glm4_moe as plain
 import make_glm4_moe_lite as lite
 
 TOKENS = 144
+CANDIDATES = 16
 
 AIR = dict(
     style="hub", shards=4, dtype="bfloat16",
@@ -56,8 +63,45 @@ def draw_weights(model, seed):
         tensor.data.normal_(mean, std, generator=generator)
 
 
+def run(model, ids, last_only=False):
+    """Logits of ids [batch, tokens]; of each position the experts chosen in each layer, [layers, batch,
+    tokens, E], and how far the last of them is from the next best, the least of all layers."""
+    routers = [layer.mlp.gate for layer in model.model.layers if hasattr(layer.mlp, "gate")]
+    seen = {}
+    hooks = [router.register_forward_pre_hook(lambda module, args: seen.__setitem__(module, args[0]))
+             for router in routers]
+    logits = model(input_ids=ids, use_cache=False, logits_to_keep=1 if last_only else 0).logits
+    for hook in hooks:
+        hook.remove()
+    chosen, margin = [], None
+    for router in routers:
+        hidden = seen[router].reshape(ids.shape[0], ids.shape[1], -1).float()
+        ranks = (hidden @ router.weight.float().T).sigmoid() + router.e_score_correction_bias.float()
+        best = ranks.topk(model.config.num_experts_per_tok + 1, dim=-1)
+        own = best.values[..., -2] - best.values[..., -1]
+        margin = own if margin is None else torch.minimum(margin, own)
+        taken = torch.zeros_like(ranks, dtype=torch.bool)
+        chosen.append(taken.scatter_(-1, best.indices[..., :-1], True))
+    return logits, torch.stack(chosen), margin
+
+
+def draw_ids(model, vocabulary):
+    """Tokens whose choices of experts are not close; a position's depend on those before it alone."""
+    generator = torch.Generator().manual_seed(1)
+    ids = torch.empty(0, dtype=torch.long, device="cuda")
+    least = float("inf")
+    for _ in range(TOKENS):
+        drawn = torch.randint(0, vocabulary, (CANDIDATES, 1), generator=generator).cuda()
+        batch = torch.cat([ids[None].expand(CANDIDATES, -1), drawn], dim=1)
+        margin = run(model, batch, last_only=True)[2][:, -1]
+        least = min(least, margin.max().item())
+        ids = batch[margin.argmax()]
+    return ids, least
+
+
 @torch.no_grad()
 def make(out, name, case, cls, module):
+    torch.backends.cuda.matmul.allow_tf32 = False
     torch.set_default_dtype(torch.bfloat16)
     with torch.device("cuda"):
         model = cls(module.make_config(case)).eval()
@@ -69,17 +113,25 @@ def make(out, name, case, cls, module):
             tensor.data = tensor.data.float()
     draw_weights(model, 1)
     model.model.rotary_emb.to("cuda")
-    ids = torch.randint(0, case["vocab_size"], (TOKENS,), generator=torch.Generator().manual_seed(1))
     module.write_folder(out / name, case, model)
-    batch = ids[None].cuda()
-    logits = model(input_ids=batch, use_cache=False).logits[0].float().cpu()
-    wide = model.float()
-    logits_f32 = wide(input_ids=batch, use_cache=False).logits[0].float().cpu()
-    save_file({"ids": ids.int(), "logits": logits.contiguous(), "logits_f32": logits_f32.contiguous()},
-              out / f"{name}.expected.safetensors")
+    wide_buffers = {key: tensor.data.clone() for key, tensor in model.named_buffers()}
+    model.float()
+    ids, least = draw_ids(model, case["vocab_size"])
+    batch = ids[None]
+    wide, wide_choices, _ = run(model, batch)
+    logits_f32 = wide[0].float().cpu()
+    model.bfloat16()  # the weights are BF16's: nothing is lost; buffers are as they were
+    for key, tensor in model.named_buffers():
+        tensor.data = wide_buffers[key]
+    narrow, narrow_choices, _ = run(model, batch)
+    logits = narrow[0].float().cpu()
+    changed = (narrow_choices != wide_choices).any(-1).sum().item()
+    save_file({"ids": ids.int().cpu(), "logits": logits.contiguous(),
+               "logits_f32": logits_f32.contiguous()}, out / f"{name}.expected.safetensors")
     cosine = torch.nn.functional.cosine_similarity(logits, logits_f32, dim=-1)
-    print(f"{name}: logits std {logits.std():.2f}, transformers in BF16 against F32: cosine "
-          f"{cosine.min():.6f} at least, {cosine.mean():.6f} in the mean", flush=True)
+    print(f"{name}: logits std {logits.std():.2f}, choices of experts apart by {least:.5f}, BF16 "
+          f"changes {changed} of {wide_choices[..., 0].numel()}; transformers in BF16 against F32: "
+          f"cosine {cosine.min():.6f} at least, {cosine.mean():.6f} in the mean", flush=True)
 
 
 def main():

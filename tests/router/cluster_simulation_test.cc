@@ -13,13 +13,14 @@
 //   (b) its tokens are a beginning of the only right answer: none lost, none twice, and (e) none of
 //       an attempt that was given up;
 //   (d) a router's index knows no block that the worker has not held in this life;
+//   (g) under a salt that nobody has nothing is found;
 //   (f) the index stays within its bound;
 //   (h) a request goes on within a bounded time as long as one worker is well.
 // And when all is quiet: every request has ended, (c) nobody counts any more, no worker has a
 // request left, and the index knows exactly what each worker holds.
 #include <gtest/gtest.h>
 
-#include <cstring>
+#include <algorithm>
 #include <iostream>
 #include <optional>
 #include <set>
@@ -30,6 +31,7 @@
 #include "absl/strings/match.h"
 #include "absl/strings/numbers.h"
 #include "absl/strings/str_cat.h"
+#include "router/admit/admission.h"
 #include "router/exchange.h"
 #include "router/fleet/fleet.h"
 #include "router/metrics.h"
@@ -85,18 +87,28 @@ class Simulation;
 /// One router: its own loops, fleet, index and counters.
 struct VirtualRouter {
   VirtualRouter(VirtualTime* time, Policy policy, const FleetOptions& fleet_options,
-                const ExchangeOptions& exchange_options, int32_t loop_count, DialWorker dial)
+                const AdmitOptions& admit_options, const ExchangeOptions& exchange_options,
+                int32_t loop_count, DialWorker dial)
       : placement(policy, *ParseHashKey(""), kIndexBlocksMax, /*expect_ms=*/2000) {
     for (int32_t i = 0; i < loop_count; ++i) {
       loops.push_back(std::make_unique<VirtualLoop>(time, i));
     }
     std::vector<Loop*> all;
     for (const auto& loop : loops) all.push_back(loop.get());
-    fleet = std::make_unique<Fleet>(
-        fleet_options, WorkerDemand{"tiny", Text().tokenizer().vocabulary()},
-        FleetRooms{.loops = all, .index = &placement.index(), .metrics = &metrics, .dial = dial},
-        nullptr);
+    admission = std::make_unique<Admission>(
+        admit_options, *ParseHashKey(""),
+        AdmissionRooms{
+            .loop = all[0], .metrics = &metrics, .room = [this] { return fleet->Room(); }});
+    fleet = std::make_unique<Fleet>(fleet_options,
+                                    WorkerDemand{"tiny", Text().tokenizer().vocabulary()},
+                                    FleetRooms{.loops = all,
+                                               .index = &placement.index(),
+                                               .metrics = &metrics,
+                                               .dial = dial,
+                                               .on_room = [this] { admission->RoomChanged(); }},
+                                    nullptr);
     rooms = {.fleet = fleet.get(),
+             .admission = admission.get(),
              .placement = &placement,
              .text = &Text(),
              .metrics = &metrics,
@@ -107,6 +119,7 @@ struct VirtualRouter {
   std::vector<std::unique_ptr<VirtualLoop>> loops;
   RouterMetrics metrics;
   Placement placement;
+  std::unique_ptr<Admission> admission;
   std::unique_ptr<Fleet> fleet;
   ExchangeRooms rooms;
 };
@@ -116,8 +129,9 @@ struct VirtualClient {
   ExchangeRequest request;
   VirtualRouter* router = nullptr;
   Loop* loop = nullptr;
-  std::vector<int32_t> answer;  // the right one, whole
-  std::vector<BlockKey> chain;  // of prompt and answer
+  std::vector<int32_t> answer;          // the right one, whole
+  std::vector<BlockKey> chain;          // of prompt and answer
+  std::vector<BlockKey> foreign_chain;  // of the same under a salt that nobody has
   std::unique_ptr<Exchange> exchange;
   bool started = false;
   bool leaves = false;  // before its answer has ended, perhaps
@@ -142,6 +156,7 @@ class Simulation {
   void MakeRouters();
   void MakeClient();
   void MakeFault();
+  void NameWorkers(const VirtualWorker* but);
   void Begin(VirtualClient* client);
   void OnDelta(VirtualClient* client, const AnswerDelta& delta);
   void OnError(VirtualClient* client, const absl::Status& status);
@@ -171,7 +186,8 @@ class Simulation {
   std::vector<std::vector<int32_t>> prefixes_;
   /// No fault touches the first worker, and no request may fail.
   bool is_strict_ = false;
-  bool may_hang_ = false;  // some worker stands still, or seems to
+  const VirtualWorker* unnamed_ = nullptr;  // that no source of members names now
+  bool may_hang_ = false;                   // some worker stands still, or seems to
   int64_t faults_ = 0;
   VirtualWorkerOptions worker_options_;
   /// kFailoverMax, and all the work of all clients one after the other.
@@ -232,11 +248,17 @@ void Simulation::MakeRouters() {
   exchange_options.worker_wait_ms = 60'000;
   // A fault may cost a request a refusal and a loss.
   exchange_options.attempts_max = is_strict_ ? static_cast<int32_t>(2 * faults_ + 2) : 3;
+  AdmitOptions admit_options;
+  admit_options.queue_timeout_ms = 3'600'000;
+  admit_options.queue_wait_max_ms = 3'600'000;
+  if (is_strict_) admit_options.retry_burst = 1000;
+  fleet_options.worker_queue_requests = static_cast<int32_t>(time_.Draw(0, 6));
+  fleet_options.worker_queue_tokens = time_.Draw(1, 1000);
   for (int64_t i = time_.OneIn(3) ? 2 : 1; i > 0; --i) {
     const auto policy = static_cast<Policy>(time_.Draw(0, 4));
-    routers_.push_back(
-        std::make_unique<VirtualRouter>(&time_, policy, fleet_options, exchange_options,
-                                        static_cast<int32_t>(time_.Draw(1, 3)), network_.dialer()));
+    routers_.push_back(std::make_unique<VirtualRouter>(
+        &time_, policy, fleet_options, admit_options, exchange_options,
+        static_cast<int32_t>(time_.Draw(1, 3)), network_.dialer()));
     routers_.back()->fleet->Start();
   }
 }
@@ -257,6 +279,8 @@ void Simulation::MakeClient() {
   request.seed = time_.random();
   request.choice = static_cast<int32_t>(time_.Draw(0, 3));
   request.temperature = 1;
+  request.priority = static_cast<int32_t>(time_.Draw(-1, 1));
+  request.tenant = {.high = 1, .low = static_cast<uint64_t>(time_.Draw(1, 4))};
   if (time_.OneIn(3)) request.logprobs = 0;
   if (time_.OneIn(3)) request.session = absl::StrCat("session-", time_.Draw(0, 3));
   if (time_.OneIn(4)) request.cache_salt = "salt";
@@ -268,6 +292,7 @@ void Simulation::MakeClient() {
   ids.push_back(0);  // Chain leaves out the block of the last id
   Placement namer(Policy::kPrefix, *ParseHashKey(""), 1, 1);
   client->chain = namer.Chain(request.cache_salt, ids, VirtualWorkerOptions().block_size);
+  client->foreign_chain = namer.Chain("nobody's", ids, VirtualWorkerOptions().block_size);
 
   VirtualClient* const raw = client.get();
   const auto at = milliseconds(time_.Draw(0, 10'000));
@@ -298,7 +323,7 @@ void Simulation::MakeFault() {
     time_.At(begin, [worker, set] { set(worker, true); });
     time_.At(end, [worker, set] { set(worker, false); });
   };
-  const int64_t kind = time_.Draw(0, 8);
+  const int64_t kind = time_.Draw(0, 10);
   may_hang_ = may_hang_ || (kind >= 1 && kind <= 3);
   switch (kind) {
     case 0:
@@ -323,11 +348,33 @@ void Simulation::MakeFault() {
     case 7:
       time_.At(begin, [worker] { worker->BreakLinks(); });
       return;
+    case 8:  // a source of members forgets it for a while
+      time_.At(begin, [this, worker] { NameWorkers(worker); });
+      time_.At(end, [this] { NameWorkers(nullptr); });
+      return;
+    case 9:
+      if (is_strict_) return;  // retries after errors have a budget
+      return toggle([](VirtualWorker* w, bool on) {
+        w->Refuse(on ? absl::InternalError("broken") : absl::OkStatus());
+      });
     default:
       for (int i = 0; i < 5; ++i) {
         time_.At(begin + milliseconds(time_.Draw(0, 5000)),
                  [worker] { worker->GarbleNextChanges(); });
       }
+  }
+}
+
+/// Tells every router who the workers are: all, but for this one.
+void Simulation::NameWorkers(const VirtualWorker* but) {
+  unnamed_ = but;
+  std::vector<std::string> addresses;
+  for (const auto& worker : workers_) {
+    if (worker.get() != but) addresses.push_back(worker->address());
+  }
+  for (const auto& router : routers_) {
+    const absl::Status status = router->fleet->SetMembers(MemberSource::kStatic, addresses);
+    if (!status.ok()) Violate(absl::StrCat("members are refused: ", status.ToString()));
   }
 }
 
@@ -383,7 +430,9 @@ void Simulation::OnError(VirtualClient* client, const absl::Status& status) {
   client->error = status;
   ++coverage_->failed;
   if (is_strict_) Violate(absl::StrCat("a request failed: ", status.ToString()));
-  if (!absl::IsUnavailable(status) && !absl::IsResourceExhausted(status)) {
+  // Errors are a broken worker's own.
+  if (!absl::IsUnavailable(status) && !absl::IsResourceExhausted(status) &&
+      !absl::StartsWith(status.message(), "broken")) {
     Violate(absl::StrCat("a request failed in a strange way: ", status.ToString()));
   }
 }
@@ -394,10 +443,14 @@ void Simulation::CheckIndex(const VirtualRouter& router, const VirtualClient& cl
   const auto depths =
       const_cast<VirtualRouter&>(router).placement.index().Depths(client.chain, int64_t{1} << 60);
   const std::shared_ptr<const FleetSnapshot> snapshot = router.fleet->Snapshot();
-  for (size_t i = 0; i < snapshot->workers.size(); ++i) {
-    const FleetWorker& known = snapshot->workers[i];
+  const auto foreign =
+      const_cast<VirtualRouter&>(router).placement.index().Depths(client.foreign_chain, 0);
+  if (std::any_of(foreign.begin(), foreign.end(), [](int32_t depth) { return depth > 0; })) {
+    Violate("the index finds blocks under another salt");
+  }
+  for (const FleetWorker& known : snapshot->workers) {
     if (known.session == nullptr || !known.session->accepting()) continue;
-    const VirtualWorker& worker = *workers_[i];
+    const VirtualWorker& worker = *network_.at(known.address);
     // Its end is on its way.
     if (!worker.alive() || known.session->shape().incarnation != worker.incarnation()) continue;
     const int32_t depth = depths[known.session->cache_slot()];
@@ -419,8 +472,9 @@ void Simulation::CheckProgress() {
   const auto now = time_.now();
   bool one_is_well = false;
   for (size_t i = 0; i < workers_.size(); ++i) {
-    if (!workers_[i]->healthy()) well_since_[i] = now + std::chrono::hours(1);
-    if (workers_[i]->healthy() && well_since_[i] > now) well_since_[i] = now;
+    const bool is_well = workers_[i]->healthy() && workers_[i].get() != unnamed_;
+    if (!is_well) well_since_[i] = now + std::chrono::hours(1);
+    if (is_well && well_since_[i] > now) well_since_[i] = now;
     one_is_well = one_is_well || now - well_since_[i] > progress_max_;
   }
   if (!one_is_well) return;
@@ -477,6 +531,9 @@ void Simulation::CheckQuiet() {
     }
     if (MetricOf(router->metrics, "glmserve_router_requests_waiting") != 0) {
       Violate("requests count as waiting though all have ended");
+    }
+    if (router->admission->counts() != Admission::Counts{}) {
+      Violate("the queue counts requests though all have ended");
     }
     coverage_->attempts += MetricOf(router->metrics, "glmserve_router_attempts_total");
     coverage_->snapshots += MetricOf(router->metrics, "glmserve_router_cache_snapshots_total");

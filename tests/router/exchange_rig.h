@@ -13,6 +13,7 @@
 #include <utility>
 #include <vector>
 
+#include "router/admit/admission.h"
 #include "router/exchange.h"
 #include "router/fleet/fleet.h"
 #include "router/fleet/grpc_stream.h"
@@ -57,12 +58,18 @@ class ExchangeRig {
   }
   /// Starts the fleet and waits until `ready` workers are.
   void Start(int32_t ready) {
+    admission_ = std::make_unique<Admission>(
+        admit_options, *ParseHashKey(""),
+        AdmissionRooms{.loop = &loops_.at(0), .metrics = &metrics_, .room = [this] {
+                         return fleet_->Room();
+                       }});
     fleet_ = std::make_unique<Fleet>(fleet_options,
                                      WorkerDemand{"tiny", text().tokenizer().vocabulary()},
                                      FleetRooms{.loops = loops_.all(),
                                                 .index = &placement->index(),
                                                 .metrics = &metrics_,
-                                                .dial = DialOverGrpc(fleet_options)},
+                                                .dial = DialOverGrpc(fleet_options),
+                                                .on_room = [this] { admission_->RoomChanged(); }},
                                      [this](const FleetSnapshot& snapshot) {
                                        const std::lock_guard<std::mutex> lock(mutex_);
                                        ready_ = snapshot.ready;
@@ -79,6 +86,7 @@ class ExchangeRig {
   ExchangeRooms Rooms(int32_t loop_index = 0) {
     return {.loop = &loops_.at(loop_index),
             .fleet = fleet_.get(),
+            .admission = admission_.get(),
             .placement = placement.get(),
             .text = &text(),
             .metrics = &metrics_,
@@ -87,6 +95,7 @@ class ExchangeRig {
   }
   LoopPool* loops() { return &loops_; }
   Fleet* fleet() { return fleet_.get(); }
+  Admission* admission() { return admission_.get(); }
   RouterMetrics* metrics() { return &metrics_; }
 
   static const TextModel& text() {
@@ -97,6 +106,7 @@ class ExchangeRig {
   /// Workers that are stepped by hand are no hung ones.
   FleetOptions fleet_options{
       .backoff_initial_ms = 5, .backoff_max_ms = 20, .hang_timeout_ms = 600'000};
+  AdmitOptions admit_options;
   ExchangeOptions exchange_options;
   std::unique_ptr<Placement> placement = MakePlacement(Policy::kPrefix);
 
@@ -112,6 +122,7 @@ class ExchangeRig {
   RouterMetrics metrics_;
   std::vector<std::unique_ptr<FakeWorker>> workers_;
   LoopPool loops_{2};
+  std::unique_ptr<Admission> admission_;
   std::unique_ptr<Fleet> fleet_;
 };
 

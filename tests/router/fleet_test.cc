@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <atomic>
 #include <condition_variable>
 #include <future>
 #include <memory>
@@ -27,7 +28,8 @@ class FleetTest : public ::testing::Test {
                                      FleetRooms{.loops = loops_.all(),
                                                 .index = &index_,
                                                 .metrics = &metrics_,
-                                                .dial = DialOverGrpc(options_)},
+                                                .dial = DialOverGrpc(options_),
+                                                .on_room = [this] { ++rooms_told_; }},
                                      [this](const FleetSnapshot& snapshot) {
                                        const std::lock_guard<std::mutex> lock(mutex_);
                                        states_.clear();
@@ -35,6 +37,7 @@ class FleetTest : public ::testing::Test {
                                          states_.push_back(worker.state);
                                          if (worker.state == WorkerState::kConnecting) ++dials_;
                                        }
+                                       ejected_ = snapshot.ejected;
                                        changed_.notify_all();
                                      });
     fleet_->Start();
@@ -48,11 +51,18 @@ class FleetTest : public ::testing::Test {
     return changed_.wait_for(lock, std::chrono::seconds(30), [&] { return dials_ >= dials; });
   }
 
+  bool AwaitEjected(int32_t ejected) {
+    std::unique_lock<std::mutex> lock(mutex_);
+    return changed_.wait_for(lock, std::chrono::seconds(30), [&] { return ejected_ == ejected; });
+  }
+
   FleetOptions options_{.backoff_initial_ms = 5, .backoff_max_ms = 20};
   std::mutex mutex_;
   std::condition_variable changed_;
   std::vector<WorkerState> states_;
   int32_t dials_ = 0;
+  int32_t ejected_ = 0;
+  std::atomic<int32_t> rooms_told_{0};
   PrefixIndex index_{1000};
   RouterMetrics metrics_;
   LoopPool loops_{2};
@@ -128,33 +138,48 @@ TEST_F(FleetTest, ADrainingWorkerIsNotReady) {
   EXPECT_EQ(fleet_->Snapshot()->ready, 1);
 }
 
-TEST_F(FleetTest, WaitersAreWokenByTheFirstReadyWorker) {
-  auto worker = FakeWorker::Start();
-  const int32_t port = worker->port();
-  const std::string address = worker->address();
-  worker = nullptr;
-  options_.waiting_max = 2;
-  StartFleet({address});
-  std::promise<void> woken;
-  Loop* const loop = &loops_.at(1);
-  const auto kept = fleet_->WaitReady(loop, [&] {
-    EXPECT_TRUE(loop->OnThread());
-    EXPECT_TRUE(fleet_->ready());
-    woken.set_value();
-  });
-  ASSERT_TRUE(kept.ok());
-  const auto dropped = fleet_->WaitReady(loop, [] { FAIL() << "was cancelled"; });
-  ASSERT_TRUE(dropped.ok());
-  const auto refused = fleet_->WaitReady(loop, [] { FAIL() << "was refused"; });
-  EXPECT_EQ(refused.status().code(), absl::StatusCode::kResourceExhausted);
-  EXPECT_THAT(std::string(refused.status().message()), ::testing::HasSubstr("limit is 2"));
-  fleet_->CancelWait(*dropped);
-  worker = FakeWorker::Start({.port = port});
-  woken.get_future().wait();
+TEST_F(FleetTest, SaysHowMuchRoomThereIsAndWhenThereIsMore) {
+  options_.worker_queue_requests = 2;
+  const FleetRooms nobody{.loops = loops_.all(),
+                          .index = &index_,
+                          .metrics = &metrics_,
+                          .dial = DialOverGrpc(options_)};
+  EXPECT_EQ(Fleet(options_, {}, nobody, nullptr).Room(), -1);
+  const auto first = FakeWorker::Start({.sequences_max = 3});
+  const auto second = FakeWorker::Start({.sequences_max = 4});
+  StartFleet({first->address(), second->address()});
+  ASSERT_TRUE(AwaitStates({WorkerState::kReady, WorkerState::kReady}));
+  EXPECT_EQ(fleet_->Room(), 11);
+  EXPECT_GT(rooms_told_, 0);
+  first->SetDraining(true);
+  ASSERT_TRUE(AwaitStates({WorkerState::kDraining, WorkerState::kReady}));
+  EXPECT_EQ(fleet_->Room(), 6);
+}
 
-  std::promise<void> at_once;  // somebody is ready: no wait
-  ASSERT_TRUE(fleet_->WaitReady(loop, [&] { at_once.set_value(); }).ok());
-  at_once.get_future().wait();
+TEST_F(FleetTest, AnEjectedWorkerIsSaidToBeAndIsTakenBack) {
+  options_.eject_errors = 2;
+  options_.eject_ms = 300;
+  options_.worker_queue_requests = 0;
+  const auto first = FakeWorker::Start({.sequences_max = 3});
+  const auto second = FakeWorker::Start({.sequences_max = 4});
+  StartFleet({first->address(), second->address()});
+  ASSERT_TRUE(AwaitStates({WorkerState::kReady, WorkerState::kReady}));
+  fleet_->TakeFault(first->address(), WorkerFault::kError);
+  fleet_->TakeSuccess(first->address());
+  fleet_->TakeFault(first->address(), WorkerFault::kError);
+  EXPECT_EQ(fleet_->Snapshot()->ejected, 0);
+  fleet_->TakeFault(first->address(), WorkerFault::kError);
+  ASSERT_TRUE(AwaitEjected(1));
+  EXPECT_TRUE(fleet_->Snapshot()->workers[0].ejected);
+  EXPECT_EQ(fleet_->Room(), 4);  // the other's
+  EXPECT_THAT(metrics_.Text(), ::testing::HasSubstr("glmserve_router_worker_ejections_total 1"));
+  EXPECT_THAT(metrics_.Text(), ::testing::HasSubstr("glmserve_router_workers_ejected 1"));
+  // Where there is no other it is asked all the same.
+  second->SetDraining(true);
+  ASSERT_TRUE(AwaitStates({WorkerState::kReady, WorkerState::kDraining}));
+  EXPECT_EQ(fleet_->Room(), 3);
+  ASSERT_TRUE(AwaitEjected(0));  // by itself
+  EXPECT_FALSE(fleet_->Snapshot()->workers[0].ejected);
 }
 
 TEST_F(FleetTest, StopEndsEverySession) {

@@ -333,5 +333,43 @@ TEST_F(GrpcFrontTest, APortInUseIsAnError) {
   EXPECT_THAT(std::string(second.status().message()), HasSubstr(options.listen));
 }
 
+TEST_F(GrpcFrontTest, SaysNoAtOnceAndWhenToComeAgain) {
+  FakeWorkerOptions options = rig_.WorkerOptions();
+  options.automatic = false;
+  options.sequences_max = 1;
+  FakeWorker* const worker = rig_.AddWorker(options);
+  rig_.fleet_options.worker_queue_requests = 0;
+  rig_.admit_options.queue_requests_max = 4;
+  rig_.admit_options.queue_tenant_share = 0.25;
+  StartFront(1);
+  grpc::ClientContext running;
+  const auto reader = stub_->Generate(&running, Ask(1));
+  ASSERT_TRUE(worker->AwaitLive(1));
+  grpc::ClientContext waiting;
+  waiting.AddMetadata("authorization", "Bearer one");
+  const auto second = stub_->Generate(&waiting, Ask(1));
+  while (rig_.admission()->counts().waiting < 1) std::this_thread::yield();
+  // Before the message is looked at, and after.
+  for (const uint32_t timeout_ms : {1000u, 0u}) {
+    grpc::ClientContext call;
+    if (timeout_ms > 0) call.AddMetadata("x-api-key", "Bearer one");
+    pb::GenerateRequest request = Ask(1);
+    request.mutable_params()->set_queue_timeout_ms(timeout_ms);
+    const auto refused = stub_->Generate(&call, request);
+    pb::GenerateEvent event;
+    EXPECT_FALSE(refused->Read(&event));
+    EXPECT_EQ(refused->Finish().error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
+    const auto& trailer = call.GetServerTrailingMetadata();
+    ASSERT_EQ(trailer.count("retry-after"), 1u);
+    EXPECT_EQ(trailer.find("retry-after")->second, "1");
+  }
+  worker->SetAutomatic(true);
+  pb::GenerateEvent event;
+  while (reader->Read(&event) || second->Read(&event)) {
+  }
+  EXPECT_TRUE(reader->Finish().ok());
+  EXPECT_TRUE(second->Finish().ok());
+}
+
 }  // namespace
 }  // namespace glm::router

@@ -83,10 +83,12 @@ TEST(GrpcRequestTest, EveryParamIsRead) {
   params->set_n(16);
   params->set_priority(-2);
   params->set_cache_salt("salt");
+  params->set_queue_timeout_ms(0);
   message.set_echo(true);
   const absl::StatusOr<ExchangeRequest> request = ReadGenerateRequest(message);
   ASSERT_TRUE(request.ok()) << request.status();
   EXPECT_EQ(*ReadAnswers(*params), 16);
+  EXPECT_EQ(request->queue_timeout_ms, 0);
   EXPECT_EQ(request->min_p, 0.25f);
   EXPECT_EQ(request->repetition_penalty, 1.5f);
   EXPECT_EQ(request->frequency_penalty, -0.5f);

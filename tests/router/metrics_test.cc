@@ -25,6 +25,15 @@ TEST(MetricsTest, EveryMetricIsThereBeforeItHappens) {
            "glmserve_router_requests_running 0",
            "glmserve_router_requests_waiting 0",
            "glmserve_router_http_connections 0",
+           "glmserve_router_refusals_total{reason=\"requests\"} 0",
+           "glmserve_router_refusals_total{reason=\"timeout\"} 0",
+           "glmserve_router_retries_denied_total 0",
+           "glmserve_router_worker_ejections_total 0",
+           "glmserve_router_workers_ejected 0",
+           "glmserve_router_tokens_waiting 0",
+           "glmserve_router_requests_open 0",
+           "glmserve_router_prompt_bytes 0",
+           "glmserve_router_queue_wait_seconds_count 0",
        }) {
     EXPECT_THAT(text, HasSubstr(line));
   }
@@ -41,6 +50,16 @@ TEST(MetricsTest, CountsAndGaugesMove) {
   metrics.AddRunning(3);
   metrics.AddRunning(-1);
   metrics.AddWaiting(1);
+  metrics.CountRefusal(Refusal::kTenantShare);
+  metrics.CountRefusal(Refusal::kWait);
+  metrics.CountRefusal(Refusal::kWait);
+  metrics.CountRetryDenied();
+  metrics.CountEjection();
+  metrics.SetEjected(2);
+  metrics.AddWaitingTokens(70'000);
+  metrics.AddOpen(9);
+  metrics.AddPromptBytes(4'000'000'000);
+  metrics.ObserveQueueWait(0.02);
   metrics.AddConnections(4);
   metrics.AddConnections(-4);
   metrics.SetWorkers({.connecting = 1, .ready = 2, .draining = 3, .down = 4});
@@ -54,6 +73,16 @@ TEST(MetricsTest, CountsAndGaugesMove) {
            "glmserve_router_requests_running 2",
            "glmserve_router_requests_waiting 1",
            "glmserve_router_http_connections 0",
+           "glmserve_router_refusals_total{reason=\"tenant_share\"} 1",
+           "glmserve_router_refusals_total{reason=\"wait\"} 2",
+           "glmserve_router_retries_denied_total 1",
+           "glmserve_router_worker_ejections_total 1",
+           "glmserve_router_workers_ejected 2",
+           "glmserve_router_tokens_waiting 70000",
+           "glmserve_router_requests_open 9",
+           "glmserve_router_prompt_bytes 4000000000",
+           "glmserve_router_queue_wait_seconds_bucket{le=\"0.01\"} 0",
+           "glmserve_router_queue_wait_seconds_bucket{le=\"0.05\"} 1",
            "glmserve_router_workers{state=\"connecting\"} 1",
            "glmserve_router_workers{state=\"ready\"} 2",
            "glmserve_router_workers{state=\"draining\"} 3",

@@ -14,6 +14,7 @@
 #include <vector>
 
 #include "absl/strings/str_cat.h"
+#include "router/admit/admission.h"
 #include "router/fleet/fleet.h"
 #include "router/fleet/grpc_stream.h"
 #include "router/front/http.h"
@@ -50,6 +51,7 @@ class OpenAiTest : public testing::Test {
     server_.reset();
     front_.reset();
     fleet_.reset();
+    admission_.reset();
   }
 
   /// After "<think>" the thought, "</think>" and the answer; after anything else the answer.
@@ -80,14 +82,20 @@ class OpenAiTest : public testing::Test {
 
   void StartFront() {
     const int32_t port = worker_ == nullptr ? 1 : worker_->port();
-    FleetOptions options;
+    FleetOptions options = fleet_options_;
     options.hang_timeout_ms = 600'000;  // workers that are stepped by hand
     options.workers = {absl::StrCat("127.0.0.1:", port)};
+    admission_ = std::make_unique<Admission>(
+        admit_options_, *ParseHashKey(""),
+        AdmissionRooms{.loop = &loops_.at(0), .metrics = &metrics_, .room = [this] {
+                         return fleet_->Room();
+                       }});
     fleet_ = std::make_unique<Fleet>(options, WorkerDemand{"tiny", 3000},
                                      FleetRooms{.loops = loops_.all(),
                                                 .index = &placement_.index(),
                                                 .metrics = &metrics_,
-                                                .dial = DialOverGrpc(options)},
+                                                .dial = DialOverGrpc(options),
+                                                .on_room = [this] { admission_->RoomChanged(); }},
                                      [this](const FleetSnapshot& snapshot) {
                                        if (snapshot.ready > 0 && !was_ready_) {
                                          was_ready_ = true;
@@ -96,6 +104,7 @@ class OpenAiTest : public testing::Test {
                                      });
     ExchangeRooms rooms;
     rooms.fleet = fleet_.get();
+    rooms.admission = admission_.get();
     rooms.placement = &placement_;
     rooms.text = model_.get();
     rooms.metrics = &metrics_;
@@ -139,10 +148,13 @@ class OpenAiTest : public testing::Test {
   std::vector<int32_t> answer_ids_;
   FakeWorkerOptions worker_options_;
   ExchangeOptions exchange_options_;
+  AdmitOptions admit_options_;
+  FleetOptions fleet_options_;
   std::promise<void> ready_;
   bool was_ready_ = false;  // loop 0's
   std::unique_ptr<FakeWorker> worker_;
   Placement placement_{Policy::kPrefix, *ParseHashKey(""), 1000, 1000};
+  std::unique_ptr<Admission> admission_;
   std::unique_ptr<Fleet> fleet_;
   std::unique_ptr<OpenAiFront> front_;
   std::unique_ptr<HttpServer> server_;
@@ -496,6 +508,93 @@ TEST_F(OpenAiTest, NamesWhatIsWrong) {
   EXPECT_EQ(worker_->seen().submits, 0);
   // The connection and the others still serve.
   EXPECT_EQ(client.Post("/v1/completions", R"({"prompt":"hello"})").status, 200);
+}
+
+TEST_F(OpenAiTest, SaysNoAtOnceAndWhenToComeAgain) {
+  worker_options_.automatic = false;
+  worker_options_.sequences_max = 1;
+  fleet_options_.worker_queue_requests = 0;
+  admit_options_.queue_requests_max = 2;
+  admit_options_.queue_tenant_share = 0.5;
+  admit_options_.requests_max = 3;
+  StartAll();
+  const std::string body = absl::StrCat("{", kUserTurn, "}");
+  HttpClient running(server_->port());
+  running.SendPost("/v1/chat/completions", body);
+  ASSERT_TRUE(worker_->AwaitLive(1));
+  HttpClient waiting(server_->port());
+  waiting.SendPost("/v1/chat/completions", body, "Authorization: Bearer one\r\n");
+  while (admission_->counts().waiting < 1) std::this_thread::yield();
+
+  // Another of the same tenant; though it wrote a book, nobody reads it.
+  HttpClient client(server_->port());
+  const std::string book = absl::StrCat(R"({"prompt":")", std::string(8 << 20, 'x'), R"("})");
+  client.SendPost("/v1/completions", book, "Authorization: Bearer one\r\n");
+  const HttpAnswered share = client.Read();
+  ExpectError(share, 429, "rate_limit_error", nullptr, "rate_limit_exceeded");
+  EXPECT_THAT(share.body, HasSubstr("--queue-tenant-share"));
+  EXPECT_EQ(share.headers.at("retry-after"), "1");
+  EXPECT_EQ(share.body.find("Bearer"), std::string::npos);
+
+  const auto asked = std::chrono::steady_clock::now();
+  const HttpAnswered refused =
+      client.Post("/v1/chat/completions", body, "X-Api-Key: Bearer one\r\n");
+  EXPECT_LT(std::chrono::steady_clock::now() - asked, std::chrono::milliseconds(10));
+  EXPECT_EQ(refused.status, 429);
+
+  HttpClient other(server_->port());
+  other.SendPost("/v1/chat/completions", body, "Authorization: Bearer two\r\n");
+  while (admission_->counts().waiting < 2) std::this_thread::yield();
+  EXPECT_THAT(client.Post("/v1/chat/completions", body).body, HasSubstr("--requests-max"));
+  worker_->SetAutomatic(true);
+  EXPECT_EQ(running.Read().status, 200);
+  EXPECT_EQ(waiting.Read().status, 200);
+  EXPECT_EQ(other.Read().status, 200);
+}
+
+TEST_F(OpenAiTest, AHeaderSaysHowLongItMayWait) {
+  worker_options_.automatic = false;
+  worker_options_.sequences_max = 1;
+  fleet_options_.worker_queue_requests = 0;
+  StartAll();
+  const std::string body = absl::StrCat("{", kUserTurn, "}");
+  HttpClient running(server_->port());
+  running.SendPost("/v1/chat/completions", body);
+  ASSERT_TRUE(worker_->AwaitLive(1));
+  HttpClient client(server_->port());
+  const HttpAnswered late = client.Post("/v1/chat/completions", body, "X-Queue-Timeout-Ms: 15\r\n");
+  ExpectError(late, 429, "rate_limit_error", nullptr, "rate_limit_exceeded");
+  EXPECT_THAT(late.body, HasSubstr("within 15 ms"));
+  const HttpAnswered bad =
+      client.Post("/v1/chat/completions", body, "X-Queue-Timeout-Ms: soon\r\n");
+  ExpectError(bad, 400, "invalid_request_error", "x-queue-timeout-ms", nullptr);
+  const HttpAnswered negative =
+      client.Post("/v1/chat/completions", body, "X-Queue-Timeout-Ms: -1\r\n");
+  ExpectError(negative, 400, "invalid_request_error", "queue_timeout_ms", nullptr);
+}
+
+TEST_F(OpenAiTest, AHeaderOfTheOptionNamesTheTenant) {
+  worker_options_.automatic = false;
+  worker_options_.sequences_max = 1;
+  fleet_options_.worker_queue_requests = 0;
+  admit_options_.queue_requests_max = 4;
+  admit_options_.queue_tenant_share = 0.25;
+  admit_options_.tenant_header = "x-team";
+  StartAll();
+  const std::string body = absl::StrCat("{", kUserTurn, "}");
+  HttpClient running(server_->port());
+  running.SendPost("/v1/chat/completions", body);
+  ASSERT_TRUE(worker_->AwaitLive(1));
+  HttpClient blue(server_->port());
+  blue.SendPost("/v1/chat/completions", body, "X-Team: blue\r\n");
+  while (admission_->counts().waiting < 1) std::this_thread::yield();
+  HttpClient client(server_->port());
+  EXPECT_EQ(
+      client.Post("/v1/chat/completions", body, "X-Team: blue\r\nAuthorization: x\r\n").status,
+      429);
+  HttpClient red(server_->port());
+  red.SendPost("/v1/chat/completions", body, "X-Team: red\r\n");
+  while (admission_->counts().waiting < 2) std::this_thread::yield();
 }
 
 TEST_F(OpenAiTest, TellsAFullWorkerAndALostOne) {

@@ -4,6 +4,7 @@
 #include <gtest/gtest.h>
 
 #include <condition_variable>
+#include <limits>
 #include <memory>
 #include <mutex>
 #include <optional>
@@ -206,6 +207,57 @@ TEST_F(SessionTest, LoadOfOthersIsHeard) {
   EXPECT_EQ(session_->Load().tokens_waiting, 500);
   EXPECT_EQ(session_->Load().kv_blocks_used, 60);
   EXPECT_EQ(session_->Load().kv_blocks_total, 100);
+}
+
+TEST_F(SessionTest, CachedTokensOfAPromptAreNoLoad) {
+  OpenReady({.automatic = false});
+  Heard heard;
+  loops_.at(0).Run([&] {
+    ASSERT_TRUE(session_->Submit(&loops_.at(0), MakeSubmit({1, 2, 3, 4, 5}, 1), &heard, 3).ok());
+  });
+  EXPECT_EQ(session_->Load().tokens_waiting, 2);
+  ASSERT_TRUE(worker_->AwaitLive(1));
+  worker_->Step();
+  ASSERT_TRUE(heard.Await([&] { return heard.last.has_value(); }));
+  EXPECT_EQ(session_->Load().tokens_waiting, 0);
+}
+
+TEST_F(SessionTest, StepTimesAreKeptUntilOthersAreTold) {
+  OpenReady({.automatic = false});
+  EXPECT_FALSE(session_->Load().step_times.known());
+  const auto say = [&](const wire::Load& load) {
+    worker_->SayLoad(load);
+    Heard heard;  // an answer behind the load says that the load has come
+    ASSERT_TRUE(Submit(0, MakeSubmit({1}, 1), &heard).ok());
+    ASSERT_TRUE(worker_->AwaitLive(1));
+    worker_->Step();
+    ASSERT_TRUE(heard.Await([&] { return heard.last.has_value(); }));
+  };
+  wire::Load load;
+  load.set_context_tokens(4321);
+  load.mutable_step_times()->set_base_us(8000);
+  load.mutable_step_times()->set_sequence_us(100);
+  load.mutable_step_times()->set_prompt_token_us(20);
+  load.mutable_step_times()->set_context_token_us(0.5f);
+  say(load);
+  for (int32_t i = 0; i < 2; ++i) {
+    const WorkerLoad heard = session_->Load();
+    EXPECT_NEAR(heard.step_times.base_s, 8e-3, 1e-9);
+    EXPECT_NEAR(heard.step_times.sequence_s, 1e-4, 1e-9);
+    EXPECT_NEAR(heard.step_times.prompt_token_s, 2e-5, 1e-9);
+    EXPECT_NEAR(heard.step_times.context_token_s, 5e-7, 1e-12);
+    EXPECT_EQ(heard.context_tokens, 4321);
+    EXPECT_GE(heard.silent_s, 0);
+    EXPECT_LT(heard.silent_s, 60);
+    load.clear_step_times();  // as said before
+    say(load);
+  }
+  // What is no time counts as none.
+  load.mutable_step_times()->set_base_us(std::numeric_limits<float>::quiet_NaN());
+  load.mutable_step_times()->set_sequence_us(-5);
+  load.mutable_step_times()->set_prompt_token_us(std::numeric_limits<float>::infinity());
+  say(load);
+  EXPECT_FALSE(session_->Load().step_times.known());
 }
 
 TEST_F(SessionTest, CancelReachesTheWorkerAndSilencesTheReceiver) {

@@ -39,18 +39,6 @@ bool IsFree(int port) {
   return free;
 }
 
-/// The first of `count` consecutive free ports, below the range that the kernel hands out by
-/// itself.
-int FreePorts(int count) {
-  for (int port = 20'000 + getpid() % 10'000; port < 32'000; ++port) {
-    int free = 0;
-    while (free < count && IsFree(port + free)) ++free;
-    if (free == count) return port;
-  }
-  ADD_FAILURE() << "no " << count << " free ports";
-  return 0;
-}
-
 http::request<http::string_body> MakeRequest(const std::string& target, const std::string& body) {
   http::request<http::string_body> request(body.empty() ? http::verb::get : http::verb::post,
                                            target, 11);
@@ -77,6 +65,17 @@ double SumOfMetric(const std::string& text, const std::string& name) {
     found = true;
   }
   return found ? sum : -1;
+}
+
+/// Below the range that the kernel hands out by itself.
+int FreePorts(int count) {
+  for (int port = 20'000 + getpid() % 10'000; port < 32'000; ++port) {
+    int free = 0;
+    while (free < count && IsFree(port + free)) ++free;
+    if (free == count) return port;
+  }
+  ADD_FAILURE() << "no " << count << " free ports";
+  return 0;
 }
 
 double MonotonicSeconds() {

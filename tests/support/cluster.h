@@ -85,6 +85,9 @@ class Cluster {
 /// The sum of the samples of `name` in a Prometheus text; -1 when there is none.
 double SumOfMetric(const std::string& text, const std::string& name);
 
+/// The first of `count` consecutive free ports of 127.0.0.1.
+int FreePorts(int count);
+
 /// Polls `condition` until it holds; false after `seconds`.
 template <typename Condition>
 bool Eventually(double seconds, const Condition& condition);

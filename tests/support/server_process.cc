@@ -8,6 +8,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <iostream>
@@ -21,10 +22,16 @@ namespace {
 
 const std::string kModelFlag = std::string("--model=") + GLM_SOURCE_DIR + "/deploy/demo-model";
 
-std::vector<std::string> With(std::vector<std::string> flags,
-                              const std::vector<std::string>& more) {
-  flags.insert(flags.end(), more.begin(), more.end());
-  return flags;
+/// `flags`, and those of `defaults` that they do not name.
+std::vector<std::string> With(std::vector<std::string> defaults,
+                              const std::vector<std::string>& flags) {
+  const auto name = [](const std::string& flag) { return flag.substr(0, flag.find('=')); };
+  std::erase_if(defaults, [&](const std::string& standard) {
+    return std::any_of(flags.begin(), flags.end(),
+                       [&](const std::string& flag) { return name(flag) == name(standard); });
+  });
+  defaults.insert(defaults.end(), flags.begin(), flags.end());
+  return defaults;
 }
 
 }  // namespace

@@ -219,6 +219,7 @@ class VirtualNetwork {
  public:
   explicit VirtualNetwork(VirtualTime* time) : time_(time) {}
   void Add(VirtualWorker* worker) { workers_[worker->address()] = worker; }
+  VirtualWorker* at(const std::string& address) const { return workers_.at(address); }
   DialWorker dialer();
 
  private:
