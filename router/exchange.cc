@@ -221,6 +221,7 @@ std::vector<Candidate> LiveExchange::Candidates(const FleetSnapshot& snapshot,
     const WorkerLoad load = session->Load();
     candidate.usable = length <= session->shape().length_max &&
                        std::count(refused_by_.begin(), refused_by_.end(), session) == 0;
+    candidate.ejected = worker.ejected;
     candidate.requests = load.requests;
     candidate.sequences_max = session->shape().sequences_max;
     candidate.tokens_waiting = load.tokens_waiting;
@@ -248,16 +249,17 @@ int32_t LiveExchange::Choose(const FleetSnapshot& snapshot,
     std::vector<bool> is_good(candidates.size());
     bool any = false;
     for (size_t i = 0; i < candidates.size(); ++i) {
-      is_good[i] = candidates[i].usable && good(snapshot.workers[i]);
+      is_good[i] = candidates[i].usable && good(i);
       any = any || is_good[i];
     }
     if (!any) return false;
     for (size_t i = 0; i < candidates.size(); ++i) candidates[i].usable = is_good[i];
     return true;
   };
-  keep_if_any([](const FleetWorker& worker) { return !worker.ejected; });
+  // An ejected worker is not asked because the others are full: these are waited for.
+  keep_if_any([&](size_t i) { return !candidates[i].ejected; });
   const bool has_room =
-      keep_if_any([](const FleetWorker& worker) { return worker.session->Room() > 0; });
+      keep_if_any([&](size_t i) { return snapshot.workers[i].session->Room() > 0; });
   if (!has_room && !IsReplay()) return -1;
   Placement& placement = *rooms_.placement;
   const RouteRequest route{
@@ -581,6 +583,7 @@ void LiveExchange::Close(Outcome outcome) {
   if (entered_) {
     rooms_.admission->Leave(request_.tenant, static_cast<int64_t>(answer_ids_.size()));
   }
+  prompt_ = nullptr;  // a front may keep what has ended
   prompt_ = nullptr;  // the front may keep an exchange that has ended
   rooms_.metrics->CountRequest(request_.endpoint, outcome);
 }

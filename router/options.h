@@ -30,7 +30,7 @@ struct FleetOptions {
   // A worker that has this many requests beyond those that it runs at once, or this many prompt
   // tokens to compute, gets no more: they wait in the router, where order can still be chosen.
   int32_t worker_queue_requests = 4;
-  int64_t worker_queue_tokens = 64 << 10;
+  int64_t worker_queue_tokens = 16 << 10;
   int32_t eject_errors = 5;       // in a row: the worker is not chosen for a while
   int32_t eject_ms = 1000;        // for so long; doubles with each time
   int32_t eject_max_ms = 30'000;  // and at most for so long
@@ -60,11 +60,11 @@ struct RouteOptions {
 /// Which requests are taken, and who is served first.
 struct AdmitOptions {
   int32_t requests_max = 16'384;          // in the router at once, waiting or being answered
-  int32_t queue_requests_max = 1024;      // that wait for room at a worker; more are refused
+  int32_t queue_requests_max = 4096;      // that wait for room at a worker; more are refused
   int64_t queue_tokens_max = 16LL << 20;  // prompt tokens of those that wait, 4 bytes each
   double queue_tenant_share = 0.5;        // of both, for one tenant
-  int32_t queue_timeout_ms = 30'000;      // how long a request waits, if it does not say
-  int32_t queue_wait_max_ms = 10'000;     // a request that would wait longer is refused at once
+  int32_t queue_timeout_ms = 60'000;      // how long a request waits, if it does not say
+  int32_t queue_wait_max_ms = 30'000;     // a request that would wait longer is refused at once
   int32_t tenants_max = 1024;             // that are told apart
   std::string tenant_header;              // names the tenant; empty: the API key does
   bool priority_across_tenants = true;    // else a priority orders its tenant's requests only

@@ -65,7 +65,6 @@ void Fleet::BeginStop() {
   {
     const std::lock_guard<std::mutex> lock(mutex_);
     running_ = false;
-    closing_ = true;
   }
   loop_->Post([this] {
     stopping_ = true;
@@ -191,11 +190,11 @@ int64_t Fleet::Room() const {
 
 void Fleet::TakeFault(const std::string& address, WorkerFault fault) {
   const std::lock_guard<std::mutex> lock(mutex_);
-  if (closing_) return;
+  if (!running_) return;
   const auto size = static_cast<int32_t>(snapshot_->workers.size());
   if (!outliers_.TakeFault(address, fault, size, NowMs(*loop_))) return;
   rooms_.metrics->CountEjection();
-  // Under the lock, so that nothing is posted once closing_ is set.
+  // Under the lock, so that nothing is posted once it no longer runs.
   loop_->Post([this, address] {
     LOG(WARNING) << "worker " << address << " fails, and is not chosen for a while";
     PublishEjections();

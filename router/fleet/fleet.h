@@ -141,7 +141,6 @@ class Fleet {
   std::array<std::vector<std::string>, kMemberSourceCount> sources_ ABSL_GUARDED_BY(mutex_);
   std::vector<std::string> wanted_ ABSL_GUARDED_BY(mutex_);  // by some source, each once
   Outliers outliers_ ABSL_GUARDED_BY(mutex_);
-  bool closing_ ABSL_GUARDED_BY(mutex_) = false;  // faults are the stop's
 };
 
 /// How long to wait before try number `failures` + 1, as backoff_* says; `random` in [0, 1].

@@ -253,6 +253,7 @@ TEST_F(AdmissionTest, WhoWouldWaitTooLongIsToldAtOnceAndForHowLong) {
 }
 
 TEST_F(AdmissionTest, WhereNothingMovesTheWaitSoFarIsTheGuess) {
+  options_.queue_wait_max_ms = 10'000;
   Make();
   Wait("a", Of("one"));
   Pass(milliseconds(9900));

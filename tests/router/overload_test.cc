@@ -102,6 +102,7 @@ class Cluster {
   }
 
   ~Cluster() {
+    StopOffers();
     for (const auto& call : calls_) Leave(call.get());
     EXPECT_EQ(admission_->counts(), Admission::Counts{});
     fleet_->BeginStop();
@@ -257,44 +258,42 @@ TEST(Overload, TwiceTheLoadIsAnsweredAsFastAsTheFleetCan) {
   EXPECT_LE(Percentile(first_ms, 0.99), 3000);  // the wait that is allowed, and the way
 }
 
-/// First-token times of the quiet tenants, with or without a loud one at 50 times the rate of each.
-std::vector<double> QuietTenants(bool loud, int32_t worker_queue_requests) {
+/// First-token times of quiet tenants, with or without a loud one at 50 times the rate of each.
+/// Four workers of 64 sequences, steps of 100 ms, answers of 20 tokens: about 120 requests a
+/// second.
+std::vector<double> QuietTenants(bool loud) {
   Cluster::Options options;
-  options.workers = 8;
+  options.workers = 4;
   options.worker.sequences_max = 64;
-  options.worker.step_us = 50'000;
-  options.worker.prompt_tokens_per_step = 256;
-  options.worker.kv_blocks = 1000;
-  options.prompt_tokens = 1000;  // 4 steps of a worker to compute
-  options.answer_tokens = 200;   // 10 s
-  options.fleet.worker_queue_requests = worker_queue_requests;
-  options.admit.queue_wait_max_ms = 5000;
+  options.worker.step_us = 100'000;
+  options.worker.prompt_tokens_per_step = 2000;
+  options.prompt_tokens = 200;
+  options.answer_tokens = 20;
   Cluster cluster(options);
-  constexpr double kRate = 1.5;
+  constexpr double kRate = 5;
   for (uint64_t tenant = 1; tenant <= 4; ++tenant) cluster.Offer(tenant, kRate);
   if (loud) cluster.Offer(99, 50 * kRate);
   cluster.Pass(seconds(20));
   const auto begin = cluster.time().now();
-  cluster.Pass(seconds(60));
+  cluster.Pass(seconds(30));
   cluster.StopOffers();
   cluster.Pass(seconds(20));
   std::vector<double> first_ms;
   for (const auto& call : cluster.calls()) {
     if (call->tenant == 99 || call->began < begin) continue;
     EXPECT_TRUE(call->answered()) << call->error;
-    first_ms.push_back(call->first_ms());
+    if (call->answered()) first_ms.push_back(call->first_ms());
   }
   return first_ms;
 }
 
 TEST(Overload, ALoudTenantDoesNotMakeOthersWait) {
-  const std::vector<double> alone = QuietTenants(false, 0);
-  for (const int32_t queue : {0, 1, 2, 4}) {
-    const std::vector<double> beside = QuietTenants(true, queue);
-    std::cout << "worker queue " << queue << ": first token p50 " << Percentile(alone, 0.5)
-              << " ms alone, " << Percentile(beside, 0.5) << " beside a loud one; p99 "
-              << Percentile(alone, 0.99) << " and " << Percentile(beside, 0.99) << "\n";
-  }
+  const std::vector<double> alone = QuietTenants(false);
+  const std::vector<double> beside = QuietTenants(true);
+  std::cout << "first token p50 " << Percentile(alone, 0.5) << " ms alone, "
+            << Percentile(beside, 0.5) << " beside a loud one; p99 " << Percentile(alone, 0.99)
+            << " and " << Percentile(beside, 0.99) << "\n";
+  EXPECT_LE(Percentile(beside, 0.99), 1.3 * Percentile(alone, 0.99));
 }
 
 TEST(Overload, AStormOfErrorsIsNotMadeWorse) {
