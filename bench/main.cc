@@ -1,13 +1,16 @@
 // glmserve-bench: benchmarks, apart from the tests. Each prints JSON lines on stdout, and text for
 // people on stderr.
 #include <CLI/CLI.hpp>
+#include <functional>
 #include <iostream>
+#include <memory>
 
 #include "bench/engine_bench.h"
 #include "bench/kernel_bench.h"
 #include "bench/load.h"
 #include "bench/policy_bench.h"
 #include "bench/route_bench.h"
+#include "bench/router_bench.h"
 #include "bench/schedule_bench.h"
 #include "bench/step_bench.h"
 
@@ -62,6 +65,9 @@ CLI::App* AddStep(CLI::App& app, StepBenchOptions& options) {
   step->add_option("--max-num-batched-tokens", options.max_num_batched_tokens,
                    "Tokens of one step at most");
   step->add_option("--steps", options.steps, "Decode steps of which the time is told");
+  step->add_option("--drafts", options.drafts,
+                   "Of each sequence a decode step, by the draft layer");
+  step->add_option("--acceptance", options.acceptance, "Share of drafts taken to be right");
   step->add_option("--op-times", options.op_times, "Tell where a step's time goes");
   return step;
 }
@@ -116,6 +122,25 @@ CLI::App* AddEngine(CLI::App& app, EngineBenchOptions& options) {
   return engine;
 }
 
+CLI::App* AddRouter(CLI::App& app, RouterBenchOptions& options) {
+  CLI::App* router = app.add_subcommand("router", "A router process over scripted workers");
+  router->option_defaults()->always_capture_default();
+  router->add_option("--router", options.router, "The program; empty: the one beside this");
+  router->add_option("--model", options.model, "Folder of tokenizer and chat template")->required();
+  router->add_option("--only", options.only, "chat, streams, memory, idle; empty: all");
+  router->add_option("--policies", options.policies, "Of the router, by turns")->delimiter(',');
+  router->add_option("--loop-threads", options.loop_threads, "Of the router");
+  router->add_option("--workers", options.workers, "Scripted ones");
+  router->add_option("--seconds", options.seconds, "Of each measurement");
+  router->add_option("--chat-tokens", options.chat_tokens, "Of a short chat");
+  router->add_option("--chat-connections", options.chat_connections, "Clients of short chats");
+  router->add_option("--streams", options.streams, "Open at once")->delimiter(',');
+  router->add_option("--stream-tokens-per-s", options.stream_tokens_per_s, "Of each stream");
+  router->add_option("--memory-streams", options.memory_streams, "Open for the memory of one");
+  router->add_option("--idle-workers", options.idle_workers, "Without requests");
+  return router;
+}
+
 CLI::App* AddPolicy(CLI::App& app, PolicyBenchOptions& options) {
   CLI::App* policy =
       app.add_subcommand("policy", "The router's policies over a fleet in virtual time");
@@ -130,58 +155,44 @@ CLI::App* AddPolicy(CLI::App& app, PolicyBenchOptions& options) {
   return policy;
 }
 
-int Report(const absl::Status& status) {
-  if (status.ok()) return 0;
-  std::cerr << "glmserve-bench: " << status.message() << std::endl;
-  return 1;
+/// A subcommand: its flags fill options, and `run` runs with them.
+struct Command {
+  const CLI::App* app = nullptr;
+  std::function<absl::Status()> run;
+};
+
+template <typename Options>
+Command Make(CLI::App& app, CLI::App* (*add_flags)(CLI::App&, Options&),
+             absl::Status (*run)(const Options&)) {
+  const auto options = std::make_shared<Options>();
+  return {add_flags(app, *options), [options, run] {
+            const absl::Status status = options->Validate();
+            return status.ok() ? run(*options) : status;
+          }};
 }
 
 int Main(int argc, char** argv) {
   CLI::App app("glmserve's benchmarks");
   app.require_subcommand(1);
-  LoadOptions load_options;
-  AddLoad(app, load_options);
-  KernelBenchOptions kernel_options;
-  const CLI::App* kernel = AddKernel(app, kernel_options);
-  StepBenchOptions step_options;
-  const CLI::App* step = AddStep(app, step_options);
-  ScheduleBenchOptions schedule_options;
-  const CLI::App* schedule = AddSchedule(app, schedule_options);
-  RouteBenchOptions route_options;
-  const CLI::App* route = AddRoute(app, route_options);
-  EngineBenchOptions engine_options;
-  const CLI::App* engine = AddEngine(app, engine_options);
-  PolicyBenchOptions policy_options;
-  const CLI::App* policy = AddPolicy(app, policy_options);
+  const Command commands[] = {
+      Make(app, AddLoad, RunLoad),
+      Make(app, AddKernel, RunKernelBench),
+      Make(app, AddStep, RunStepBench),
+      Make(app, AddEngine, RunEngineBench),
+      Make(app, AddSchedule, RunScheduleBench),
+      Make(app, AddRoute, RunRouteBench),
+      Make(app, AddRouter, RunRouterBench),
+      Make(app, AddPolicy, RunPolicyBench),
+  };
   CLI11_PARSE(app, argc, argv);
-  if (policy->parsed()) {
-    if (const absl::Status status = policy_options.Validate(); !status.ok()) return Report(status);
-    return Report(RunPolicyBench(policy_options));
+  for (const Command& command : commands) {
+    if (!command.app->parsed()) continue;
+    const absl::Status status = command.run();
+    if (status.ok()) return 0;
+    std::cerr << "glmserve-bench: " << status.message() << std::endl;
+    return 1;
   }
-  if (route->parsed()) {
-    if (const absl::Status status = route_options.Validate(); !status.ok()) return Report(status);
-    return Report(RunRouteBench(route_options));
-  }
-  if (engine->parsed()) {
-    if (const absl::Status status = engine_options.Validate(); !status.ok()) return Report(status);
-    return Report(RunEngineBench(engine_options));
-  }
-  if (schedule->parsed()) {
-    if (const absl::Status status = schedule_options.Validate(); !status.ok()) {
-      return Report(status);
-    }
-    return Report(RunScheduleBench(schedule_options));
-  }
-  if (kernel->parsed()) {
-    if (const absl::Status status = kernel_options.Validate(); !status.ok()) return Report(status);
-    return Report(RunKernelBench(kernel_options));
-  }
-  if (step->parsed()) {
-    if (const absl::Status status = step_options.Validate(); !status.ok()) return Report(status);
-    return Report(RunStepBench(step_options));
-  }
-  if (const absl::Status status = load_options.Validate(); !status.ok()) return Report(status);
-  return Report(RunLoad(load_options));
+  return 2;
 }
 
 }  // namespace

@@ -12,6 +12,7 @@
 #include "bench/timed_device.h"
 #include "engine/model/glm.h"
 #include "engine/rank/batch.h"
+#include "engine/rank/draft.h"
 #include "engine/rank/graphs.h"
 #include "proto/base/log.h"
 
@@ -65,6 +66,7 @@ class Machine {
 
  private:
   void Compute();
+  bool drafts() const { return options_.drafts > 0; }
 
   const StepBenchOptions& options_;
   const ModelConfig& config_;
@@ -74,6 +76,7 @@ class Machine {
   KvCache cache_;
   std::optional<Batch> batch_;
   std::optional<StepGraphs> graphs_;
+  std::optional<engine::Drafter> drafter_;
   std::vector<std::unique_ptr<DeviceEvent>> events_;
   void* busy_ = nullptr;
   int64_t issued_ = 0;
@@ -85,9 +88,11 @@ absl::Status Machine::SetUp(int64_t sequences_max, int64_t length_max, int64_t b
   const DType dtype = cuda ? DType::kBF16 : config_.dtype;
   const DType cache_dtype = options_.kv_cache_dtype == "fp8" ? DType::kF8E4M3 : dtype;
   StepLimits step;
-  step.tokens_max = std::max<int64_t>(options_.max_num_batched_tokens, sequences_max);
+  const int64_t tokens_each = 1 + options_.drafts;
+  step.tokens_max = std::max<int64_t>(options_.max_num_batched_tokens, sequences_max * tokens_each);
   step.sequences_max = sequences_max;
-  step.logit_rows_max = sequences_max;
+  step.logit_rows_max = sequences_max * tokens_each;
+  limits_.drafts_max = options_.drafts;
   limits_.step = Glm::CompleteLimits(config_, step);
   limits_.blocks_max = BlocksFor(length_max, options_.block_size);
   limits_.slots = sequences_max;
@@ -99,20 +104,21 @@ absl::Status Machine::SetUp(int64_t sequences_max, int64_t length_max, int64_t b
   source.quantize = options_.quantization == "fp8";
   source.threads = options_.load_threads;
   absl::StatusOr<std::unique_ptr<Glm>> model =
-      Glm::Load(device_, config_, source, dtype, limits_.step);
+      Glm::Load(device_, config_, source, dtype, limits_.step, {.mtp = drafts()});
   if (!model.ok()) return model.status();
   model_ = *std::move(model);
   const int64_t needed =
-      blocks * KvCache::BytesPerBlock(config_, cache_dtype, options_.block_size) +
+      blocks * KvCache::BytesPerBlock(config_, cache_dtype, options_.block_size, drafts()) +
       Batch::DeviceBytes(limits_) + device_.ScratchBytes(limits_.step) + kBusyBytes;
   if (needed > device_.BytesFree()) {
     return absl::ResourceExhaustedError(absl::StrCat("cache and buffers need ", needed, " bytes, ",
                                                      device_.Describe(), " has ",
                                                      device_.BytesFree(), " free"));
   }
-  cache_ = KvCache::Allocate(device_, config_, cache_dtype, blocks, options_.block_size);
+  cache_ = KvCache::Allocate(device_, config_, cache_dtype, blocks, options_.block_size, drafts());
   batch_.emplace(device_, limits_);
   graphs_.emplace(device_);
+  if (drafts()) drafter_.emplace(device_, limits_, dtype);
   for (int32_t i = 0; i < kStepsInFlight; ++i) events_.push_back(device_.NewEvent());
   device_.PlanScratch(limits_.step);
   if (cuda) busy_ = device_.Allocate(kBusyBytes);
@@ -124,6 +130,7 @@ void Machine::Compute() {
   device_.ops().store_tokens(device_, {.batch = batch_->view(), .cache = cache_.tokens});
   model_->Forward(batch_->view(), cache_, batch_->logits());
   device_.ops().sample(device_, batch_->sample_args(cache_.tokens));
+  if (batch_->sizes().draft_layer) drafter_->Run(*model_, cache_, *batch_);
 }
 
 void Machine::Issue(const StepPlan& plan) {
@@ -154,11 +161,52 @@ int64_t Machine::CountOperations(const StepPlan& plan) {
   return device_.EndCapture()->operations();
 }
 
+/// Positions of a sequence of the decode steps, what its drafts may reach included.
+int32_t LengthOf(const StepBenchOptions& options) {
+  return options.context + 1 + 2 * options.drafts;
+}
+
+/// Tokens of a sequence's step: its own, and the drafts that are taken to be right.
+double TokensAStep(const StepBenchOptions& options) {
+  double tokens = 1;
+  double right = 1;
+  for (int32_t draft = 0; draft < options.drafts; ++draft) {
+    right *= options.acceptance;
+    tokens += right;
+  }
+  return tokens;
+}
+
 /// Makes plans; sequence s has blocks s * `blocks_each` on.
 class Plans {
  public:
-  Plans(const ModelConfig& config, int32_t block_size, int64_t blocks_each)
-      : config_(config), block_size_(block_size), blocks_each_(static_cast<int32_t>(blocks_each)) {}
+  Plans(const ModelConfig& config, int32_t block_size, int64_t blocks_each, int32_t drafts)
+      : config_(config),
+        block_size_(block_size),
+        blocks_each_(static_cast<int32_t>(blocks_each)),
+        drafts_(drafts) {}
+
+  /// A decode step of `count` sequences, each with its newest token and drafts behind it.
+  StepPlan MakeDecode(int32_t count, int32_t cached) {
+    StepPlan plan = Make(0, count, 1 + drafts_, cached);
+    if (drafts_ == 0) return plan;
+    plan.blocks_max = static_cast<int32_t>(BlocksFor(cached + 1 + 2 * drafts_, block_size_));
+    plan.block_tables.clear();
+    plan.logit_tokens.clear();
+    plan.sample_rows.clear();
+    plan.next_ids.clear();
+    for (int32_t s = 0; s < count; ++s) {
+      AddTable(s, &plan);
+      plan.draft_rows.push_back({s, static_cast<int32_t>(plan.logit_tokens.size()), drafts_});
+      for (int32_t t = 0; t <= drafts_; ++t) {
+        plan.next_ids.push_back(~static_cast<int32_t>(plan.logit_tokens.size()));
+        AddRow(s, s * (1 + drafts_) + t, cached + t + 1, &plan);
+        plan.sample_rows.back().slot = -1;
+      }
+    }
+    plan.drafts = drafts_;
+    return plan;
+  }
 
   /// `tokens` tokens of each of `count` sequences from `first` on, `cached` in the cache before.
   StepPlan Make(int32_t first, int32_t count, int32_t tokens, int32_t cached) {
@@ -173,23 +221,33 @@ class Plans {
       }
       plan.query_starts.push_back((s + 1) * tokens);
       plan.kv_lengths.push_back(cached + tokens);
-      for (int32_t b = 0; b < plan.blocks_max; ++b) {
-        plan.block_tables.push_back((first + s) * blocks_each_ + b);
-      }
-      plan.logit_tokens.push_back((s + 1) * tokens - 1);
-      SampleRow row;
-      row.sequence = s;
-      row.position = cached + tokens;
-      row.slot = s;
-      plan.sample_rows.push_back(row);
+      AddTable(first + s, &plan);
+      AddRow(s, (s + 1) * tokens - 1, cached + tokens, &plan);
     }
+    // The draft layer's cache is filled too.
+    if (drafts_ > 0) plan.next_ids = plan.token_ids;
     return plan;
   }
 
  private:
+  void AddTable(int32_t sequence, StepPlan* plan) const {
+    for (int32_t b = 0; b < plan->blocks_max; ++b) {
+      plan->block_tables.push_back(sequence * blocks_each_ + b);
+    }
+  }
+  static void AddRow(int32_t sequence, int32_t token, int32_t position, StepPlan* plan) {
+    plan->logit_tokens.push_back(token);
+    SampleRow row;
+    row.sequence = sequence;
+    row.position = static_cast<uint32_t>(position);
+    row.slot = sequence;
+    plan->sample_rows.push_back(row);
+  }
+
   const ModelConfig& config_;
   const int32_t block_size_;
   const int32_t blocks_each_;
+  const int32_t drafts_;
   std::mt19937_64 random_{7};
 };
 
@@ -199,7 +257,8 @@ class StepBench {
       : options_(options),
         config_(config),
         machine_(machine),
-        plans_(config, options.block_size, BlocksFor(options.context + 1, options.block_size)) {
+        plans_(config, options.block_size, BlocksFor(LengthOf(options), options.block_size),
+               options.drafts) {
     terms_.peaks = PeaksOf(machine.device().Describe());
     terms_.fp8_weights = options.quantization == "fp8" ||
                          config.quantization.weights != engine::WeightScaling::kNone;
@@ -237,7 +296,7 @@ void StepBench::FillCache(int32_t sequences) {
 
 void StepBench::Decode(int32_t batch) {
   std::vector<StepPlan> plans;
-  for (int32_t i = 0; i < kPlans; ++i) plans.push_back(plans_.Make(0, batch, 1, options_.context));
+  for (int32_t i = 0; i < kPlans; ++i) plans.push_back(plans_.MakeDecode(batch, options_.context));
   for (int32_t i = 0; i < 4; ++i) machine_.Run(plans[i % kPlans]);
   // As the engine does it: a step is issued while the one before runs.
   const Clock::time_point begin = Clock::now();
@@ -274,8 +333,12 @@ void StepBench::Report(const char* phase, int32_t sequences, int32_t tokens, dou
       "{\"bench\": \"step\", \"phase\": \"%s\", \"sequences\": %d, \"%s\": %d, \"layers\": %d, "
       "\"ms\": %.3f, \"tokens_per_s\": %.1f",
       phase, sequences, decode ? "context" : "tokens", tokens, config_.layers, seconds * 1e3,
-      (decode ? sequences : tokens) / seconds);
-  if (terms_.peaks.memory_gbps > 0) {
+      (decode ? sequences * TokensAStep(options_) : tokens) / seconds);
+  if (decode && options_.drafts > 0) {
+    std::printf(", \"drafts\": %d, \"acceptance\": %.2f", options_.drafts, options_.acceptance);
+  }
+  // The floor is that of a step without drafts.
+  if (terms_.peaks.memory_gbps > 0 && !(decode && options_.drafts > 0)) {
     std::printf(", \"floor_ms\": %.3f, \"share\": %.3f", floor_seconds * 1e3,
                 floor_seconds / seconds);
   }
@@ -321,6 +384,8 @@ absl::Status StepBenchOptions::Validate() const {
   if (layers < 0) return refuse("layers", layers, "0 (all) and above");
   if (context < 1) return refuse("context", context, "1 and above");
   if (steps < 1) return refuse("steps", steps, "1 and above");
+  if (drafts < 0 || drafts > 5) return refuse("drafts", drafts, "0 to 5");
+  if (!(acceptance >= 0 && acceptance <= 1)) return refuse("acceptance", acceptance, "0 to 1");
   if (cpu_threads < 1) return refuse("cpu_threads", cpu_threads, "1 and above");
   if (load_threads < 1) return refuse("load_threads", load_threads, "1 and above");
   for (const int32_t sequences : batch) {
@@ -338,7 +403,18 @@ absl::Status StepBenchOptions::Validate() const {
 absl::Status RunStepBench(const StepBenchOptions& options) {
   absl::StatusOr<ModelConfig> config = ModelConfig::Read(options.model);
   if (!config.ok()) return config.status();
-  if (options.layers > 0) config->layers = std::min(config->layers, options.layers);
+  if (options.drafts > 0 && config->mtp_layers == 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("drafts is ", options.drafts, ", the model has no draft layer, accepted: 0"));
+  }
+  if (options.layers > 0 && options.layers < config->layers) {
+    if (options.drafts > 0) {
+      return absl::InvalidArgumentError(
+          absl::StrCat("layers is ", options.layers,
+                       " with drafts, whose layer is the last, accepted: 0 (all)"));
+    }
+    config->layers = options.layers;
+  }
   std::string error;
   std::unique_ptr<Device> device = options.device == "cuda"
                                        ? CreateCudaDevice(options.device_index, &error)
@@ -347,7 +423,7 @@ absl::Status RunStepBench(const StepBenchOptions& options) {
   std::fprintf(stderr, "%s\n", device->Describe().c_str());
   Machine machine(options, *config, std::move(device));
   const int32_t sequences = std::max(1, Largest(options.batch));
-  const int64_t context = options.batch.empty() ? 0 : options.context + 1;
+  const int64_t context = options.batch.empty() ? 0 : LengthOf(options);
   const int64_t prompt = Largest(options.prompt);
   // Every sequence has the blocks of its context; a prompt, which comes before, those of several.
   const absl::Status status =

@@ -24,8 +24,10 @@ struct StepBenchOptions {
   int32_t context = 1000;            // cached tokens of each
   std::vector<int32_t> prompt = {};  // tokens of the prompts
   int32_t max_num_batched_tokens = 8192;
-  int32_t steps = 64;    // decode steps of which the time is told
-  bool op_times = true;  // a table of where a step's time goes
+  int32_t steps = 64;       // decode steps of which the time is told
+  int32_t drafts = 0;       // by the model's draft layer, of each sequence in each decode step
+  double acceptance = 0.7;  // share of drafts that are taken to be right, each behind a right one
+  bool op_times = true;     // a table of where a step's time goes
 
   absl::Status Validate() const;
 };

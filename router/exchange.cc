@@ -8,6 +8,7 @@
 #include "absl/strings/str_cat.h"
 #include "proto/base/log.h"
 #include "router/admit/admission.h"
+#include "router/answer_scores.h"
 #include "router/fleet/fleet.h"
 #include "router/fleet/session.h"
 #include "router/loop.h"
@@ -24,22 +25,6 @@ using Clock = Loop::Clock;
 
 double SecondsBetween(Clock::time_point begin, Clock::time_point end) {
   return std::chrono::duration<double>(end - begin).count();
-}
-
-TokenScore ScoreOf(const wire::TokenLogprobs& token, const Tokenizer& tokenizer) {
-  TokenScore score;
-  score.id = static_cast<int32_t>(token.id());
-  score.logprob = token.logprob();
-  score.rank = static_cast<int32_t>(token.rank());
-  score.bytes = tokenizer.TokenBytes(score.id);
-  score.is_text = !tokenizer.IsSpecial(score.id);
-  const int count = std::min(token.top_ids_size(), token.top_logprobs_size());
-  score.top.reserve(static_cast<size_t>(count));
-  for (int i = 0; i < count; ++i) {
-    const int32_t id = static_cast<int32_t>(token.top_ids(i));
-    score.top.push_back({id, token.top_logprobs(i), tokenizer.TokenBytes(id)});
-  }
-  return score;
 }
 
 /// Runs through: Begin, then Dispatch at each attempt, or LineUp where it has to wait for one, then
@@ -81,8 +66,7 @@ class LiveExchange final : public Exchange, private Receiver {
   void OnLost(const absl::Status& status) override;
   void OnRefused(const std::shared_ptr<Session>& session, const wire::Output& output);
   void TryAnother(const absl::Status& status, RetryReason reason);
-  absl::Status TakePromptScores(const wire::Output& output);
-  absl::Status CheckScores(const wire::Output& output) const;
+  absl::Status TakeScores(const wire::Output& output);
   void TakeTokens(const wire::Output& output, AnswerDelta* delta);
   void TakeText(const wire::Output& output, AnswerDelta* delta);
   void LeaveWorker();
@@ -435,9 +419,7 @@ wire::Submit LiveExchange::MakeSubmit(const WorkerShape& shape) {
 }
 
 void LiveExchange::OnOutput(const wire::Output& output) {
-  absl::Status scores = TakePromptScores(output);
-  scores.Update(CheckScores(output));
-  if (!scores.ok()) return Fail(scores);
+  if (absl::Status scores = TakeScores(output); !scores.ok()) return Fail(scores);
   AnswerDelta delta;
   TakeTokens(output, &delta);
   if (output.cached_tokens() > 0) {
@@ -496,31 +478,13 @@ void LiveExchange::OnRefused(const std::shared_ptr<Session>& session, const wire
   TryAnother(refusal, RetryReason::kRefused);
 }
 
-absl::Status LiveExchange::TakePromptScores(const wire::Output& output) {
-  if (request_.prompt_logprobs < 0 || !answer_ids_.empty()) return absl::OkStatus();
-  if (prompt_scores_.empty()) {  // nothing comes before the first token
-    wire::TokenLogprobs first;
-    first.set_id(static_cast<uint32_t>(prompt_ids()[0]));
-    prompt_scores_.push_back(ScoreOf(first, rooms_.text->tokenizer()));
+absl::Status LiveExchange::TakeScores(const wire::Output& output) {
+  if (request_.prompt_logprobs >= 0 && answer_ids_.empty()) {
+    absl::Status status =
+        TakePromptScores(output, prompt_ids(), rooms_.text->tokenizer(), &prompt_scores_);
+    if (!status.ok()) return status;
   }
-  for (const wire::TokenLogprobs& token : output.prompt_logprobs()) {
-    prompt_scores_.push_back(ScoreOf(token, rooms_.text->tokenizer()));
-  }
-  const size_t wanted = prompt_ids().size();
-  if (prompt_scores_.size() > wanted ||
-      (output.token_ids_size() > 0 && prompt_scores_.size() < wanted)) {
-    return absl::InternalError(absl::StrCat("worker sent ", prompt_scores_.size() - 1,
-                                            " prompt logprobs; ", wanted - 1, " are needed"));
-  }
-  return absl::OkStatus();
-}
-
-absl::Status LiveExchange::CheckScores(const wire::Output& output) const {
-  if (request_.logprobs < 0 || output.logprobs_size() == output.token_ids_size()) {
-    return absl::OkStatus();
-  }
-  return absl::InternalError(absl::StrCat("worker sent ", output.logprobs_size(), " logprobs with ",
-                                          output.token_ids_size(), " tokens"));
+  return request_.logprobs < 0 ? absl::OkStatus() : CheckScores(output);
 }
 
 void LiveExchange::TakeTokens(const wire::Output& output, AnswerDelta* delta) {

@@ -10,6 +10,7 @@
 // the second product.
 
 #include "kernels/cuda/attention_params.h"
+#include "kernels/cuda/attention_tiles.cuh"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/tensor_map.h"
@@ -46,43 +47,16 @@ struct Tile {
 
 /// prefix[s] = tiles of one head of the sequences before s; prefix[S] is the total.
 __device__ void CountTiles(const AttentionParams& p, int sequences, int rows_min, int32_t* prefix) {
-  for (int s = threadIdx.x; s < sequences; s += kThreads) {
+  ScanSequences(sequences, prefix, [&](int s) {
     const int tokens = p.query_starts[s + 1] - p.query_starts[s];
-    prefix[s] = tokens * p.heads_per_kv > rows_min ? (tokens + kTileTokens - 1) / kTileTokens : 0;
-  }
-  __syncthreads();
-  if (threadIdx.x < kWarp) {
-    const int lane = threadIdx.x;
-    int total = 0;
-    for (int begin = 0; begin < sequences; begin += kWarp) {
-      const int own = begin + lane < sequences ? prefix[begin + lane] : 0;
-      int inclusive = own;
-#pragma unroll
-      for (int offset = 1; offset < kWarp; offset *= 2) {
-        const int other = __shfl_up_sync(kAllLanes, inclusive, offset);
-        if (lane >= offset) inclusive += other;
-      }
-      if (begin + lane < sequences) prefix[begin + lane] = total + inclusive - own;
-      total += __shfl_sync(kAllLanes, inclusive, kWarp - 1);
-    }
-    if (lane == 0) prefix[sequences] = total;
-  }
-  __syncthreads();
+    return tokens * p.heads_per_kv > rows_min ? (tokens + kTileTokens - 1) / kTileTokens : 0;
+  });
 }
 
 __device__ Tile TileAt(const AttentionParams& p, const int32_t* prefix, int sequences, int index) {
   const int heads = p.kv_heads * p.heads_per_kv;
   const int of_head = index / heads;
-  int low = 0;
-  int high = sequences;
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    if (prefix[middle] <= of_head) {
-      low = middle;
-    } else {
-      high = middle;
-    }
-  }
+  const int low = SequenceAt(prefix, sequences, of_head);
   const int first = p.query_starts[low];
   const int count = p.query_starts[low + 1] - first;
   const int from_last = of_head - prefix[low];
@@ -168,13 +142,6 @@ __device__ void Produce(const AttentionParams& p, const CUtensorMap* queries,
   }
 }
 
-/// Two rows of a thread: the running softmax.
-struct Rows {
-  float largest[2] = {-INFINITY, -INFINITY};
-  float sum[2] = {0, 0};
-  int last_seen[2];
-};
-
 template <int kHeadSize>
 __device__ __forceinline__ void IssueScores(uint32_t queries, uint32_t keys,
                                             float (&scores)[kStep / 2]) {
@@ -188,55 +155,6 @@ __device__ __forceinline__ void IssueScores(uint32_t queries, uint32_t keys,
   WgmmaCommit();
 }
 
-/// scores become probabilities against the new maxima; factor is what older sums must be scaled by.
-__device__ __forceinline__ void TakeSoftmax(const AttentionParams& p, Rows& rows, int first,
-                                            int lane, bool masked, float (&scores)[kStep / 2],
-                                            float (&factor)[2]) {
-  float largest[2] = {-INFINITY, -INFINITY};
-#pragma unroll
-  for (int j = 0; j < kStep / 8; ++j) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (masked && first + j * 8 + lane % 4 * 2 + i % 2 > rows.last_seen[i / 2]) {
-        scores[4 * j + i] = -INFINITY;
-      }
-      largest[i / 2] = fmaxf(largest[i / 2], scores[4 * j + i]);
-    }
-  }
-  float shift[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    largest[r] = fmaxf(largest[r], __shfl_xor_sync(kAllLanes, largest[r], 1));
-    largest[r] = fmaxf(largest[r], __shfl_xor_sync(kAllLanes, largest[r], 2));
-    largest[r] = fmaxf(largest[r] * p.scale_log2, rows.largest[r]);
-    shift[r] = largest[r] == -INFINITY ? 0.0f : largest[r];
-    factor[r] = exp2f(rows.largest[r] - shift[r]);
-    rows.largest[r] = largest[r];
-    rows.sum[r] *= factor[r];
-  }
-#pragma unroll
-  for (int j = 0; j < kStep / 8; ++j) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      scores[4 * j + i] = exp2f(fmaf(scores[4 * j + i], p.scale_log2, -shift[i / 2]));
-      rows.sum[i / 2] += scores[4 * j + i];
-    }
-  }
-}
-
-/// Zeros the values of positions from `length` on: a masked probability of 0 times NaN is NaN.
-template <int kHeadSize>
-__device__ __forceinline__ void ZeroValuesPast(uint8_t* values, int first_zero, int thread) {
-  constexpr int kVectors = Layout<kHeadSize>::kHalves * 8;
-  for (int i = first_zero * kVectors + thread; i < kStep * kVectors; i += 128) {
-    const int row = i / kVectors;
-    const int vector = i % kVectors;
-    *reinterpret_cast<uint4*>(values + vector / 8 * kHalfBytes + row * 128 + vector % 8 * 16) =
-        uint4{0, 0, 0, 0};
-  }
-  AsyncProxyFence();
-}
-
 template <int kHeadSize>
 __device__ __forceinline__ void ConsumeTile(const AttentionParams& p, const Tile& tile,
                                             SharedState& state, uint32_t base, uint8_t* base_bytes,
@@ -246,7 +164,7 @@ __device__ __forceinline__ void ConsumeTile(const AttentionParams& p, const Tile
   const int warpgroup = thread / 128;
   const int lane = thread % kWarp;
   const int low_row = warpgroup * 64 + thread % 128 / kWarp * 16 + lane / 4;
-  Rows rows;
+  SoftmaxRows rows;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = low_row + r * 8;
@@ -283,7 +201,7 @@ __device__ __forceinline__ void ConsumeTile(const AttentionParams& p, const Tile
   IssueScores<kHeadSize>(queries, L::Keys(base, stage), scores);
   WgmmaWait<0>();
   release(state.key_empty[stage]);
-  TakeSoftmax(p, rows, 0, lane, kStep > unmasked, scores, factor);
+  TakeSoftmax<kStep>(p.scale_log2, rows, 0, lane, kStep > unmasked, scores, factor);
   pack();
 
   const auto issue_out = [&](uint32_t values) {
@@ -305,7 +223,8 @@ __device__ __forceinline__ void ConsumeTile(const AttentionParams& p, const Tile
     issue_out(L::Values(base, stage));
     WgmmaWait<1>();
     release(state.key_empty[next_stage]);
-    TakeSoftmax(p, rows, (step + 1) * kStep, lane, (step + 2) * kStep > unmasked, scores, factor);
+    TakeSoftmax<kStep>(p.scale_log2, rows, (step + 1) * kStep, lane, (step + 2) * kStep > unmasked,
+                       scores, factor);
     WgmmaWait<0>();
     release(state.value_empty[stage]);
 #pragma unroll
@@ -316,8 +235,8 @@ __device__ __forceinline__ void ConsumeTile(const AttentionParams& p, const Tile
   }
   BarrierWait(SharedAddress(&state.value_full[stage]), parity);
   if (steps * kStep > tile.length) {
-    ZeroValuesPast<kHeadSize>(base_bytes + (L::Values(base, stage) - base),
-                              tile.length - (steps - 1) * kStep, thread % 128);
+    ZeroRowsPast(base_bytes + (L::Values(base, stage) - base), L::kHalves, kHalfBytes,
+                 tile.length - (steps - 1) * kStep, kStep, thread % 128);
     NamedBarrier(1 + warpgroup, 128);
   }
   issue_out(L::Values(base, stage));

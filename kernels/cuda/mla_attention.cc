@@ -185,7 +185,8 @@ void MlaAttention(Device& device, const MlaAttentionArgs& args) {
       RunWideMla(op.stream(), sm_count, params, fresh, scratch.latents, scratch.parts);
     }
     if (few) {
-      RunMlaExpansion(op.stream(), params, scratch.latents, out.Data<BFloat16>(), out.stride[0]);
+      RunMlaExpansion(op.stream(), sm_count, params, scratch.latents, scratch.parts,
+                      out.Data<BFloat16>(), out.stride[0]);
     } else if (absorbed > 0) {
       op.device().gemms().Run(op.stream(), expand);
     }

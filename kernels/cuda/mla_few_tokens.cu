@@ -4,18 +4,22 @@
 // there.
 //
 // In a decode step of one sequence (H100, GLM-4.7-Flash) cuBLASLt's batched GEMMs stood at 5.5 us
-// each and started late; from 5 tokens on they are as fast.
+// each and started late; from 5 tokens on they are as fast. The expansion adds the parts of rows
+// that are split along the cache itself: a kernel for that took 8 us.
+
+#include <limits>
 
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/launch_after.h"
 #include "kernels/cuda/mla_params.h"
+#include "kernels/cuda/mla_tiles.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/warp.cuh"
 
 namespace glm::cuda {
 namespace {
 
-constexpr int kLatent = 512;
+constexpr int kTokensMax = 4;
 constexpr int kVector = 8;
 constexpr int kThreads = 256;
 
@@ -82,9 +86,33 @@ __global__ void __launch_bounds__(kThreads) AbsorbKernel(const MlaParams p, BFlo
   }
 }
 
-/// out[t, h] = V_h latents[t, h], rounded.
+/// The latent sums of head `head` of all tokens, from parts where they are split. The block.
+__device__ __forceinline__ void GatherSums(const MlaParams& p, int blocks, int head, int tokens,
+                                           const BFloat16* latents, const float* parts,
+                                           BFloat16 (*sums)[kLatent]) {
+  __shared__ int32_t prefix[kTokensMax + 1];
+  constexpr int kTokenThreads = kLatent / kCombineColumns;
+  const int sequences = p.counts[1];
+  ScanTiles<true>(p, sequences, {std::numeric_limits<int>::max(), false}, prefix);
+  const int run = RunOf(prefix[sequences], blocks);
+  const int column = threadIdx.x % kTokenThreads * kCombineColumns;
+  for (int token = threadIdx.x / kTokenThreads; token < tokens; token += kThreads / kTokenThreads) {
+    const int row = token * p.heads + head;
+    const SplitRow split = SplitRowOf(p, prefix, run, row);
+    *reinterpret_cast<uint2*>(&sums[token][column]) =
+        split.row >= 0 ? AddParts(parts, split, run, column)
+                       : *reinterpret_cast<const uint2*>(
+                             latents + static_cast<int64_t>(row) * kLatent + column);
+  }
+  __syncthreads();
+}
+
+/// out[t, h] = V_h times the latent sums of t and h, rounded. `blocks`: of the kernel that made
+/// them.
 __global__ void __launch_bounds__(kThreads)
-    ExpandKernel(const MlaParams p, const BFloat16* latents, BFloat16* out, int64_t out_stride) {
+    ExpandKernel(const MlaParams p, int blocks, const BFloat16* latents, const float* parts,
+                 BFloat16* out, int64_t out_stride) {
+  __shared__ alignas(16) BFloat16 latent_sums[kTokensMax][kLatent];
   const int head = blockIdx.x;
   const int lane = threadIdx.x % kWarp;
   const int row = blockIdx.y * kExpandBlockRows + threadIdx.x / kWarp * kExpandRows;
@@ -101,8 +129,9 @@ __global__ void __launch_bounds__(kThreads)
   }
   DependencyStart();
   const int tokens = p.counts[0];
+  GatherSums(p, blocks, head, tokens, latents, parts, latent_sums);
   for (int token = 0; token < tokens; ++token) {
-    const BFloat16* latent = latents + (static_cast<int64_t>(token) * p.heads + head) * kLatent;
+    const BFloat16* latent = latent_sums[token];
     float sums[kExpandRows] = {};
 #pragma unroll
     for (int v = 0; v < kExpandVectors; ++v) {
@@ -131,8 +160,7 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 bool TakesMlaFewTokens(const MlaParams& p) {
-  constexpr int kTokensMax = 4;
-  return p.tokens <= kTokensMax && p.latent == kLatent && p.plain <= kPlainMax &&
+  return p.tokens <= kTokensMax && p.sequences <= kTokensMax && p.latent == kLatent && p.plain <= kPlainMax &&
          reinterpret_cast<uintptr_t>(p.kv_up) % 16 == 0;
 }
 
@@ -141,11 +169,12 @@ void RunMlaAbsorption(cudaStream_t stream, const MlaParams& p, BFloat16* latents
   LaunchAfter(AbsorbKernel, grid, kThreads, 0, stream, p, latents);
 }
 
-void RunMlaExpansion(cudaStream_t stream, const MlaParams& p, const BFloat16* latents,
-                     BFloat16* out, int64_t out_stride) {
+void RunMlaExpansion(cudaStream_t stream, int sm_count, const MlaParams& p, const BFloat16* latents,
+                     const void* parts, BFloat16* out, int64_t out_stride) {
   const dim3 grid(static_cast<unsigned>(p.heads),
                   static_cast<unsigned>((p.value + kExpandBlockRows - 1) / kExpandBlockRows));
-  LaunchAfter(ExpandKernel, grid, kThreads, 0, stream, p, latents, out, out_stride);
+  LaunchAfter(ExpandKernel, grid, kThreads, 0, stream, p, sm_count, latents,
+              static_cast<const float*>(parts), out, out_stride);
 }
 
 }  // namespace glm::cuda

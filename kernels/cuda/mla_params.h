@@ -38,15 +38,17 @@ struct MlaParams {
 bool TakesWideMla(const MlaParams& params, DType cache_dtype);
 int64_t WideMlaScratchBytes(int sm_count);
 /// latents, BF16 [T * N, 512], in and out: the absorbed queries become the rounded sums of p c.
-/// `parts`: WideMlaScratchBytes(). `without_fresh`: leaves out prompts that begin in the step.
+/// `parts`: WideMlaScratchBytes(). `without_fresh`: leaves out prompts that begin in the step. With
+/// TakesMlaFewTokens() rows that are split along the cache stay in parts, for RunMlaExpansion.
 void RunWideMla(cudaStream_t stream, int sm_count, const MlaParams& params, bool without_fresh,
                 BFloat16* latents, void* parts);
 /// The products with kv_up around it, for at most 4 tokens: latents, BF16 [T * N, 512] = the
-/// absorbed queries, and out, [T, N * v] = the values of the sums. More tokens: GEMMs.
+/// absorbed queries, and out, [T, N * v] = the values of what RunWideMla left in `latents` and
+/// `parts`. More tokens: GEMMs.
 bool TakesMlaFewTokens(const MlaParams& params);
 void RunMlaAbsorption(cudaStream_t stream, const MlaParams& params, BFloat16* latents);
-void RunMlaExpansion(cudaStream_t stream, const MlaParams& params, const BFloat16* latents,
-                     BFloat16* out, int64_t out_stride);
+void RunMlaExpansion(cudaStream_t stream, int sm_count, const MlaParams& params,
+                     const BFloat16* latents, const void* parts, BFloat16* out, int64_t out_stride);
 
 /// Whether sequences of a step may have more rows than this, so that prompts are worth their own
 /// launch. With hardly more tokens than sequences they are not.

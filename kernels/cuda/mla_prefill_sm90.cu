@@ -9,6 +9,7 @@
 
 #include <algorithm>
 
+#include "kernels/cuda/attention_tiles.cuh"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/launch_after.h"
 #include "kernels/cuda/mla_params.h"
@@ -56,44 +57,17 @@ struct Tile {
 
 /// prefix[s] = tiles of one head of the sequences before s; prefix[S] is the total.
 __device__ void CountTiles(const MlaParams& p, int sequences, int rows_min, int32_t* prefix) {
-  for (int s = threadIdx.x; s < sequences; s += kThreads) {
+  ScanSequences(sequences, prefix, [&](int s) {
     const int tokens = p.query_starts[s + 1] - p.query_starts[s];
     const bool fresh = tokens == p.kv_lengths[s] && tokens * p.heads > rows_min;
-    prefix[s] = fresh ? (tokens + kTileTokens - 1) / kTileTokens : 0;
-  }
-  __syncthreads();
-  if (threadIdx.x < kWarp) {
-    const int lane = threadIdx.x;
-    int total = 0;
-    for (int begin = 0; begin < sequences; begin += kWarp) {
-      const int own = begin + lane < sequences ? prefix[begin + lane] : 0;
-      int inclusive = own;
-#pragma unroll
-      for (int offset = 1; offset < kWarp; offset *= 2) {
-        const int other = __shfl_up_sync(kAllLanes, inclusive, offset);
-        if (lane >= offset) inclusive += other;
-      }
-      if (begin + lane < sequences) prefix[begin + lane] = total + inclusive - own;
-      total += __shfl_sync(kAllLanes, inclusive, kWarp - 1);
-    }
-    if (lane == 0) prefix[sequences] = total;
-  }
-  __syncthreads();
+    return fresh ? (tokens + kTileTokens - 1) / kTileTokens : 0;
+  });
 }
 
 /// Tiles of late tokens are the longest and come first; the heads of a tile are neighbours.
 __device__ Tile TileAt(const MlaParams& p, const int32_t* prefix, int sequences, int index) {
   const int of_head = index / p.heads;
-  int low = 0;
-  int high = sequences;
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    if (prefix[middle] <= of_head) {
-      low = middle;
-    } else {
-      high = middle;
-    }
-  }
+  const int low = SequenceAt(prefix, sequences, of_head);
   Tile tile;
   tile.head = index % p.heads;
   tile.first = p.query_starts[low];
@@ -161,13 +135,6 @@ __device__ void Produce(const MlaParams& p, const Maps& maps, SharedState& state
   }
 }
 
-/// Two rows of a thread: the running softmax.
-struct Rows {
-  float largest[2] = {-INFINITY, -INFINITY};
-  float sum[2] = {0, 0};
-  int last_seen[2];
-};
-
 __device__ __forceinline__ void IssueScores(uint32_t queries, uint32_t keys,
                                             float (&scores)[kStep / 2]) {
   WgmmaFence();
@@ -179,59 +146,10 @@ __device__ __forceinline__ void IssueScores(uint32_t queries, uint32_t keys,
   WgmmaCommit();
 }
 
-/// scores become probabilities against the new maxima; factor is what older sums must be scaled by.
-__device__ __forceinline__ void TakeSoftmax(float scale_log2, Rows& rows, int first, int lane,
-                                            bool masked, float (&scores)[kStep / 2],
-                                            float (&factor)[2]) {
-  float largest[2] = {-INFINITY, -INFINITY};
-#pragma unroll
-  for (int j = 0; j < kStep / 8; ++j) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (masked && first + j * 8 + lane % 4 * 2 + i % 2 > rows.last_seen[i / 2]) {
-        scores[4 * j + i] = -INFINITY;
-      }
-      largest[i / 2] = fmaxf(largest[i / 2], scores[4 * j + i]);
-    }
-  }
-  float shift[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    largest[r] = fmaxf(largest[r], __shfl_xor_sync(kAllLanes, largest[r], 1));
-    largest[r] = fmaxf(largest[r], __shfl_xor_sync(kAllLanes, largest[r], 2));
-    largest[r] = fmaxf(largest[r] * scale_log2, rows.largest[r]);
-    shift[r] = largest[r] == -INFINITY ? 0.0f : largest[r];
-    factor[r] = exp2f(rows.largest[r] - shift[r]);
-    rows.largest[r] = largest[r];
-    rows.sum[r] *= factor[r];
-  }
-#pragma unroll
-  for (int j = 0; j < kStep / 8; ++j) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      scores[4 * j + i] = exp2f(fmaf(scores[4 * j + i], scale_log2, -shift[i / 2]));
-      rows.sum[i / 2] += scores[4 * j + i];
-    }
-  }
-}
-
-/// Zeros the values of positions from `first_zero` of the step on: a masked probability of 0 times
-/// NaN is NaN. Both warpgroups write the same zeros.
-__device__ __forceinline__ void ZeroValuesPast(uint8_t* values, int first_zero, int thread) {
-  constexpr int kVectors = kBoxes * 8;
-  for (int i = first_zero * kVectors + thread; i < kStep * kVectors; i += 128) {
-    const int row = i / kVectors;
-    const int vector = i % kVectors;
-    *reinterpret_cast<uint4*>(values + vector / 8 * kBoxBytes + row * 128 + vector % 8 * 16) =
-        uint4{0, 0, 0, 0};
-  }
-  AsyncProxyFence();
-}
-
 /// The two rows of this thread, divided by their sums.
-__device__ __forceinline__ void StoreTile(const Tile& tile, const Rows& rows, int low_row, int lane,
-                                          const float (&out)[2][kHalf / 2], BFloat16* target,
-                                          int64_t target_stride) {
+__device__ __forceinline__ void StoreTile(const Tile& tile, const SoftmaxRows& rows, int low_row,
+                                          int lane, const float (&out)[2][kHalf / 2],
+                                          BFloat16* target, int64_t target_stride) {
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     float sum = rows.sum[r];
@@ -261,7 +179,7 @@ __device__ __forceinline__ void ConsumeTile(const MlaParams& p, const Tile& tile
   const int warpgroup = thread / 128;
   const int lane = thread % kWarp;
   const int low_row = warpgroup * 64 + thread % 128 / kWarp * 16 + lane / 4;
-  Rows rows;
+  SoftmaxRows rows;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = low_row + r * 8;
@@ -313,7 +231,7 @@ __device__ __forceinline__ void ConsumeTile(const MlaParams& p, const Tile& tile
   IssueScores(queries, KeysAt(base, stage), scores);
   WgmmaWait<0>();
   release(state.key_empty[stage]);
-  TakeSoftmax(p.scale_log2, rows, 0, lane, kStep > unmasked, scores, factor);
+  TakeSoftmax<kStep>(p.scale_log2, rows, 0, lane, kStep > unmasked, scores, factor);
   pack();
   // No branch may stand between the issue of a product and its wait: ptxas would serialise them.
   for (int step = 0; step < steps - 1; ++step) {
@@ -325,8 +243,8 @@ __device__ __forceinline__ void ConsumeTile(const MlaParams& p, const Tile& tile
     issue_out(ValuesAt(base, stage));
     WgmmaWait<1>();
     release(state.key_empty[next_stage]);
-    TakeSoftmax(p.scale_log2, rows, (step + 1) * kStep, lane, (step + 2) * kStep > unmasked, scores,
-                factor);
+    TakeSoftmax<kStep>(p.scale_log2, rows, (step + 1) * kStep, lane, (step + 2) * kStep > unmasked,
+                       scores, factor);
     WgmmaWait<0>();
     release(state.value_empty[stage]);
 #pragma unroll
@@ -340,8 +258,9 @@ __device__ __forceinline__ void ConsumeTile(const MlaParams& p, const Tile& tile
   }
   BarrierWait(SharedAddress(&state.value_full[stage]), parity);
   if (steps * kStep > tile.length()) {
-    ZeroValuesPast(base_bytes + (ValuesAt(base, stage) - base), tile.length() - (steps - 1) * kStep,
-                   thread % 128);
+    // Both warpgroups write the same zeros.
+    ZeroRowsPast(base_bytes + (ValuesAt(base, stage) - base), kBoxes, kBoxBytes,
+                 tile.length() - (steps - 1) * kStep, kStep, thread % 128);
     NamedBarrier(1 + warpgroup, 128);
   }
   issue_out(ValuesAt(base, stage));

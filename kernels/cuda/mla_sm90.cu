@@ -19,6 +19,7 @@
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/launch_after.h"
 #include "kernels/cuda/mla_params.h"
+#include "kernels/cuda/mla_tiles.cuh"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/tensor_map.h"
 #include "kernels/cuda/warp.cuh"
@@ -29,11 +30,7 @@ namespace {
 constexpr int kProducers = 128;
 constexpr int kConsumers = 256;
 constexpr int kThreads = kProducers + kConsumers;
-constexpr int kRows = 64;  // of a tile
-constexpr int kStep = 32;  // positions a step
 constexpr int kStages = 4;
-constexpr int kRunMin = 2;  // steps of a block's run at least: parts cost more than they save
-constexpr int kLatent = 512;
 constexpr int kRope = 64;
 constexpr int kBoxes = (kLatent + kRope) / 64;  // of 64 columns
 constexpr int kQueryBoxBytes = kRows * 128;
@@ -41,8 +38,6 @@ constexpr int kCellBoxBytes = kStep * 128;
 constexpr int kQueryBytes = kBoxes * kQueryBoxBytes;
 constexpr int kCellBytes = kBoxes * kCellBoxBytes;
 constexpr int kRingBytes = kQueryBytes + kStages * kCellBytes;
-constexpr int kPartFloats = kRows * (kLatent + 2);  // sums, then the rows' maxima, then their sums
-constexpr int kSequencesMax = 2048;
 
 struct SharedState {
   uint64_t query_full;
@@ -50,87 +45,6 @@ struct SharedState {
   uint64_t cell_full[kStages];
   uint64_t cell_empty[kStages];
 };
-
-/// A sequence's rows and steps of the cache.
-struct SequenceWork {
-  int first_row;  // of the step's rows
-  int rows;
-  int length;
-
-  __device__ SequenceWork(const MlaParams& p, int s) {
-    first_row = p.query_starts[s] * p.heads;
-    rows = p.query_starts[s + 1] * p.heads - first_row;
-    length = p.kv_lengths[s];
-  }
-  __device__ int tiles() const { return (rows + kRows - 1) / kRows; }
-  __device__ int steps() const { return (length + kStep - 1) / kStep; }
-};
-
-/// prefix[s] = what the sequences before s count; prefix[S] is the total. A block of any size.
-template <typename Count>
-__device__ void Scan(int sequences, int32_t* prefix, Count count) {
-  for (int s = threadIdx.x; s < sequences; s += blockDim.x) prefix[s] = count(s);
-  __syncthreads();
-  if (threadIdx.x < kWarp) {
-    const int lane = threadIdx.x;
-    int total = 0;
-    for (int begin = 0; begin < sequences; begin += kWarp) {
-      const int own = begin + lane < sequences ? prefix[begin + lane] : 0;
-      int inclusive = own;
-#pragma unroll
-      for (int offset = 1; offset < kWarp; offset *= 2) {
-        const int other = __shfl_up_sync(kAllLanes, inclusive, offset);
-        if (lane >= offset) inclusive += other;
-      }
-      if (begin + lane < sequences) prefix[begin + lane] = total + inclusive - own;
-      total += __shfl_sync(kAllLanes, inclusive, kWarp - 1);
-    }
-    if (lane == 0) prefix[sequences] = total;
-  }
-  __syncthreads();
-}
-
-/// Sequences of more than `rows_max` rows are dealt as whole tiles, the others split.
-struct Share {
-  int rows_max;
-  bool without_fresh;
-};
-
-template <bool kSplit>
-__device__ void ScanTiles(const MlaParams& p, int sequences, const Share& share, int32_t* prefix) {
-  Scan(sequences, prefix, [&](int s) {
-    const SequenceWork work(p, s);
-    const bool prompt = work.rows > share.rows_max;
-    if constexpr (kSplit) return prompt ? 0 : work.tiles() * work.steps();
-    const bool fresh = work.rows == work.length * p.heads;
-    return prompt && !(fresh && share.without_fresh) ? work.tiles() : 0;
-  });
-}
-
-/// The last s with prefix[s] <= at.
-__device__ __forceinline__ int SequenceAt(const int32_t* prefix, int sequences, int at) {
-  int low = 0;
-  int high = sequences;
-  while (high - low > 1) {
-    const int middle = (low + high) / 2;
-    if (prefix[middle] <= at) {
-      low = middle;
-    } else {
-      high = middle;
-    }
-  }
-  return low;
-}
-
-__device__ __forceinline__ int RunOf(int total, int blocks) {
-  return max(kRunMin, (total + blocks - 1) / blocks);
-}
-
-/// A block has two places for parts: for the tile that it starts inside of, and for one that it
-/// does not end.
-__device__ __forceinline__ int64_t PartPlace(int block, int start, int run) {
-  return (2 * block + (start >= block * run ? 1 : 0)) * static_cast<int64_t>(kPartFloats);
-}
 
 /// What a block computes at a time: steps of one tile.
 struct Item {
@@ -164,7 +78,7 @@ class Items {
     if (at_ >= end_) return false;
     item.sequence = SequenceAt(prefix_, sequences_, at_);
     // Sequences that count nothing have the same prefix as the next; SequenceAt gives the last.
-    const SequenceWork work(p, item.sequence);
+    const MlaSequence work(p, item.sequence);
     const int offset = at_ - prefix_[item.sequence];
     int tile;
     if constexpr (kSplit) {
@@ -251,13 +165,6 @@ __device__ void Produce(const MlaParams& p, const CUtensorMap* absorbed, const C
   }
 }
 
-/// Two rows of a thread: the running softmax.
-struct Rows {
-  float largest[2] = {-INFINITY, -INFINITY};
-  float sum[2] = {0, 0};
-  int last_seen[2];
-};
-
 __device__ __forceinline__ void IssueScores(uint32_t queries, uint32_t cells,
                                             float (&scores)[kStep / 2]) {
   WgmmaFence();
@@ -267,42 +174,6 @@ __device__ __forceinline__ void IssueScores(uint32_t queries, uint32_t cells,
                              WgmmaDescriptor(cells + k / 4 * kCellBoxBytes + k % 4 * 32), k > 0);
   }
   WgmmaCommit();
-}
-
-/// scores become probabilities against the new maxima; factor is what older sums must be scaled by.
-__device__ __forceinline__ void TakeSoftmax(float scale_log2, Rows& rows, int first, int lane,
-                                            bool masked, float (&scores)[kStep / 2],
-                                            float (&factor)[2]) {
-  float largest[2] = {-INFINITY, -INFINITY};
-#pragma unroll
-  for (int j = 0; j < kStep / 8; ++j) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (masked && first + j * 8 + lane % 4 * 2 + i % 2 > rows.last_seen[i / 2]) {
-        scores[4 * j + i] = -INFINITY;
-      }
-      largest[i / 2] = fmaxf(largest[i / 2], scores[4 * j + i]);
-    }
-  }
-  float shift[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    largest[r] = fmaxf(largest[r], __shfl_xor_sync(kAllLanes, largest[r], 1));
-    largest[r] = fmaxf(largest[r], __shfl_xor_sync(kAllLanes, largest[r], 2));
-    largest[r] = fmaxf(largest[r] * scale_log2, rows.largest[r]);
-    shift[r] = largest[r] == -INFINITY ? 0.0f : largest[r];
-    factor[r] = exp2f(rows.largest[r] - shift[r]);
-    rows.largest[r] = largest[r];
-    rows.sum[r] *= factor[r];
-  }
-#pragma unroll
-  for (int j = 0; j < kStep / 8; ++j) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      scores[4 * j + i] = exp2f(fmaf(scores[4 * j + i], scale_log2, -shift[i / 2]));
-      rows.sum[i / 2] += scores[4 * j + i];
-    }
-  }
 }
 
 /// Zeros this warpgroup's columns of the positions from `first_zero` on: a masked probability of 0
@@ -324,7 +195,7 @@ __device__ __forceinline__ void ZeroPast(uint8_t* stage, int warpgroup, int firs
 constexpr int kHalf = kLatent / 4;
 
 /// A warpgroup's half of an item's sums, to `latents` or to its part.
-__device__ __forceinline__ void StoreItem(const Item& item, const Rows& rows, int warpgroup,
+__device__ __forceinline__ void StoreItem(const Item& item, const SoftmaxRows& rows, int warpgroup,
                                           int thread, const float (&out)[2][kHalf / 2],
                                           BFloat16* latents, float* parts) {
   const int lane = thread % kWarp;
@@ -372,7 +243,7 @@ __device__ __forceinline__ void ConsumeItem(const MlaParams& p, const Item& item
   const int warpgroup = consumer / 128;
   const int thread = consumer % 128;
   const int lane = thread % kWarp;
-  Rows rows;
+  SoftmaxRows rows;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     const int row = thread / kWarp * 16 + lane / 4 + r * 8;
@@ -423,8 +294,8 @@ __device__ __forceinline__ void ConsumeItem(const MlaParams& p, const Item& item
   BarrierWait(SharedAddress(&state.cell_full[stage]), parity);
   IssueScores(base, StageAt(base, stage), scores);
   WgmmaWait<0>();
-  TakeSoftmax(p.scale_log2, rows, item.step_begin * kStep, lane,
-              (item.step_begin + 1) * kStep > unmasked, scores, factor);
+  TakeSoftmax<kStep>(p.scale_log2, rows, item.step_begin * kStep, lane,
+                     (item.step_begin + 1) * kStep > unmasked, scores, factor);
   pack();
   // No branch may stand between the issue of a product and its wait: ptxas would serialise them.
   for (int step = item.step_begin + 1; step < item.step_end; ++step) {
@@ -434,8 +305,8 @@ __device__ __forceinline__ void ConsumeItem(const MlaParams& p, const Item& item
     IssueScores(base, StageAt(base, next_stage), scores);
     issue_out(StageAt(base, stage));
     WgmmaWait<1>();
-    TakeSoftmax(p.scale_log2, rows, step * kStep, lane, (step + 1) * kStep > unmasked, scores,
-                factor);
+    TakeSoftmax<kStep>(p.scale_log2, rows, step * kStep, lane, (step + 1) * kStep > unmasked,
+                       scores, factor);
     WgmmaWait<0>();
     release(state.cell_empty[stage]);
 #pragma unroll
@@ -467,7 +338,7 @@ template <bool kSplit>
 __global__ void __launch_bounds__(kThreads, 1)
     WideMlaKernel(const __grid_constant__ CUtensorMap absorbed,
                   const __grid_constant__ CUtensorMap queries,
-                  const __grid_constant__ CUtensorMap cells, const MlaParams p, Share share,
+                  const __grid_constant__ CUtensorMap cells, const MlaParams p, MlaShare share,
                   BFloat16* latents, float* parts) {
   extern __shared__ __align__(1024) uint8_t shared[];
   __shared__ SharedState state;
@@ -511,79 +382,6 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-constexpr int kCombineColumns = 4;  // a thread
-constexpr int kCombineRowThreads = kLatent / kCombineColumns;
-constexpr int kCombineRows = 4;  // of a block, side by side
-constexpr int kCombineThreads = kCombineRows * kCombineRowThreads;
-constexpr int kCombineAhead = 8;  // parts whose loads are in flight together
-
-/// Adds the parts of the tile that is first split where run `blockIdx.x` ends; rows blockIdx.y * 4
-/// on. What is loaded does not depend on what was: at one sequence a row after the other, and a
-/// part after the other, took 16 us on an H100.
-__global__ void __launch_bounds__(kCombineThreads)
-    CombineKernel(const MlaParams p, Share share, int blocks, BFloat16* latents,
-                  const float* parts) {
-  __shared__ int32_t prefix[kSequencesMax + 1];
-  DependencyStart();
-  const int sequences = p.counts[1];
-  ScanTiles<true>(p, sequences, share, prefix);
-  const int total = prefix[sequences];
-  const int run = RunOf(total, blocks);
-  const int first_block = blockIdx.x;
-  const int boundary = (first_block + 1) * run;
-  if (boundary >= total) return;
-  const int s = SequenceAt(prefix, sequences, boundary);
-  const SequenceWork work(p, s);
-  const int steps = work.steps();
-  const int tile = (boundary - prefix[s]) / steps;
-  const int start = prefix[s] + tile * steps;
-  if (start == boundary || start / run != first_block) return;
-  const int count = (start + steps - 1) / run - first_block + 1;
-  const int row = blockIdx.y * kCombineRows + threadIdx.x / kCombineRowThreads;
-  if (tile * kRows + row >= work.rows) return;
-
-  const int column = threadIdx.x % kCombineRowThreads * kCombineColumns;
-  float largest = -INFINITY;
-  float sum = 0;
-  float4 value = {0, 0, 0, 0};
-  for (int first = 0; first < count; first += kCombineAhead) {
-    float own_largest[kCombineAhead];
-    float own_sum[kCombineAhead];
-    float4 own[kCombineAhead];
-#pragma unroll
-    for (int i = 0; i < kCombineAhead; ++i) {
-      const int j = min(first + i, count - 1);
-      const float* part = parts + PartPlace(first_block + j, start, run);
-      own_largest[i] = first + i < count ? part[kRows * kLatent + row] : -INFINITY;
-      own_sum[i] = part[kRows * kLatent + kRows + row];
-      own[i] = *reinterpret_cast<const float4*>(part + row * kLatent + column);
-    }
-    float next = largest;
-#pragma unroll
-    for (int i = 0; i < kCombineAhead; ++i) next = fmaxf(next, own_largest[i]);
-    // A part that sees nothing has no maximum, and counts for nothing.
-    const float shift = next == -INFINITY ? 0.0f : next;
-    const float older = exp2f(largest - shift);
-    largest = next;
-    sum *= older;
-    value = {value.x * older, value.y * older, value.z * older, value.w * older};
-#pragma unroll
-    for (int i = 0; i < kCombineAhead; ++i) {
-      const float factor = exp2f(own_largest[i] - shift);
-      sum += factor * own_sum[i];
-      value.x += factor * own[i].x;
-      value.y += factor * own[i].y;
-      value.z += factor * own[i].z;
-      value.w += factor * own[i].w;
-    }
-  }
-  const float inverse = 1.0f / sum;
-  BFloat16* target =
-      latents + static_cast<int64_t>(work.first_row + tile * kRows + row) * kLatent + column;
-  *reinterpret_cast<uint2*>(target) = uint2{PackBf16(value.x * inverse, value.y * inverse),
-                                            PackBf16(value.z * inverse, value.w * inverse)};
-}
-
 }  // namespace
 
 bool TakesWideMla(const MlaParams& p, DType cache_dtype) {
@@ -609,16 +407,15 @@ void RunWideMla(cudaStream_t stream, int sm_count, const MlaParams& p, bool with
   float* parts = static_cast<float*>(scratch);
   const int bytes = kRingBytes + 1024 + (p.sequences + 1) * 4;
   const bool prompts = HasMlaPrompts(p);
-  const Share share = {prompts ? kMlaSplitRowsMax : std::numeric_limits<int>::max(), without_fresh};
+  const MlaShare share = {prompts ? kMlaSplitRowsMax : std::numeric_limits<int>::max(),
+                          without_fresh};
   const auto launch = [&](auto kernel) {
     CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
     LaunchAfter(kernel, dim3(static_cast<unsigned>(sm_count)), kThreads, bytes, stream, absorbed,
                 queries, cells, p, share, latents, parts);
   };
   launch(WideMlaKernel<true>);
-  LaunchAfter(CombineKernel, dim3(static_cast<unsigned>(sm_count), kRows / kCombineRows),
-              kCombineThreads, 0, stream, p, share, sm_count, latents,
-              static_cast<const float*>(parts));
+  if (!TakesMlaFewTokens(p)) CombineMlaParts(stream, sm_count, p, share, latents, parts);
   if (prompts) launch(WideMlaKernel<false>);
 }
 

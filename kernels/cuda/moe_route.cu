@@ -177,7 +177,11 @@ __global__ void __launch_bounds__(kFusedThreads)
     first_weight = *reinterpret_cast<const Bf16x8*>(gate_row + threadIdx.x * 8);
   }
   DependencyStart();
-  const int tokens = p.counts[0];
+  const int tokens = p.counts[0];  // awaited together with the first token, which is always valid
+  Bf16x8 first_value = {};
+  if (threadIdx.x * 8 < hidden) {
+    first_value = *reinterpret_cast<const Bf16x8*>(in + threadIdx.x * 8);
+  }
   float sums[kFusedTokensMax] = {};
   for (int column = threadIdx.x * 8; column < hidden; column += kFusedThreads * 8) {
     const Bf16x8 weight = column == threadIdx.x * 8
@@ -186,7 +190,9 @@ __global__ void __launch_bounds__(kFusedThreads)
 #pragma unroll
     for (int t = 0; t < kFusedTokensMax; ++t) {
       if (t >= tokens) break;
-      const Bf16x8 value = *reinterpret_cast<const Bf16x8*>(in + t * in_stride + column);
+      const Bf16x8 value = t == 0 && column == threadIdx.x * 8
+                               ? first_value
+                               : *reinterpret_cast<const Bf16x8*>(in + t * in_stride + column);
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const float2 w = weight.Pair(i);

@@ -106,7 +106,9 @@ struct WeightSlices {
   }
 };
 
-template <bool kFp8, int kTokenTiles, int kWarps, bool kEarly>
+/// kEarlySlices: slices that a warp asks for before it waits for the kernel before; 0: it starts
+/// after it.
+template <bool kFp8, int kTokenTiles, int kWarps, int kEarlySlices>
 __global__ void __launch_bounds__(kWarps* kWarp) SmallGemmKernel(const GemmParams p) {
   constexpr int kValues = kTokenTiles * 4;
   constexpr int kOutputs = kRowTile * kTokenTile * kTokenTiles;
@@ -118,7 +120,8 @@ __global__ void __launch_bounds__(kWarps* kWarp) SmallGemmKernel(const GemmParam
   const int group = lane / 4;
   const int quad = lane % 4;
   const int row0 = blockIdx.x * kRowTile;
-  constexpr int kUnroll = kTokenTiles <= 2 ? 2 : 1;
+  constexpr bool kEarly = kEarlySlices > 0;
+  constexpr int kUnroll = kEarly ? kEarlySlices : kTokenTiles <= 2 ? 2 : 1;
   constexpr int kStride = kWarps * kSliceBytes;
   constexpr bool kTokensAhead = kTokenTiles == 1;
   const uint8_t* low_row = p.weight + min(row0 + group, p.outputs - 1) * p.weight_row_bytes;
@@ -214,11 +217,21 @@ __global__ void __launch_bounds__(kWarps* kWarp) SmallGemmKernel(const GemmParam
 
 template <bool kFp8, int kTokenTiles, int kWarps>
 void LaunchWarps(cudaStream_t stream, int tiles, bool early, const GemmParams& p) {
-  if (early) {
-    LaunchAfter(SmallGemmKernel<kFp8, kTokenTiles, kWarps, true>,
-                dim3(static_cast<unsigned>(tiles)), kWarps * kWarp, 0, stream, p);
+  if (!early) {
+    SmallGemmKernel<kFp8, kTokenTiles, kWarps, 0><<<tiles, kWarps * kWarp, 0, stream>>>(p);
+    return;
+  }
+  const auto launch = [&](auto kernel) {
+    LaunchAfter(kernel, dim3(static_cast<unsigned>(tiles)), kWarps * kWarp, 0, stream, p);
+  };
+  // No more slices than a warp has: those past the end cost their products.
+  const int slices = (p.depth_bytes + kWarps * kSliceBytes - 1) / (kWarps * kSliceBytes);
+  if (slices == 1 || kTokenTiles > 2) {
+    launch(SmallGemmKernel<kFp8, kTokenTiles, kWarps, 1>);
+  } else if (slices == 2 || kTokenTiles == 2) {
+    launch(SmallGemmKernel < kFp8, kTokenTiles, kWarps, kTokenTiles <= 2 ? 2 : 1 >);
   } else {
-    SmallGemmKernel<kFp8, kTokenTiles, kWarps, false><<<tiles, kWarps * kWarp, 0, stream>>>(p);
+    launch(SmallGemmKernel < kFp8, kTokenTiles, kWarps, kTokenTiles == 1 ? 3 : 1 >);
   }
 }
 

@@ -267,12 +267,15 @@ void Admission::Forget(std::unordered_map<uint64_t, Waiting>::iterator found) {
 }
 
 void Admission::Sent(uint64_t ticket, int64_t now_ms) {
-  const MutexLock lock(&mutex_);
-  const auto found = waiting_.find(ticket);
-  CHECK(found != waiting_.end()) << "ticket " << ticket << " does not wait";
-  drain_.Served(found->second.request.cost_tokens, now_ms);
-  rooms_.metrics->ObserveQueueWait(static_cast<double>(now_ms - found->second.since_ms) / 1000);
-  Forget(found);
+  {
+    const MutexLock lock(&mutex_);
+    const auto found = waiting_.find(ticket);
+    CHECK(found != waiting_.end()) << "ticket " << ticket << " does not wait";
+    drain_.Served(found->second.request.cost_tokens, now_ms);
+    rooms_.metrics->ObserveQueueWait(static_cast<double>(now_ms - found->second.since_ms) / 1000);
+    Forget(found);
+  }
+  RoomChanged();  // the room that was kept for it is now what the worker says
 }
 
 void Admission::Cancel(uint64_t ticket) {

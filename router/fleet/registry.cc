@@ -168,6 +168,7 @@ class Registry::Stream final : public grpc::ServerBidiReactor<pb::Announcement, 
     }
     if (!is_open_) {
       service->rooms_.metrics->CountMemberError(MemberSource::kRegistry);
+      finished_ = true;
       Finish(status);
       return;
     }

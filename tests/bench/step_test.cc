@@ -38,8 +38,33 @@ TEST(StepBenchTest, TellsOfEveryBatchAndPrompt) {
   }
 }
 
+TEST(StepBenchTest, DraftsCountByTheForcedAcceptance) {
+  StepBenchOptions options = Tiny("glm4_moe/mtp_own");
+  options.prompt = {};
+  options.batch = {2};
+  options.drafts = 2;
+  options.acceptance = 0.5;
+  options.op_times = false;
+  testing::internal::CaptureStdout();
+  const absl::Status status = RunStepBench(options);
+  const std::string out = testing::internal::GetCapturedStdout();
+  ASSERT_TRUE(status.ok()) << status;
+  EXPECT_EQ(CountOf(out, "\"drafts\": 2, \"acceptance\": 0.50"), 1) << out;
+  const auto number = [&](const std::string& name) {
+    return std::stod(out.substr(out.find("\"" + name + "\": ") + name.size() + 4));
+  };
+  // Two sequences of 1 + 0.5 + 0.25 tokens a step.
+  EXPECT_NEAR(number("tokens_per_s") * number("ms") / 1e3, 3.5, 0.2);
+}
+
 TEST(StepBenchTest, RefusesWhatItCannotRun) {
   StepBenchOptions options = Tiny("glm4_moe/air");
+  options.drafts = 1;
+  ASSERT_TRUE(options.Validate().ok());
+  EXPECT_FALSE(RunStepBench(options).ok()) << "it has no draft layer";
+  options.acceptance = 1.5;
+  EXPECT_FALSE(options.Validate().ok());
+  options = Tiny("glm4_moe/air");
   options.prompt = {65};
   EXPECT_FALSE(options.Validate().ok());
   options = Tiny("glm4_moe/air");

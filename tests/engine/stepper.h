@@ -75,7 +75,7 @@ struct StepperOptions {
   bool quantize = false;                 // linears to FP8 while loading
   Communicator* communicator = nullptr;  // of the ranks that share the model; null: there is one
   // Makes the communicator, where that needs the device.
-  std::function<std::unique_ptr<Communicator>(Device&)> join;
+  std::function<std::unique_ptr<Communicator>(Device&)> join{};
 };
 
 class Stepper {

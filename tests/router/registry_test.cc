@@ -74,8 +74,9 @@ class RegistryTest : public ::testing::Test {
   void Start(int32_t port = 0) {
     std::ofstream(folder_.path() + "/token") << "0123456789abcdef\n";
     std::ofstream(folder_.path() + "/wrong") << "fedcba9876543210\n";
-    tokens_ = *TokenFile::Open("token-file", folder_.path() + "/token");
-    wrong_ = *TokenFile::Open("token-file", folder_.path() + "/wrong");
+    // Not when it starts anew: registrations use them.
+    if (tokens_ == nullptr) tokens_ = *TokenFile::Open("token-file", folder_.path() + "/token");
+    if (wrong_ == nullptr) wrong_ = *TokenFile::Open("token-file", folder_.path() + "/wrong");
     MembershipOptions options;
     options.registry_listen = "127.0.0.1:" + std::to_string(port);
     options.registration_grace_s = 0;
