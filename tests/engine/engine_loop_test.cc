@@ -1,5 +1,7 @@
 #include "engine/engine_loop.h"
 
+#include "engine/schedule/step_time.h"
+
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -339,7 +341,7 @@ TEST_F(EngineLoopTest, StepsAreTimedAndTheOneUnderWayIsTold) {
   for (const int32_t depth : {1, 2}) {
     Start({.plans_in_flight_max = depth});
     EXPECT_EQ(engine_->Stats().step_age_s, 0) << "no step is under way";
-    ASSERT_TRUE(engine_->Submit(MakeRequest(1, 5, 30)).ok());
+    ASSERT_TRUE(engine_->Submit(MakeRequest(1, 5, StepTimeModel::kToldSteps + 5)).ok());
     EXPECT_EQ(listener_.AwaitEnd(1), FinishReason::kLength);
     // The device hangs in the first step of the next request.
     runner_->CloseGate();
