@@ -341,8 +341,11 @@ TEST_F(EngineLoopTest, StepsAreTimedAndTheOneUnderWayIsTold) {
   for (const int32_t depth : {1, 2}) {
     Start({.plans_in_flight_max = depth});
     EXPECT_EQ(engine_->Stats().step_age_s, 0) << "no step is under way";
-    ASSERT_TRUE(engine_->Submit(MakeRequest(1, 5, StepTimeModel::kToldSteps + 5)).ok());
-    EXPECT_EQ(listener_.AwaitEnd(1), FinishReason::kLength);
+    // As many steps as it takes until times are told.
+    for (RequestId id = 10; id < 10 + StepTimeModel::kToldSteps / 30 + 1; ++id) {
+      ASSERT_TRUE(engine_->Submit(MakeRequest(id, 5, 30)).ok());
+      EXPECT_EQ(listener_.AwaitEnd(id), FinishReason::kLength);
+    }
     // The device hangs in the first step of the next request.
     runner_->CloseGate();
     ASSERT_TRUE(engine_->Submit(MakeRequest(2, 5, 30)).ok());
