@@ -342,7 +342,8 @@ TEST_F(EngineLoopTest, StepsAreTimedAndTheOneUnderWayIsTold) {
     Start({.plans_in_flight_max = depth});
     EXPECT_EQ(engine_->Stats().step_age_s, 0) << "no step is under way";
     // As many steps as it takes until times are told.
-    for (RequestId id = 10; id < 10 + StepTimeModel::kToldSteps / 30 + 1; ++id) {
+    const RequestId first = 100 * static_cast<RequestId>(depth);
+    for (RequestId id = first; id <= first + StepTimeModel::kToldSteps / 30; ++id) {
       ASSERT_TRUE(engine_->Submit(MakeRequest(id, 5, 30)).ok());
       EXPECT_EQ(listener_.AwaitEnd(id), FinishReason::kLength);
     }
