@@ -3,6 +3,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <map>
 #include <random>
 #include <set>
@@ -94,6 +95,35 @@ TEST(FairQueueTest, WhoComesBackIsNotAheadOfWhatHeWasServed) {
     if (queue.RequestsOf(Tenant(1)) == 0) break;
   }
   EXPECT_LE(served_other, 100 + 30);
+}
+
+/// How long 99 of 100 requests wait at most, in requests served, of 9 tenants that always have 4
+/// waiting, beside one that always has `loud`.
+int64_t WaitBeside(int loud) {
+  FairQueue queue({});
+  std::map<uint64_t, int64_t> since;
+  std::vector<int64_t> waits;
+  uint64_t ticket = 0;
+  int64_t now = 0;
+  const auto ask = [&](uint64_t tenant) {
+    queue.Push({.ticket = ++ticket, .tenant = Tenant(tenant), .cost_tokens = 100});
+    since[ticket] = now;
+  };
+  for (int i = 0; i < loud; ++i) ask(99);
+  for (uint64_t i = 0; i < 36; ++i) ask(i % 9);
+  for (; now < 10'000; ++now) {
+    const auto next = queue.Pop();
+    if (next->tenant != Tenant(99)) waits.push_back(now - since[next->ticket]);
+    ask(next->tenant.low);
+  }
+  std::sort(waits.begin(), waits.end());
+  return waits[waits.size() * 99 / 100];
+}
+
+TEST(FairQueueTest, OneThatAsksFiftyTimesAsOftenHardlyMakesOthersWait) {
+  const int64_t alone = WaitBeside(0);
+  EXPECT_NEAR(static_cast<double>(alone), 36, 1);
+  EXPECT_LE(static_cast<double>(WaitBeside(50 * 4)), 1.3 * static_cast<double>(alone));
 }
 
 TEST(FairQueueTest, LowerPrioritiesComeFirstWhosoeverTheyAre) {

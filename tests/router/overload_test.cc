@@ -73,6 +73,7 @@ class Cluster {
     AdmitOptions admit;
     int32_t prompt_tokens = 16;
     int32_t answer_tokens = 25;
+    int32_t answer_spread = 0;
   };
 
   explicit Cluster(Options options) : options_(std::move(options)) {
@@ -126,7 +127,10 @@ class Cluster {
         ids.push_back(static_cast<int32_t>(time_.Draw(300, 999)));
       }
       request.prompt = std::move(ids);
-      request.max_tokens = options_.answer_tokens;
+      // Of all lengths, or all that began together would end together.
+      const int32_t spread = options_.answer_spread;
+      request.max_tokens =
+          options_.answer_tokens + static_cast<int32_t>(time_.Draw(-spread, spread));
       request.tenant = {.high = 1, .low = call->tenant};
       call->began = time_.now();
       ExchangeRooms rooms{.loop = loop,
@@ -269,6 +273,8 @@ std::vector<double> QuietTenants(bool loud) {
   options.worker.prompt_tokens_per_step = 2000;
   options.prompt_tokens = 200;
   options.answer_tokens = 20;
+  options.answer_spread = 15;
+  options.fleet.worker_queue_requests = 1;
   Cluster cluster(options);
   constexpr double kRate = 5;
   for (uint64_t tenant = 1; tenant <= 4; ++tenant) cluster.Offer(tenant, kRate);
@@ -293,7 +299,9 @@ TEST(Overload, ALoudTenantDoesNotMakeOthersWait) {
   std::cout << "first token p50 " << Percentile(alone, 0.5) << " ms alone, "
             << Percentile(beside, 0.5) << " beside a loud one; p99 " << Percentile(alone, 0.99)
             << " and " << Percentile(beside, 0.99) << "\n";
-  EXPECT_LE(Percentile(beside, 0.99), 1.3 * Percentile(alone, 0.99));
+  // It waits for the next step that ends an answer, and for another to begin; not for the loud
+  // one's queue, which is tens of seconds long.
+  EXPECT_LE(Percentile(beside, 0.99), Percentile(alone, 0.99) + 500);
 }
 
 TEST(Overload, AStormOfErrorsIsNotMadeWorse) {
