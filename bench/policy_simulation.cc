@@ -22,6 +22,7 @@ using router::Candidate;
 using router::PrefixIndex;
 
 constexpr double kNever = std::numeric_limits<double>::infinity();
+constexpr double kBurstS = 0.01;
 constexpr int64_t kExpectMs = 10'000;  // as router/options.h prefix_expect_ms
 
 /// Draws that are the same on every machine.
@@ -307,7 +308,12 @@ class Clients {
   }
 
   double Gap(double rate) { return random_.Exponential(1 / rate); }
-  Job Next(size_t outcome) {
+  Job Next(size_t outcome) { return Make(outcome, DrawPrefix()); }
+  /// With a prefix that Next never draws.
+  Job OfBurst(size_t outcome) { return Make(outcome, mix_.prefixes); }
+
+ private:
+  Job Make(size_t outcome, int32_t prefix) {
     Job job;
     job.outcome = outcome;
     job.prompt_tokens = mix_.prompt_tokens;
@@ -315,7 +321,6 @@ class Clients {
         std::clamp(std::ceil(random_.Exponential(mix_.answer_tokens)), 1.0, 1000.0));
     const int32_t shared = mix_.prompt_tokens * mix_.shared_percent / 100 / block_size_;
     job.shared_tokens = shared * block_size_;
-    const int32_t prefix = DrawPrefix();
     // A block's name is only ever compared: any number that tells blocks apart will do.
     for (int32_t i = 0; i < (mix_.prompt_tokens - 1) / block_size_; ++i) {
       const uint64_t of = i < shared ? uint64_t(prefix) : (uint64_t{1} << 32) + outcome;
@@ -324,7 +329,6 @@ class Clients {
     return job;
   }
 
- private:
   static uint64_t Mix(uint64_t x) {
     x += 0x9E3779B97F4A7C15u;
     x = (x ^ (x >> 30)) * 0xBF58476D1CE4E5B9u;
@@ -367,8 +371,7 @@ class Simulation {
       if (arrival <= next->step_ends()) {
         if (arrival == kNever) return std::move(result_);
         Arrive(arrival);
-        const bool more = static_cast<int64_t>(result_.outcomes.size()) < run_.requests;
-        arrival = more ? arrival + clients_.Gap(run_.rate) : kNever;
+        arrival = NextArrival(arrival);
       } else {
         next->EndStep(next->step_ends(), &random_, &result_);
       }
@@ -376,8 +379,15 @@ class Simulation {
   }
 
  private:
+  int64_t arrived() const { return static_cast<int64_t>(result_.outcomes.size()); }
+  double NextArrival(double now) {
+    if (arrived() < run_.requests) return now + clients_.Gap(run_.rate);
+    if (arrived() == run_.requests + run_.burst) return kNever;
+    return now + (arrived() == run_.requests ? 1.0 : kBurstS / static_cast<double>(run_.burst));
+  }
   void Arrive(double now) {
-    Job job = clients_.Next(result_.outcomes.size());
+    Job job = arrived() < run_.requests ? clients_.Next(result_.outcomes.size())
+                                        : clients_.OfBurst(result_.outcomes.size());
     RouteOutcome& outcome = result_.outcomes.emplace_back();
     result_.last_arrival = now;
     outcome.arrived = now;

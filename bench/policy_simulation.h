@@ -49,7 +49,8 @@ struct RouteFleet {
 struct RouteRun {
   router::Policy policy = router::Policy::kPrefix;
   double rate = 100;        // requests a second, Poisson
-  int64_t requests = 4000;  // then no more arrive, and all end
+  int64_t requests = 4000;  // then come those of the burst, and all end
+  int64_t burst = 0;        // requests of one prefix, new to all, within 10 ms; a second later
   uint64_t seed = 1;
 };
 

@@ -357,6 +357,10 @@ void MeasureDecision(const RouteBenchOptions& options) {
     candidates[w].sequences_max = 64;
     candidates[w].kv_blocks_free = 100'000;
     candidates[w].block_size = options.block_size;
+    candidates[w].times = {.base_s = 5e-3,
+                           .sequence_s = 1e-5,
+                           .prompt_token_s = 5e-5 + 1e-6 * static_cast<double>(w % 5),
+                           .context_token_s = 1e-8};
   }
   std::mt19937_64 random(5);
   constexpr int32_t kPrompts = 64;

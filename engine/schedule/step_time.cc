@@ -29,6 +29,7 @@ StepTimeModel::StepTimeModel() : values_(kAtStart) {}
 
 void StepTimeModel::Note(const StepWork& work, double seconds) {
   if (work.decodes + work.prompt_tokens <= 0 || !(seconds > 0) || !std::isfinite(seconds)) return;
+  steps_ = std::min(steps_ + 1, kToldSteps);
   const Vector inputs = InputsOf(work);
   const double expected = std::max(kExpectedMin, Dot(values_, inputs));
   if (ShiftLevel(seconds / expected) || !known_) return;
@@ -97,7 +98,7 @@ void StepTimeModel::Solve() {
 }
 
 StepTimes StepTimeModel::times() const {
-  if (!known_) return {};
+  if (steps_ < kToldSteps) return {};
   return {.base_us = values_[0] / kMicro,
           .sequence_us = values_[1] / kMicro,
           .prompt_token_us = values_[2] / kMicro,

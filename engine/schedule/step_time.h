@@ -37,6 +37,7 @@ namespace glm::engine {
 class StepTimeModel {
  public:
   static constexpr int32_t kFirstSteps = 5;  // before anything is known
+  static constexpr int32_t kToldSteps = 64;  // before it is told: the first steps are no rule
   static constexpr int32_t kMemorySteps = 500;
   static constexpr int32_t kRecentSteps = 9;
   static constexpr int32_t kShiftSteps = 7;
@@ -49,9 +50,9 @@ class StepTimeModel {
   /// A step of this plan took so long. Steps of no work, or of no time, are no news.
   void Note(const StepWork& work, double seconds);
 
-  /// What was fitted; all 0 before kFirstSteps steps.
+  /// What was fitted; all 0 before kToldSteps steps.
   StepTimes times() const;
-  /// Seconds that a step should take; 0 when nothing is known.
+  /// Seconds that a step should take; 0 before kFirstSteps steps.
   double Expect(const StepWork& work) const;
 
  private:
@@ -65,6 +66,7 @@ class StepTimeModel {
   void Scale(double ratio);
 
   bool known_ = false;
+  int32_t steps_ = 0;                       // noted, up to kToldSteps
   Vector values_;                           // seconds
   std::array<Vector, kInputs> products_{};  // of inputs with inputs, weighted and fading
   Vector targets_{};                        // of inputs with seconds, likewise

@@ -92,8 +92,9 @@ template <typename Cell, int kHeads>
 __global__ void __launch_bounds__(kThreads) MlaRopeStoreKernel(const MlaRopeParams p) {
   const int token = blockIdx.x;
   DependencyStart();
-  if (token >= p.counts[0]) return;
+  const int tokens = p.counts[0];  // awaited together with the position
   const int position = p.positions[token];
+  if (token >= tokens) return;
   const float* angles = p.rope + position * p.rope_stride;
   if (blockIdx.y == 0) {
     MakeCell<Cell>(p, token, position, angles);

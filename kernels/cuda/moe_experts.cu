@@ -52,7 +52,7 @@ __global__ void __launch_bounds__(kCombineThreads)
                   int64_t out_stride) {
   DependencyStart();
   const int64_t token = blockIdx.y;
-  if (token >= p.counts[0]) return;
+  const int tokens = p.counts[0];  // awaited together with the rows, of which padding has some too
   const int column = (blockIdx.x * kCombineThreads + threadIdx.x) * 4;
   if (column >= p.hidden) return;
   const int k = p.experts_per_token;
@@ -76,6 +76,7 @@ __global__ void __launch_bounds__(kCombineThreads)
     sum.z += row.z;
     sum.w += row.w;
   }
+  if (token >= tokens) return;
   *reinterpret_cast<uint2*>(out + token * out_stride + column) =
       uint2{PackBf16(sum.x, sum.y), PackBf16(sum.z, sum.w)};
 }

@@ -135,7 +135,11 @@ void Fleet::ApplyMembers() {
     } else if (!member->leaves_by.has_value()) {
       LOG(INFO) << "worker " << member->address << " leaves: no source names it any more";
       member->leaves_by = loop_->Now() + std::chrono::seconds(options_.leave_timeout_s);
-      if (member->session != nullptr) member->session->Retire();
+      if (member->session == nullptr) {
+        LOG(INFO) << "worker " << member->address << " has left";
+        continue;  // erased below
+      }
+      member->session->Retire();
       Dismiss(member.get());
     }
   }
@@ -156,7 +160,6 @@ Fleet::Member* Fleet::AddMember(const std::string& address) {
 }
 
 void Fleet::Dismiss(Member* member) {
-  if (member->session == nullptr) return;
   if (member->state != WorkerState::kConnecting) member->state = WorkerState::kDraining;
   if (member->session->requests() > 0 && loop_->Now() < *member->leaves_by) return;
   member->session->Close(absl::UnavailableError("no source names it any more"));

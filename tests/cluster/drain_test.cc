@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 #include <signal.h>
 
+#include <algorithm>
 #include <string>
 #include <thread>
 
@@ -63,6 +64,14 @@ class DrainTest : public testing::Test {
     }));
   }
   int port() const { return router_->http_port(); }
+  /// How many tokens take some `seconds` here and now.
+  int TokensOf(double seconds) const {
+    constexpr int kTrial = 50;
+    const double begun = MonotonicSeconds();
+    EXPECT_EQ(Call(port(), "/v1/completions", Body(kTrial, false)).status, 200);
+    const double rate = kTrial / (MonotonicSeconds() - begun);
+    return std::clamp(static_cast<int>(seconds * rate), 2 * kTrial, 3500);
+  }
 
   std::unique_ptr<WorkerProcess> first_;
   std::unique_ptr<WorkerProcess> second_;
@@ -70,13 +79,13 @@ class DrainTest : public testing::Test {
 };
 
 TEST_F(DrainTest, WhatDoesNotEndInTimeGoesOnElsewhere) {
-  constexpr int kTokens = 2500;
   Start(/*limit_s=*/1);
-  const std::string whole = TextOf(Call(port(), "/v1/completions", Body(kTokens, false)));
+  const int tokens = TokensOf(5);
+  const std::string whole = TextOf(Call(port(), "/v1/completions", Body(tokens, false)));
   // Both workers have one such request each, so one of the two is the first worker's.
-  EventStream one(port(), "/v1/completions", Body(kTokens, true));
+  EventStream one(port(), "/v1/completions", Body(tokens, true));
   const std::string one_begun = Begin(one, 10);
-  EventStream other(port(), "/v1/completions", Body(kTokens, true));
+  EventStream other(port(), "/v1/completions", Body(tokens, true));
   const std::string other_begun = Begin(other, 10);
   const double attempts = router_->Metric("glmserve_router_attempts_total");
   first_->Signal(SIGTERM);
@@ -85,16 +94,16 @@ TEST_F(DrainTest, WhatDoesNotEndInTimeGoesOnElsewhere) {
   EXPECT_EQ(first_->AwaitExit(), 0);
   EXPECT_NE(first_->Log().find("drain limit reached"), std::string::npos);
   EXPECT_EQ(router_->Metric("glmserve_router_attempts_total"), attempts + 1);
-  EXPECT_EQ(TextOf(Call(port(), "/v1/completions", Body(kTokens, false))), whole);
+  EXPECT_EQ(TextOf(Call(port(), "/v1/completions", Body(tokens, false))), whole);
 }
 
 TEST_F(DrainTest, WhatEndsInTimeEndsWhereItIsAndNothingNewComes) {
-  constexpr int kTokens = 400;
   Start(/*limit_s=*/60);
-  const std::string whole = TextOf(Call(port(), "/v1/completions", Body(kTokens, false)));
-  EventStream one(port(), "/v1/completions", Body(kTokens, true));
+  const int tokens = TokensOf(1);
+  const std::string whole = TextOf(Call(port(), "/v1/completions", Body(tokens, false)));
+  EventStream one(port(), "/v1/completions", Body(tokens, true));
   const std::string one_begun = Begin(one, 2);
-  EventStream other(port(), "/v1/completions", Body(kTokens, true));
+  EventStream other(port(), "/v1/completions", Body(tokens, true));
   const std::string other_begun = Begin(other, 2);
   const double attempts = router_->Metric("glmserve_router_attempts_total");
   first_->Signal(SIGTERM);
@@ -109,10 +118,10 @@ TEST_F(DrainTest, WhatEndsInTimeEndsWhereItIsAndNothingNewComes) {
 }
 
 TEST_F(DrainTest, ARouterServesOnWhileItSettlesAndFinishesItsStreams) {
-  constexpr int kTokens = 2500;
   Start(/*limit_s=*/1);
-  const std::string whole = TextOf(Call(port(), "/v1/completions", Body(kTokens, false)));
-  EventStream events(port(), "/v1/completions", Body(kTokens, true));
+  const int tokens = TokensOf(5);
+  const std::string whole = TextOf(Call(port(), "/v1/completions", Body(tokens, false)));
+  EventStream events(port(), "/v1/completions", Body(tokens, true));
   const std::string begun = Begin(events, 10);
   router_->Signal(SIGTERM);
   ASSERT_TRUE(router_->AwaitLog("not ready, serving on for 2 s"));

@@ -1,5 +1,7 @@
 #include "engine/engine_loop.h"
 
+#include "engine/schedule/step_time.h"
+
 #include <gtest/gtest.h>
 
 #include <algorithm>
@@ -339,8 +341,12 @@ TEST_F(EngineLoopTest, StepsAreTimedAndTheOneUnderWayIsTold) {
   for (const int32_t depth : {1, 2}) {
     Start({.plans_in_flight_max = depth});
     EXPECT_EQ(engine_->Stats().step_age_s, 0) << "no step is under way";
-    ASSERT_TRUE(engine_->Submit(MakeRequest(1, 5, 30)).ok());
-    EXPECT_EQ(listener_.AwaitEnd(1), FinishReason::kLength);
+    // As many steps as it takes until times are told.
+    const RequestId first = 100 * static_cast<RequestId>(depth);
+    for (RequestId id = first; id <= first + StepTimeModel::kToldSteps / 30; ++id) {
+      ASSERT_TRUE(engine_->Submit(MakeRequest(id, 5, 30)).ok());
+      EXPECT_EQ(listener_.AwaitEnd(id), FinishReason::kLength);
+    }
     // The device hangs in the first step of the next request.
     runner_->CloseGate();
     ASSERT_TRUE(engine_->Submit(MakeRequest(2, 5, 30)).ok());

@@ -4,7 +4,9 @@
 //
 // One prompt of 128 tokens, then decode steps. Prints the cosine of the logits of every position to
 // transformers' in F32, of the weights as they are and quantised to FP8, with a BF16 and an FP8
-// cache; fails where the plain ones' mean is not above 0.9999.
+// cache; fails where the plain ones' mean is not above 0.9999, or that of FP8 linears not above
+// 0.985: those change some choices of experts even where the tokens were drawn so that BF16 changes
+// none.
 #include <cmath>
 #include <cstdio>
 #include <string>
@@ -73,8 +75,9 @@ int Main(const std::string& folder) {
   Report("transformers BF16", rows_of("logits"), want);
   const double mean = Report("BF16", RunModel(folder, ids, {.cuda = true}), want);
   Report("BF16, FP8 cache", RunModel(folder, ids, {.float8_cache = true, .cuda = true}), want);
-  Report("FP8", RunModel(folder, ids, {.cuda = true, .quantize = true}), want);
-  return mean > 0.9999 ? 0 : 1;
+  const double float8 =
+      Report("FP8", RunModel(folder, ids, {.cuda = true, .quantize = true}), want);
+  return mean > 0.9999 && float8 > 0.985 ? 0 : 1;
 }
 
 }  // namespace

@@ -23,6 +23,9 @@ using ::testing::ElementsAre;
 using ::testing::HasSubstr;
 using worker::Registration;
 
+/// Longer than any test waits: what goes within it was told to.
+constexpr int32_t kLongGraceS = 3600;
+
 TEST(AnnouncedAddress, TakesTheCallersHostWhenNoneIsSaid) {
   EXPECT_EQ(*AnnouncedAddress("host:7", "ipv4:10.0.0.1:4711"), "host:7");
   EXPECT_EQ(*AnnouncedAddress(":7", "ipv4:10.0.0.1:4711"), "10.0.0.1:7");
@@ -71,7 +74,7 @@ TEST_F(RegistrationsTest, WhoBreaksIsKeptForTheGraceAndWhileItIsReached) {
 
 class RegistryTest : public ::testing::Test {
  protected:
-  void Start(int32_t port = 0) {
+  void Start(int32_t grace_s, int32_t port = 0) {
     std::ofstream(folder_.path() + "/token") << "0123456789abcdef\n";
     std::ofstream(folder_.path() + "/wrong") << "fedcba9876543210\n";
     // Not when it starts anew: registrations use them.
@@ -79,7 +82,7 @@ class RegistryTest : public ::testing::Test {
     if (wrong_ == nullptr) wrong_ = *TokenFile::Open("token-file", folder_.path() + "/wrong");
     MembershipOptions options;
     options.registry_listen = "127.0.0.1:" + std::to_string(port);
-    options.registration_grace_s = 0;
+    options.registration_grace_s = grace_s;
     auto registry = Registry::Start(
         options, {.set_members =
                       [this](MemberSource source, std::vector<std::string> addresses) {
@@ -141,7 +144,7 @@ class RegistryTest : public ::testing::Test {
 };
 
 TEST_F(RegistryTest, AWorkerComesAndLeaves) {
-  Start();
+  Start(kLongGraceS);
   const auto first = Register(":7", tokens_.get());
   EXPECT_TRUE(AwaitMembers({"127.0.0.1:7"}));
   const auto second = Register("unix:/w", tokens_.get());
@@ -151,7 +154,7 @@ TEST_F(RegistryTest, AWorkerComesAndLeaves) {
 }
 
 TEST_F(RegistryTest, AStreamThatBreaksIsForgottenAfterTheGrace) {
-  Start();
+  Start(/*grace_s=*/0);
   auto registration = Register("a:7", tokens_.get());
   EXPECT_TRUE(AwaitMembers({"a:7"}));
   registration = nullptr;  // as if the process had died
@@ -159,7 +162,7 @@ TEST_F(RegistryTest, AStreamThatBreaksIsForgottenAfterTheGrace) {
 }
 
 TEST_F(RegistryTest, OnlyTheTokenOpens) {
-  Start();
+  Start(kLongGraceS);
   const auto none = Register("a:7", nullptr);
   const auto wrong = Register("b:7", wrong_.get());
   const auto good = Register("c:7", tokens_.get());
@@ -171,7 +174,7 @@ TEST_F(RegistryTest, OnlyTheTokenOpens) {
 }
 
 TEST_F(RegistryTest, ARouterThatComesBackIsToldAgain) {
-  Start();
+  Start(kLongGraceS);
   const auto registration = Register("a:7", tokens_.get());
   EXPECT_TRUE(AwaitMembers({"a:7"}));
   const int32_t port = registry_->port();
@@ -181,12 +184,12 @@ TEST_F(RegistryTest, ARouterThatComesBackIsToldAgain) {
     MutexLock lock(&mutex_);
     members_.clear();
   }
-  Start(port);
+  Start(kLongGraceS, port);
   EXPECT_TRUE(AwaitMembers({"a:7"}));
 }
 
 TEST_F(RegistryTest, BadAnnouncementsAreRefusedByName) {
-  Start();
+  Start(/*grace_s=*/0);
   EXPECT_THAT(Announce(1, "nonsense").error_message(), HasSubstr("address='nonsense'"));
   EXPECT_EQ(Announce(2, "a:7").error_code(), grpc::StatusCode::FAILED_PRECONDITION);
   EXPECT_EQ(Announce(1, "a:7", 2).error_code(), grpc::StatusCode::INVALID_ARGUMENT);
@@ -194,7 +197,7 @@ TEST_F(RegistryTest, BadAnnouncementsAreRefusedByName) {
 }
 
 TEST_F(RegistryTest, MoreThanAreTakenAreRefused) {
-  Start();
+  Start(kLongGraceS);
   const auto first = Register("a:7", tokens_.get());
   const auto second = Register("b:7", tokens_.get());
   EXPECT_TRUE(AwaitMembers({"a:7", "b:7"}));
