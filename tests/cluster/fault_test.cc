@@ -162,7 +162,7 @@ TEST_F(FaultTest, F3AnAnswerSurvivesTwoWorkers) {
 }
 
 TEST_F(FaultTest, F3ABudgetThatIsUsedUpEndsInACleanError) {
-  StartCluster(2, {"--attempts-max=1"});
+  StartCluster(2, {"--attempts-max=1", "--policy=round-robin"});
   const std::vector<std::string> bodies = Completions(8, 200);
   const std::vector<CrowdAnswer> right = Ask(bodies);
   Crowd crowd(router_->http_port(), "/v1/completions", bodies);
