@@ -160,8 +160,8 @@ __global__ void __launch_bounds__(kThreads)
 }  // namespace
 
 bool TakesMlaFewTokens(const MlaParams& p) {
-  return p.tokens <= kTokensMax && p.sequences <= kTokensMax && p.latent == kLatent && p.plain <= kPlainMax &&
-         reinterpret_cast<uintptr_t>(p.kv_up) % 16 == 0;
+  return p.tokens <= kTokensMax && p.sequences <= kTokensMax && p.latent == kLatent &&
+         p.plain <= kPlainMax && reinterpret_cast<uintptr_t>(p.kv_up) % 16 == 0;
 }
 
 void RunMlaAbsorption(cudaStream_t stream, const MlaParams& p, BFloat16* latents) {
