@@ -80,9 +80,9 @@ struct ExchangeRequest {
   std::vector<int32_t> allowed_token_ids;  // if there are any: no other is in the answer
   int32_t logprobs = -1;         // alternatives a token, to kLogprobsMax; 0: its own; -1: none
   int32_t prompt_logprobs = -1;  // the same of the prompt's tokens
-  std::string session;           // with --policy session: its requests go to one worker
-  int32_t priority = 0;          // [-1000, 1000]; the lower is served first
-  TenantId tenant;               // who shares the fleet with others; see router/admit
+  std::string session;   // at most 256 bytes; with --policy session: its requests go to one worker
+  int32_t priority = 0;  // [-1000, 1000]; the lower is served first
+  TenantId tenant;       // who shares the fleet with others; see router/admit
   std::optional<int32_t> queue_timeout_ms;  // it waits no longer to be sent; up to an hour
   std::string cache_salt;  // at most 256 bytes; prefixes are shared among equal ones only
   std::shared_ptr<EncodedPrompt> encoded;  // shared by the answers to one prompt, or null

@@ -14,6 +14,7 @@ constexpr size_t kLogitBiasMax = 1024;
 constexpr size_t kBadWordsMax = 128;
 constexpr size_t kBadWordBytesMax = 256;
 constexpr size_t kCacheSaltBytesMax = 256;
+constexpr size_t kSessionBytesMax = 256;
 constexpr int32_t kPriorityMax = 1000;
 constexpr int32_t kQueueTimeoutMsMax = 3'600'000;
 
@@ -103,6 +104,9 @@ absl::Status CheckRest(const ExchangeRequest& request) {
   }
   if (request.cache_salt.size() > kCacheSaltBytesMax) {
     return Refuse("cache_salt (bytes)", request.cache_salt.size(), "at most 256");
+  }
+  if (request.session.size() > kSessionBytesMax) {
+    return Refuse("session (bytes)", request.session.size(), "at most 256");
   }
   return absl::OkStatus();
 }

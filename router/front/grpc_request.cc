@@ -91,6 +91,7 @@ absl::Status ReadParams(const pb::GenerationParams& params, ExchangeRequest* req
   request->bad_words.assign(params.bad_words().begin(), params.bad_words().end());
   request->priority = params.priority();
   request->cache_salt = params.cache_salt();
+  request->session = params.session();
   return ReadTokenLists(params, request);
 }
 

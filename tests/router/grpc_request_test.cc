@@ -83,6 +83,7 @@ TEST(GrpcRequestTest, EveryParamIsRead) {
   params->set_n(16);
   params->set_priority(-2);
   params->set_cache_salt("salt");
+  params->set_session("mine");
   params->set_queue_timeout_ms(0);
   message.set_echo(true);
   const absl::StatusOr<ExchangeRequest> request = ReadGenerateRequest(message);
@@ -102,6 +103,7 @@ TEST(GrpcRequestTest, EveryParamIsRead) {
   EXPECT_EQ(request->prompt_logprobs, 4);
   EXPECT_EQ(request->priority, -2);
   EXPECT_EQ(request->cache_salt, "salt");
+  EXPECT_EQ(request->session, "mine");
   EXPECT_TRUE(request->echo);
   EXPECT_EQ(request->model, "glm");
   EXPECT_THAT(std::get<std::vector<int32_t>>(request->prompt), ElementsAre(4, 5));

@@ -44,6 +44,7 @@ TEST(ValidateExchangeRequestTest, DefaultsAndBoundsAreGood) {
   request.priority = -1000;
   request.queue_timeout_ms = 3'600'000;
   request.cache_salt = std::string(256, 'x');
+  request.session = std::string(256, 'x');
   EXPECT_TRUE(ValidateExchangeRequest(request, "glm").ok());
 }
 
@@ -178,6 +179,8 @@ INSTANTIATE_TEST_SUITE_P(
                 "priority=1001 must be from -1000 to 1000"},
         BadCase{"QueueTimeout", [](ExchangeRequest* r) { r->queue_timeout_ms = 3'600'001; },
                 "queue_timeout_ms=3600001 must be from 0 to 3600000"},
+        BadCase{"LongSession", [](ExchangeRequest* r) { r->session = std::string(257, 'x'); },
+                "session (bytes)=257 must be at most 256"},
         BadCase{"LongSalt", [](ExchangeRequest* r) { r->cache_salt = std::string(257, 'x'); },
                 "cache_salt (bytes)=257 must be at most 256"}),
     [](const auto& info) { return info.param.name; });
