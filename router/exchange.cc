@@ -471,7 +471,9 @@ void LiveExchange::OnRefused(const std::shared_ptr<Session>& session, const wire
   }
   refused_by_.push_back(session);
   refusal_ = refusal;
-  if (attempts_ < rooms_.options.attempts_max && !rooms_.admission->retries().Take()) {
+  // A worker that drains refuses what crossed its word on the way, once: no storm comes of that.
+  const bool may_storm = session->accepting() && attempts_ < rooms_.options.attempts_max;
+  if (may_storm && !rooms_.admission->retries().Take()) {
     rooms_.metrics->CountRetryDenied();
     return Fail(absl::Status(refusal.code(), absl::StrCat(refusal.message(),
                                                           " (too many requests were refused to "

@@ -251,7 +251,8 @@ void Simulation::MakeRouters() {
   AdmitOptions admit_options;
   admit_options.queue_timeout_ms = 3'600'000;
   admit_options.queue_wait_max_ms = 3'600'000;
-  if (is_strict_) admit_options.retry_burst = 1000;
+  // No loss and no drain may need it.
+  if (is_strict_) admit_options.retry_percent = admit_options.retry_burst = 0;
   fleet_options.worker_queue_requests = static_cast<int32_t>(time_.Draw(0, 6));
   fleet_options.worker_queue_tokens = time_.Draw(1, 1000);
   for (int64_t i = time_.OneIn(3) ? 2 : 1; i > 0; --i) {
@@ -337,6 +338,7 @@ void Simulation::MakeFault() {
     case 4:
       return toggle([](VirtualWorker* w, bool on) { w->SetSlow(on ? 8 : 1); });
     case 5:
+      if (is_strict_) return;  // retries after refusals have a budget
       return toggle([](VirtualWorker* w, bool on) {
         w->Refuse(on ? absl::ResourceExhaustedError("full") : absl::OkStatus());
       });
@@ -353,7 +355,7 @@ void Simulation::MakeFault() {
       time_.At(end, [this] { NameWorkers(nullptr); });
       return;
     case 9:
-      if (is_strict_) return;  // retries after errors have a budget
+      if (is_strict_) return;
       return toggle([](VirtualWorker* w, bool on) {
         w->Refuse(on ? absl::InternalError("broken") : absl::OkStatus());
       });

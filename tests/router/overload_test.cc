@@ -355,6 +355,22 @@ TEST(Overload, OneBadWorkerIsKeptOut) {
   EXPECT_EQ(failed, 0);
 }
 
+TEST(Overload, ADrainCostsNoRetryBudget) {
+  Cluster::Options options = Small();
+  options.workers = 2;
+  options.admit.retry_percent = 0;
+  options.admit.retry_burst = 0;
+  Cluster cluster(options);
+  cluster.Pass(seconds(1));
+  // The requests and the word that it drains cross on the way.
+  for (int i = 0; i < 12; ++i) cluster.Ask(1);
+  cluster.worker(0).Drain();
+  cluster.Pass(seconds(20));
+  ASSERT_EQ(cluster.calls().size(), 12u);
+  for (const auto& call : cluster.calls()) EXPECT_TRUE(call->answered()) << call->error;
+  EXPECT_GT(MetricOf(cluster.metrics(), "glmserve_router_retries_total{reason=\"refused\"}"), 0);
+}
+
 TEST(Overload, RequestsThatLeaveInAnyPhaseLeaveNothingBehind) {
   Cluster cluster(Small());
   for (int i = 0; i < 400; ++i) {
