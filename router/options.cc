@@ -52,9 +52,9 @@ void CheckFleet(const FleetOptions& fleet, OptionChecks* checks) {
     checks->Fail(
         absl::StrCat("--backoff-jitter=", fleet.backoff_jitter, " must be at least 0 and below 1"));
   }
-  // Workers close a connection that pings them more often.
   checks->Range("hang-timeout-ms", fleet.hang_timeout_ms, 1000, kHourMs);
   checks->Range("step-timeout-ms", fleet.step_timeout_ms, 1000, kHourMs);
+  // Workers close a connection that pings them more often.
   checks->Range("keepalive-ms", fleet.keepalive_ms, kPingIntervalLeastMs, kHourMs);
   checks->Range("keepalive-timeout-ms", fleet.keepalive_timeout_ms, 100, kHourMs);
   checks->Range("session-out-bytes-max", fleet.session_out_bytes_max, kKib, 16 * kGib);

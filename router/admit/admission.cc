@@ -44,8 +44,7 @@ TenantId Admission::TenantOf(std::string_view name) const {
   return {digest.high, digest.low};
 }
 
-// ---- Refusals
-// ------------------------------------------------------------------------------------
+// Refusals.
 
 absl::Status Admission::Refuse(Refusal reason, const std::string& message, double seconds) const {
   rooms_.metrics->CountRefusal(reason);
@@ -132,8 +131,7 @@ absl::Status Admission::CheckBounds(TenantId tenant, int64_t now_ms) {
   return CheckQueue(tenant, 1, now_ms);
 }
 
-// ---- A request's way
-// -----------------------------------------------------------------------------
+// A request's way.
 
 absl::Status Admission::Enter(TenantId tenant, int32_t priority, int32_t timeout_ms,
                               int64_t now_ms) {
@@ -297,8 +295,7 @@ Admission::Counts Admission::counts() const {
           .granted = granted_};
 }
 
-// ---- Who is next
-// -------------------------------------------------------------------------------------
+// Who is next.
 
 void Admission::RoomChanged() {
   if (IsLinedUp()) SchedulePump();

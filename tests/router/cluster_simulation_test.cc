@@ -13,8 +13,8 @@
 //   (b) its tokens are a beginning of the only right answer: none lost, none twice, and (e) none of
 //       an attempt that was given up;
 //   (d) a router's index knows no block that the worker has not held in this life;
-//   (g) under a salt that nobody has nothing is found;
 //   (f) the index stays within its bound;
+//   (g) under a salt that nobody has nothing is found;
 //   (h) a request goes on within a bounded time as long as one worker is well.
 // And when all is quiet: every request has ended, (c) nobody counts any more, no worker has a
 // request left, and the index knows exactly what each worker holds.
