@@ -4,7 +4,9 @@
 #include <cstdio>
 #include <map>
 #include <memory>
+#include <optional>
 #include <random>
+#include <utility>
 
 #include "absl/strings/str_cat.h"
 #include "engine/engine.h"
@@ -21,43 +23,55 @@ using engine::RequestId;
 constexpr int32_t kWarmUpTokens = 16;  // of every sequence, before the clock starts
 constexpr int32_t kTokensAStep = 4096;
 
-/// What the sink has seen of the requests of one batch.
+/// What the sink has seen of the requests of one batch, and the engine's figures between two points
+/// of it. They are read on the engine thread, where no step can come between.
 class Progress {
  public:
+  /// Before the requests are submitted: `count` of them, measured for `steps` steps once each has
+  /// made its warm-up tokens.
+  void Begin(const Engine* engine, size_t count, int32_t steps) {
+    MutexLock lock(&mutex_);
+    engine_ = engine;
+    count_ = count;
+    steps_ = steps;
+    tokens_.clear();
+    ended_ = 0;
+    before_.reset();
+    after_.reset();
+  }
   void Take(const engine::StepEvents& events) {
     MutexLock lock(&mutex_);
     for (const engine::RequestEvent& event : events.requests) {
       tokens_[event.id] += static_cast<int32_t>(event.token_ids.size());
       ended_ += event.finish != FinishReason::kNone ? 1 : 0;
     }
-    changed_.SignalAll();
+    if (!before_.has_value() && Reached(kWarmUpTokens)) before_ = engine_->Stats();
+    if (!after_.has_value() && Reached(kWarmUpTokens + steps_)) after_ = engine_->Stats();
+    if (ended_ == count_) changed_.SignalAll();
   }
-  void Clear() {
+  /// Blocks until all requests ended, and gives the figures at the two points.
+  std::pair<EngineStats, EngineStats> AwaitEnd() {
     MutexLock lock(&mutex_);
-    tokens_.clear();
-    ended_ = 0;
-  }
-  /// Blocks until `count` sequences have made `tokens` each.
-  void AwaitTokens(size_t count, int32_t tokens) {
-    MutexLock lock(&mutex_);
-    while (!Reached(count, tokens)) changed_.Wait(&mutex_);
-  }
-  void AwaitEnds(int32_t count) {
-    MutexLock lock(&mutex_);
-    while (ended_ < count) changed_.Wait(&mutex_);
+    while (ended_ < count_) changed_.Wait(&mutex_);
+    return {*before_, *after_};
   }
 
  private:
-  bool Reached(size_t count, int32_t tokens) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
-    if (tokens_.size() < count) return false;
+  bool Reached(int32_t tokens) const ABSL_EXCLUSIVE_LOCKS_REQUIRED(mutex_) {
+    if (tokens_.size() < count_) return false;
     return std::all_of(tokens_.begin(), tokens_.end(),
                        [&](const auto& entry) { return entry.second >= tokens; });
   }
 
   Mutex mutex_;
   Condition changed_;
+  const Engine* engine_ ABSL_GUARDED_BY(mutex_) = nullptr;
+  size_t count_ ABSL_GUARDED_BY(mutex_) = 0;
+  int32_t steps_ ABSL_GUARDED_BY(mutex_) = 0;
   std::map<RequestId, int32_t> tokens_ ABSL_GUARDED_BY(mutex_);
-  int32_t ended_ ABSL_GUARDED_BY(mutex_) = 0;
+  size_t ended_ ABSL_GUARDED_BY(mutex_) = 0;
+  std::optional<EngineStats> before_ ABSL_GUARDED_BY(mutex_);
+  std::optional<EngineStats> after_ ABSL_GUARDED_BY(mutex_);
 };
 
 int32_t Largest(const EngineBenchOptions& options) {
@@ -124,7 +138,7 @@ void Report(int32_t batch, const EngineBenchOptions& options, const EngineStats&
 
 absl::Status RunBatch(Engine& engine, Progress& progress, const EngineBenchOptions& options,
                       int32_t batch, RequestId first_id) {
-  progress.Clear();
+  progress.Begin(&engine, static_cast<size_t>(batch), options.steps);
   std::mt19937_64 random(first_id);
   const int32_t tokens = AnswerTokens(options);
   for (int32_t i = 0; i < batch; ++i) {
@@ -138,11 +152,7 @@ absl::Status RunBatch(Engine& engine, Progress& progress, const EngineBenchOptio
     const absl::Status status = engine.Submit(std::move(request));
     if (!status.ok()) return status;
   }
-  progress.AwaitTokens(batch, kWarmUpTokens);
-  const EngineStats before = engine.Stats();
-  progress.AwaitTokens(batch, kWarmUpTokens + options.steps);
-  const EngineStats after = engine.Stats();
-  progress.AwaitEnds(batch);
+  const auto [before, after] = progress.AwaitEnd();
   Report(batch, options, before, after);
   return absl::OkStatus();
 }
