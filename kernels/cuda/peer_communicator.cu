@@ -82,7 +82,14 @@ __device__ __forceinline__ void CountCall(const Peers<kRanks>& p, uint32_t epoch
   p.own().counters[0] = epoch;
 }
 
-__device__ __forceinline__ void AddPart(const uint32_t (&words)[4], float (&sum)[kVector]) {
+/// 8 values of a row as they lie in memory; zeros past its end.
+__device__ __forceinline__ uint4 LoadWords(const BFloat16* row, int column, int columns) {
+  return column < columns ? *reinterpret_cast<const uint4*>(row + column) : uint4{0, 0, 0, 0};
+}
+
+/// sum += the 8 values of `part`.
+__device__ __forceinline__ void AddPart(const uint4& part, float (&sum)[kVector]) {
+  const uint32_t words[4] = {part.x, part.y, part.z, part.w};
 #pragma unroll
   for (int i = 0; i < kVector / 2; ++i) {
     sum[2 * i] += __uint_as_float(words[i] << 16);
@@ -103,24 +110,28 @@ __device__ __forceinline__ uint4 RoundSum(float (&sum)[kVector]) {
   return {packed.words[0], packed.words[1], packed.words[2], packed.words[3]};
 }
 
-/// What the fused form does with a row once its sum is there.
+/// What the fused form does with a row once its sum is there. Weight and residual were loaded while
+/// the others were awaited.
 __device__ __forceinline__ void FinishRow(const NormParams& norm, int64_t row, int column,
-                                          const float (&weights)[kVector],
-                                          const float (&sum)[kVector], float (&residual)[kVector],
-                                          float* shared) {
+                                          const uint4& weight_words, const uint4& residual_words,
+                                          const float (&sum)[kVector], float* shared) {
+  float weights[kVector] = {};
+  float residual[kVector] = {};
+  AddPart(weight_words, weights);
+  AddPart(residual_words, residual);
   AddToResidual<true>(norm, row, column, sum, residual);
   NormRow<true>(norm, row, column, weights, residual, shared);
 }
 
 template <int kRanks, bool kNorm>
 __global__ void __launch_bounds__(kRowThreadsMax)
-    SumInOneShotKernel(const Peers<kRanks> p, const SumParams s) {
+    SumInOneShotKernel(const __grid_constant__ Peers<kRanks> p, const SumParams s) {
   __shared__ float shared[kWarp];
   const int column = static_cast<int>(threadIdx.x) * kVector;
   const bool active = column < s.columns;
   const int vectors = s.columns / kVector;
-  float weights[kVector];
-  if constexpr (kNorm) LoadRow8<true>(s.norm.weight, column, s.columns, weights);
+  uint4 weight = {};
+  if constexpr (kNorm) weight = LoadWords(s.norm.weight, column, s.columns);
   DependencyWait();
   const uint32_t epoch = EpochOf(p);
   const int valid = ValidRows(s);
@@ -129,48 +140,44 @@ __global__ void __launch_bounds__(kRowThreadsMax)
     BFloat16* values = s.values + static_cast<int64_t>(row) * s.columns + column;
     const int64_t place = static_cast<int64_t>(row) * 2 * vectors + threadIdx.x;
     float sum[kVector] = {};
-    float residual[kVector] = {};
+    uint4 residual = {};
     if (active) {
+      // To the rank itself too: then all parts come the same way.
       const uint4 part = *reinterpret_cast<const uint4*>(values);
 #pragma unroll
-      for (int i = 1; i < kRanks; ++i) {
+      for (int i = 0; i < kRanks; ++i) {
         const Mailbox& box = p.boxes[(p.rank + i) % kRanks];
         uint4* to = box.small + (half + p.rank) * p.small_vectors + place;
         StoreHalves(to, {part.x, epoch, part.y, epoch});
         StoreHalves(to + vectors, {part.z, epoch, part.w, epoch});
       }
       if constexpr (kNorm) {
-        LoadRow8<true>(s.norm.residual + row * s.norm.residual_stride, column, s.columns, residual);
+        residual = LoadWords(s.norm.residual + row * s.norm.residual_stride, column, s.columns);
       }
-      uint32_t parts[kRanks][4];
-      PollUntil([&] {
-        bool all = true;
+      // As many at a time as registers hold.
+      constexpr int kTogether = kRanks < 4 ? kRanks : 4;
+      const uint4* from = p.own().small + half * p.small_vectors + place;
 #pragma unroll
-        for (int rank = 0; rank < kRanks; ++rank) {
-          if (rank == p.rank) continue;
-          const uint4* from = p.own().small + (half + rank) * p.small_vectors + place;
-          const uint4 low = LoadHalves(from);
-          const uint4 high = LoadHalves(from + vectors);
-          all = all && low.y == epoch && low.w == epoch && high.y == epoch && high.w == epoch;
-          parts[rank][0] = low.x;
-          parts[rank][1] = low.z;
-          parts[rank][2] = high.x;
-          parts[rank][3] = high.z;
-        }
-        return all;
-      });
+      for (int first = 0; first < kRanks; first += kTogether) {
+        uint4 parts[kTogether];
+        PollUntil([&] {
+          bool all = true;
 #pragma unroll
-      for (int rank = 0; rank < kRanks; ++rank) {
-        const uint32_t own[4] = {part.x, part.y, part.z, part.w};
-        if (rank == p.rank) {
-          AddPart(own, sum);
-        } else {
-          AddPart(parts[rank], sum);
-        }
+          for (int i = 0; i < kTogether; ++i) {
+            const uint4* part_from = from + (first + i) * p.small_vectors;
+            const uint4 low = LoadHalves(part_from);
+            const uint4 high = LoadHalves(part_from + vectors);
+            all = all && low.y == epoch && low.w == epoch && high.y == epoch && high.w == epoch;
+            parts[i] = {low.x, low.z, high.x, high.z};
+          }
+          return all;
+        });
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) AddPart(parts[i], sum);
       }
       *reinterpret_cast<uint4*>(values) = RoundSum(sum);
     }
-    if constexpr (kNorm) FinishRow(s.norm, row, column, weights, sum, residual, shared);
+    if constexpr (kNorm) FinishRow(s.norm, row, column, weight, residual, sum, shared);
   }
   DependencyRelease();
   if (IsLastBlock(p)) CountCall(p, epoch);
@@ -221,7 +228,7 @@ __device__ __forceinline__ void SumOwnRows(const Peers<kRanks>& p, const SumPara
       float sum[kVector] = {};
 #pragma unroll
       for (int rank = 0; rank < kRanks; ++rank) {
-        AddPart({parts[rank].x, parts[rank].y, parts[rank].z, parts[rank].w}, sum);
+        AddPart(parts[rank], sum);
       }
       const uint4 packed = RoundSum(sum);
 #pragma unroll
@@ -240,13 +247,13 @@ __device__ __forceinline__ void SumOwnRows(const Peers<kRanks>& p, const SumPara
 
 template <int kRanks, bool kNorm>
 __global__ void __launch_bounds__(kRowThreadsMax)
-    SumInTwoShotsKernel(const Peers<kRanks> p, const SumParams s) {
+    SumInTwoShotsKernel(const __grid_constant__ Peers<kRanks> p, const SumParams s) {
   __shared__ float shared[kWarp];
   __shared__ uint64_t addresses[kRanks];
   const int column = static_cast<int>(threadIdx.x) * kVector;
   const bool active = column < s.columns;
-  float weights[kVector];
-  if constexpr (kNorm) LoadRow8<true>(s.norm.weight, column, s.columns, weights);
+  uint4 weight = {};
+  if constexpr (kNorm) weight = LoadWords(s.norm.weight, column, s.columns);
   DependencyWait();
   const uint32_t epoch = EpochOf(p);
   const int valid = ValidRows(s);
@@ -255,9 +262,9 @@ __global__ void __launch_bounds__(kRowThreadsMax)
   // Every row is awaited, so that the kernel's end says that the tensor holds the sums and nobody
   // reads or writes it any more.
   for (int row = static_cast<int>(blockIdx.x); row < valid; row += static_cast<int>(gridDim.x)) {
-    float residual[kVector] = {};
+    uint4 residual = {};
     if constexpr (kNorm) {
-      LoadRow8<true>(s.norm.residual + row * s.norm.residual_stride, column, s.columns, residual);
+      residual = LoadWords(s.norm.residual + row * s.norm.residual_stride, column, s.columns);
     }
     if (threadIdx.x == 0) {
       PollUntil([&] { return LoadAcquire(&p.own().row_epochs[row]) == epoch; });
@@ -266,10 +273,9 @@ __global__ void __launch_bounds__(kRowThreadsMax)
     if constexpr (kNorm) {
       float sum[kVector] = {};
       if (active) {
-        const uint4 words = LoadShared16(s.values + static_cast<int64_t>(row) * s.columns + column);
-        AddPart({words.x, words.y, words.z, words.w}, sum);
+        AddPart(LoadShared16(s.values + static_cast<int64_t>(row) * s.columns + column), sum);
       }
-      FinishRow(s.norm, row, column, weights, sum, residual, shared);
+      FinishRow(s.norm, row, column, weight, residual, sum, shared);
     }
   }
   DependencyRelease();
@@ -287,7 +293,7 @@ struct GatherParams {
 
 template <int kRanks>
 __global__ void __launch_bounds__(kGatherThreads)
-    GatherColumnsKernel(const Peers<kRanks> p, const GatherParams g) {
+    GatherColumnsKernel(const __grid_constant__ Peers<kRanks> p, const GatherParams g) {
   __shared__ uint64_t addresses[kRanks];
   DependencyWait();
   const uint32_t epoch = EpochOf(p);
