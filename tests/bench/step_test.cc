@@ -40,7 +40,9 @@ TEST(StepBenchTest, TellsOfEveryBatchAndPrompt) {
 
 TEST(StepBenchTest, RanksRunTogetherOrOneAlone) {
   for (const char* exchange : {"auto", "none"}) {
-    StepBenchOptions options = Tiny("glm4_moe_lite/flash");
+    StepBenchOptions options = Tiny("glm4_moe/air");
+    options.model = std::string(GLM_SOURCE_DIR) + "/deploy/demo-model";
+    options.layers = 2;
     options.ranks.tensor_parallel_size = 2;
     options.ranks.gpu_exchange = exchange;
     testing::internal::CaptureStdout();
@@ -50,7 +52,7 @@ TEST(StepBenchTest, RanksRunTogetherOrOneAlone) {
     EXPECT_EQ(CountOf(out, "\"tensor_parallel_size\": 2"), 3) << out;
     EXPECT_EQ(CountOf(out, "\"op\": \"all_reduce_add_rms_norm\""), 3) << out;
   }
-  StepBenchOptions options = Tiny("glm4_moe_lite/flash");
+  StepBenchOptions options = Tiny("glm4_moe/air");
   options.ranks.tensor_parallel_size = 8;
   EXPECT_FALSE(RunStepBench(options).ok()) << "8 ranks do not divide it";
 }
