@@ -9,6 +9,7 @@
 
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/launch_after.h"
 #include "kernels/cuda/norm_row.cuh"
 #include "kernels/cuda/peer_memory.cuh"
@@ -23,6 +24,7 @@ constexpr int kRanksMax = 8;
 constexpr int64_t kSmallInboundBytes = 2 << 20;
 constexpr int kRowThreadsMax = 768;  // 8 values each: rows of at most 6144
 constexpr int kGatherThreads = 256;
+constexpr int kGatherPiece = 4 * kGatherThreads;  // values that a block moves at a time
 
 /// A rank's mailbox, at addresses that are good on all GPUs.
 struct Mailbox {
@@ -133,6 +135,9 @@ __global__ void __launch_bounds__(kRowThreadsMax)
   uint4 weight = {};
   if constexpr (kNorm) weight = LoadWords(s.norm.weight, column, s.columns);
   DependencyWait();
+  // The first row is asked for together with the count of rows.
+  uint4 part =
+      LoadWords(s.values + static_cast<int64_t>(blockIdx.x) * s.columns, column, s.columns);
   const uint32_t epoch = EpochOf(p);
   const int valid = ValidRows(s);
   const int64_t half = (epoch % 2) * kRanks;
@@ -143,7 +148,7 @@ __global__ void __launch_bounds__(kRowThreadsMax)
     uint4 residual = {};
     if (active) {
       // To the rank itself too: then all parts come the same way.
-      const uint4 part = *reinterpret_cast<const uint4*>(values);
+      if (row != static_cast<int>(blockIdx.x)) part = *reinterpret_cast<const uint4*>(values);
 #pragma unroll
       for (int i = 0; i < kRanks; ++i) {
         const Mailbox& box = p.boxes[(p.rank + i) % kRanks];
@@ -289,6 +294,7 @@ struct GatherParams {
   int columns;
   float* out;  // [rows, ranks * columns]
   int64_t out_stride;
+  bool vectors;  // all parts of rows can be read and written 16 bytes at a time
 };
 
 template <int kRanks>
@@ -299,14 +305,27 @@ __global__ void __launch_bounds__(kGatherThreads)
   const uint32_t epoch = EpochOf(p);
   Announce(p, epoch, g.in);
   AwaitTensors(p, epoch, addresses);
-  const int64_t width = static_cast<int64_t>(kRanks) * g.columns;
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kGatherThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kGatherThreads + threadIdx.x;
-       i < g.rows * width; i += step) {
-    const int64_t row = i / width;
-    const int64_t column = i % width;
-    const auto* from = reinterpret_cast<const float*>(addresses[column / g.columns]);
-    g.out[row * g.out_stride + column] = LoadShared4(from + row * g.in_stride + column % g.columns);
+  // A block takes pieces of one rank's part of a row.
+  const int pieces = (g.columns + kGatherPiece - 1) / kGatherPiece;
+  const int count = g.rows * kRanks * pieces;
+  for (int i = static_cast<int>(blockIdx.x); i < count; i += static_cast<int>(gridDim.x)) {
+    const int piece = i % pieces;
+    const int rank = i / pieces % kRanks;
+    const int64_t row = i / pieces / kRanks;
+    const float* from = reinterpret_cast<const float*>(addresses[rank]) + row * g.in_stride;
+    float* to = g.out + row * g.out_stride + static_cast<int64_t>(rank) * g.columns;
+    const int begin = piece * kGatherPiece;
+    if (g.vectors) {
+      const int column = begin + static_cast<int>(threadIdx.x) * 4;
+      if (column < g.columns) {
+        *reinterpret_cast<uint4*>(to + column) = LoadShared16(from + column);
+      }
+    } else {
+      const int end = min(g.columns, begin + kGatherPiece);
+      for (int c = begin + static_cast<int>(threadIdx.x); c < end; c += kGatherThreads) {
+        to[c] = LoadShared4(from + c);
+      }
+    }
   }
   DependencyRelease();
   if (!IsLastBlock(p)) return;
@@ -383,7 +402,10 @@ class PeerCommunicator final : public Communicator {
     CHECK(aligned && !args.residual.empty()) << "all_reduce_add_rms_norm";
     CHECK(args.out.data == nullptr || args.out.data != args.delta.data)
         << "all_reduce_add_rms_norm.out is the delta";
-    Sum<true>(op, args.delta, norm);
+    // A block's rows come one after the other here: of many, a norm of its own is faster.
+    if (args.delta.shape[0] <= 2 * blocks_max_) return Sum<true>(op, args.delta, norm);
+    Sum<false>(op, args.delta, {});
+    AddRmsNorm(device, args);
   }
 
   void AllGatherColumns(Device& device, const Tensor& in, const Tensor& out) override {
@@ -393,13 +415,15 @@ class PeerCommunicator final : public Communicator {
     CheckShape(in, DType::kF32, {-1, -1}, "all_gather_columns.in");
     CheckShape(out, DType::kF32, {rows, columns * kRanks}, "all_gather_columns.out");
     CheckDevice(op);
-    const GatherParams params = {.in = in.Data<float>(),
-                                 .in_stride = in.stride[0],
-                                 .rows = static_cast<int>(rows),
-                                 .columns = static_cast<int>(columns),
-                                 .out = out.Data<float>(),
-                                 .out_stride = out.stride[0]};
-    const int64_t wanted = (out.elements() + kGatherThreads - 1) / kGatherThreads;
+    const GatherParams params = {
+        .in = in.Data<float>(),
+        .in_stride = in.stride[0],
+        .rows = static_cast<int>(rows),
+        .columns = static_cast<int>(columns),
+        .out = out.Data<float>(),
+        .out_stride = out.stride[0],
+        .vectors = columns % 4 == 0 && WholeVectors(in) && WholeVectors(out)};
+    const int64_t wanted = rows * kRanks * ((columns + kGatherPiece - 1) / kGatherPiece);
     LaunchAfter(GatherColumnsKernel<kRanks>, Grid(wanted), kGatherThreads, 0, op.stream(), peers_,
                 params);
   }
@@ -410,6 +434,10 @@ class PeerCommunicator final : public Communicator {
   }
   dim3 Grid(int64_t blocks) const {
     return dim3(static_cast<unsigned>(std::clamp<int64_t>(blocks, 1, blocks_max_)));
+  }
+
+  static bool WholeVectors(const Tensor& tensor) {
+    return reinterpret_cast<uintptr_t>(tensor.data) % 16 == 0 && tensor.stride[0] % 4 == 0;
   }
 
   template <bool kNorm>
