@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "absl/strings/str_cat.h"
+#include "absl/types/span.h"
 #include "proto/base/log.h"
 #include "router/admit/admission.h"
 #include "router/answer_scores.h"
@@ -52,7 +53,7 @@ class LiveExchange final : public Exchange, private Receiver {
   void LineUp(bool worker_ready);
   void OnWaited();
   void StopWaiting(bool sent);
-  int32_t Choose(const FleetSnapshot& snapshot, std::vector<Candidate> candidates) const;
+  int32_t Choose(absl::Span<const Candidate> candidates) const;
   std::vector<Candidate> Candidates(const FleetSnapshot& snapshot, int32_t* length_max) const;
   void NameBlocks(const FleetSnapshot& snapshot);
   absl::Status NoneReady() const;
@@ -222,6 +223,7 @@ std::vector<Candidate> LiveExchange::Candidates(const FleetSnapshot& snapshot,
     candidate.usable = length <= session->shape().length_max &&
                        std::count(refused_by_.begin(), refused_by_.end(), session) == 0;
     candidate.ejected = worker.ejected;
+    candidate.full = session->Room() <= 0;
     candidate.requests = load.requests;
     candidate.sequences_max = session->shape().sequences_max;
     candidate.tokens_waiting = load.tokens_waiting;
@@ -242,31 +244,15 @@ std::vector<Candidate> LiveExchange::Candidates(const FleetSnapshot& snapshot,
   return candidates;
 }
 
-/// Narrows the choice, then leaves it to the policy. -1: none may have it now.
-int32_t LiveExchange::Choose(const FleetSnapshot& snapshot,
-                             std::vector<Candidate> candidates) const {
-  const auto keep_if_any = [&](auto&& good) {
-    std::vector<bool> is_good(candidates.size());
-    bool any = false;
-    for (size_t i = 0; i < candidates.size(); ++i) {
-      is_good[i] = candidates[i].usable && good(i);
-      any = any || is_good[i];
-    }
-    if (!any) return false;
-    for (size_t i = 0; i < candidates.size(); ++i) candidates[i].usable = is_good[i];
-    return true;
-  };
-  // An ejected worker is not asked because the others are full: these are waited for.
-  keep_if_any([&](size_t i) { return !candidates[i].ejected; });
-  const bool has_room =
-      keep_if_any([&](size_t i) { return snapshot.workers[i].session->Room() > 0; });
-  if (!has_room && !IsReplay()) return -1;
+/// -1: none may have it now.
+int32_t LiveExchange::Choose(absl::Span<const Candidate> candidates) const {
   Placement& placement = *rooms_.placement;
   const RouteRequest route{
       .policy = placement.policy(),
       .prompt_tokens = static_cast<int64_t>(prompt_ids().size() + answer_ids_.size()),
       .answer_tokens = max_tokens_ > 0 ? max_tokens_ - static_cast<int64_t>(answer_ids_.size())
                                        : request_.max_tokens.value_or(0),
+      .takes_full = IsReplay(),
       .spread = rooms_.loop->Random(),
       .turn = placement.policy() == Policy::kRoundRobin ? placement.NextTurn() : 0,
       .session_hash = request_.session.empty() ? 0 : placement.HashOf(request_.session)};
@@ -285,7 +271,7 @@ void LiveExchange::Dispatch() {
   // No overtaking: a new request goes at once only where nobody waits.
   const bool may_go =
       any_usable && (ticket_.has_value() || IsReplay() || !rooms_.admission->IsLinedUp());
-  const int32_t chosen = may_go ? Choose(*snapshot, candidates) : -1;
+  const int32_t chosen = may_go ? Choose(candidates) : -1;
   rooms_.metrics->ObserveDecision(SecondsBetween(asked, rooms_.loop->Now()));
   if (chosen < 0) return LineUp(length_max > 0);
   Submit(snapshot->workers[chosen].session, candidates[chosen].cached_tokens);

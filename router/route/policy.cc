@@ -167,8 +167,10 @@ int32_t OfSession(const RouteRequest& request, absl::Span<const Candidate> candi
   });
 }
 
-/// Those that are usable and not ejected; if there are none, those that are usable.
-std::vector<int32_t> Usable(absl::Span<const Candidate> candidates) {
+/// Those that are usable and not ejected, or else those that are usable; of these, those with room,
+/// or else all for a request that takes full ones. An ejected worker is not asked because the
+/// others are full: these are waited for.
+std::vector<int32_t> MayHave(const RouteRequest& request, absl::Span<const Candidate> candidates) {
   std::vector<int32_t> usable;
   for (const bool ejected : {false, true}) {
     for (size_t i = 0; i < candidates.size(); ++i) {
@@ -178,6 +180,9 @@ std::vector<int32_t> Usable(absl::Span<const Candidate> candidates) {
     }
     if (!usable.empty()) break;
   }
+  const auto full = [&](int32_t i) { return candidates[i].full; };
+  const bool all_full = std::all_of(usable.begin(), usable.end(), full);
+  if (!all_full || !request.takes_full) std::erase_if(usable, full);
   return usable;
 }
 
@@ -218,7 +223,7 @@ bool CountsPrefixes(Policy policy) {
 }
 
 Choice ChooseWorker(const RouteRequest& request, absl::Span<const Candidate> candidates) {
-  const std::vector<int32_t> usable = Usable(candidates);
+  const std::vector<int32_t> usable = MayHave(request, candidates);
   if (usable.empty()) return {};
   const StepTimes fleet = FleetTimes(candidates, usable);
   const int32_t chosen = Choose(request, candidates, usable, fleet);

@@ -58,6 +58,7 @@ struct StepTimes {
 struct Candidate {
   bool usable = false;          // ready, and not yet tried in vain by this request
   bool ejected = false;         // taken only where all that are usable are ejected
+  bool full = false;            // has all the requests that it may have
   int32_t requests = 0;         // running and waiting
   int32_t sequences_max = 0;    // running at once
   int64_t tokens_waiting = 0;   // prompt tokens not yet computed
@@ -76,13 +77,14 @@ struct RouteRequest {
   Policy policy = Policy::kPrefix;
   int64_t prompt_tokens = 0;
   int64_t answer_tokens = 0;  // at most; 0: not known
+  bool takes_full = false;    // a replay: it goes even where there is no room
   uint64_t spread = 0;        // any number that differs from request to request: settles ties
   uint64_t turn = 0;          // counts requests, for kRoundRobin
   uint64_t session_hash = 0;  // of the session's name, for kSession; 0: it has none
 };
 
 struct Choice {
-  int32_t worker = -1;       // -1: none is usable
+  int32_t worker = -1;       // -1: none is usable and has room
   double first_token_s = 0;  // seconds to the first token there, predicted; 0: not known
 };
 

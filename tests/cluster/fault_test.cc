@@ -119,7 +119,8 @@ TEST_F(FaultTest, F2AnswersOfAllKindsGoOnAsIfTheirWorkerLived) {
   const std::vector<CrowdAnswer> right = Ask(bodies);
   ExpectSameAnswers(right, right);
   Crowd crowd(router_->http_port(), "/v1/completions", bodies);
-  ASSERT_TRUE(crowd.AwaitEvents(1500));
+  // Early: on a busy machine what was heard is long behind what was said.
+  ASSERT_TRUE(crowd.AwaitEvents(400));
   workers_[0]->Signal(SIGKILL);
   ExpectSameAnswers(right, crowd.Await());
   EXPECT_GT(router_->Metric("glmserve_router_retries_total"), 0);
@@ -132,7 +133,7 @@ TEST_F(FaultTest, F2ReasoningGoesOnInTheMiddle) {
   for (int i = 0; i < 16; ++i) {
     bodies.push_back(nlohmann::json{
         {"messages", {{{"role", "user"}, {"content", "What is " + std::to_string(i) + "?"}}}},
-        {"max_tokens", 150},
+        {"max_tokens", 300},
         {"temperature", 1},
         {"seed", i},
         {"logprobs", true},
@@ -142,7 +143,7 @@ TEST_F(FaultTest, F2ReasoningGoesOnInTheMiddle) {
   const std::vector<CrowdAnswer> right = Ask(bodies, "/v1/chat/completions");
   ExpectSameAnswers(right, right);
   Crowd crowd(router_->http_port(), "/v1/chat/completions", bodies);
-  ASSERT_TRUE(crowd.AwaitEvents(600));
+  ASSERT_TRUE(crowd.AwaitEvents(200));
   workers_[0]->Signal(SIGKILL);
   ExpectSameAnswers(right, crowd.Await());
   EXPECT_GT(router_->Metric("glmserve_router_retries_total"), 0);

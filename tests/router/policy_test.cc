@@ -268,6 +268,25 @@ TEST(PolicySecondsTest, NoiseOfFitsBreaksNoTies) {
   EXPECT_LT(chi_square, 24.3) << "7 degrees of freedom, one in a thousand";
 }
 
+TEST(PolicySecondsTest, FullWorkersAreLeftToReplays) {
+  for (const Policy policy : {Policy::kPrefix, Policy::kLeastLoad, Policy::kRoundRobin,
+                              Policy::kPowerOfTwo, Policy::kSession}) {
+    std::vector<Candidate> workers(3, Timed());
+    workers[0].full = true;
+    workers[0].cached_tokens = 480;
+    workers[2].ejected = true;
+    const auto chosen = [&](bool takes_full) {
+      return Chosen({.policy = policy, .prompt_tokens = 500, .takes_full = takes_full}, workers);
+    };
+    EXPECT_EQ(chosen(false), 1);
+    EXPECT_EQ(chosen(true), 1) << "one has room";
+    workers[1].full = true;
+    EXPECT_EQ(chosen(false), -1) << "full ones are waited for, not those that were ejected";
+    EXPECT_NE(chosen(true), -1);
+    EXPECT_NE(chosen(true), 2);
+  }
+}
+
 TEST(PolicySecondsTest, EjectedWorkersAreTheLastResort) {
   for (const Policy policy : {Policy::kPrefix, Policy::kLeastLoad, Policy::kRoundRobin,
                               Policy::kPowerOfTwo, Policy::kSession}) {
