@@ -106,6 +106,10 @@ RankOptions PlanRank(const EngineOptions& options, const ModelConfig& config,
   rank.folder = options.model;
   rank.device = options.device;
   rank.device_index = options.device_index;
+  rank.ranks_per_device = options.ranks_per_device;
+  rank.exchange = options.gpu_exchange == "peer"   ? GpuExchange::kPeer
+                  : options.gpu_exchange == "nccl" ? GpuExchange::kNccl
+                                                   : GpuExchange::kAuto;
   const int32_t ranks = options.tensor_parallel_size;
   const int32_t cpu_threads = options.cpu_threads > 0
                                   ? options.cpu_threads

@@ -38,11 +38,17 @@ absl::Status EngineOptions::Validate() const {
       tensor_parallel_size != 8) {
     status.Update(absl::InvalidArgumentError(
         absl::StrFormat("tensor_parallel_size is %d, must be 1, 2, 4 or 8", tensor_parallel_size)));
-  } else if (device == "cuda" && tensor_parallel_size > 1) {
+  } else if (ranks_per_device < 1 || tensor_parallel_size % ranks_per_device != 0) {
     status.Update(absl::InvalidArgumentError(
-        absl::StrFormat("tensor_parallel_size is %d and device is \"cuda\": there is no "
-                        "communication between GPUs yet; must be 1, or device \"cpu\"",
-                        tensor_parallel_size)));
+        absl::StrFormat("ranks_per_device is %d, must divide tensor_parallel_size, which is %d",
+                        ranks_per_device, tensor_parallel_size)));
+  }
+  status.Update(CheckOneOf("gpu_exchange", gpu_exchange, {"auto", "peer", "nccl"}));
+  if (ranks_per_device > 1 && (device == "cpu" || gpu_exchange == "nccl")) {
+    status.Update(absl::InvalidArgumentError(absl::StrFormat(
+        "ranks_per_device is %d with device \"%s\" and gpu_exchange \"%s\": ranks share a GPU only "
+        "with device \"cuda\", and exchange through its memory; must be 1",
+        ranks_per_device, device, gpu_exchange)));
   }
   status.Update(CheckOneOf("dtype", dtype, {"auto", "bfloat16", "float32"}));
   if (device == "cuda" && dtype == "float32") {

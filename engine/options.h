@@ -23,8 +23,14 @@ struct EngineOptions {
   /// First GPU of this worker (device "cuda"); with tensor parallelism it has the next ones too.
   int32_t device_index = 0;
   /// Ranks that share the model, each with its part of the heads, widths and vocabulary: 1, 2, 4 or
-  /// 8, of those that divide the model. Device "cuda" has 1 rank.
+  /// 8, of those that divide the model. Device "cuda": a GPU each, from device_index on.
   int32_t tensor_parallel_size = 1;
+  /// Ranks that share a GPU, a divisor of tensor_parallel_size: above 1 only to try tensor
+  /// parallelism with fewer GPUs than ranks, since it makes nothing faster. Device "cuda".
+  int32_t ranks_per_device = 1;
+  /// How ranks on GPUs exchange: "peer" (kernels of ours through each other's memory), "nccl", or
+  /// "auto": peer where every pair of GPUs can access each other's memory, else NCCL.
+  std::string gpu_exchange = "auto";
   /// Activation type: "auto" (the checkpoint's), "bfloat16", "float32" (CPU only).
   std::string dtype = "auto";
   /// "none": weights as the checkpoint has them. "fp8": linears that are not FP8 are quantised

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "kernels/device.h"
+#include "kernels/ops.h"
 #include "kernels/tensor.h"
 
 namespace glm {
@@ -26,8 +27,12 @@ class Communicator {
   /// act or F32 [T, H], contiguous rows.
   virtual void AllReduceSum(Device& device, const Tensor& values) = 0;
 
-  /// out[r, rank * n + j] = that rank's in[r, j]. in F32 [R, n], out F32 [R, size * n]. With one
-  /// rank `in` may be `out`.
+  /// AllReduceSum of args.delta, then the op add_rms_norm of it; one kernel where the backend has
+  /// one. The delta holds the sum afterwards; rows of padding are unspecified, as the op has it.
+  virtual void AllReduceAddRmsNorm(Device& device, const AddRmsNormArgs& args);
+
+  /// out[r, rank * n + j] = that rank's in[r, j], bit by bit: it need not be a float. in F32 [R, n],
+  /// out F32 [R, size * n]. With one rank `in` may be `out`.
   virtual void AllGatherColumns(Device& device, const Tensor& in, const Tensor& out) = 0;
 };
 
@@ -35,9 +40,49 @@ class Communicator {
 /// as it is. AllGatherColumns REQUIRES that `in` is `out`.
 std::unique_ptr<Communicator> CreateSingleCommunicator();
 
+/// Where the ranks of one worker, threads of one process, get their communicators.
+class Meeting {
+ public:
+  virtual ~Meeting() = default;
+
+  virtual int32_t size() const = 0;
+  /// What Join takes of a rank's device.
+  virtual int64_t DeviceBytes() const = 0;
+  /// How the ranks exchange: "peer memory", "NCCL", "host memory".
+  virtual std::string Describe() const = 0;
+  /// The communicator of rank `rank`, once, on the thread that owns `device`, which is not sealed
+  /// yet. Blocks until all ranks have called: they must all come. The communicator uses the
+  /// meeting, which must outlive it. Null with the reason in *error.
+  virtual std::unique_ptr<Communicator> Join(Device& device, int32_t rank, std::string* error) = 0;
+};
+
+/// Of one rank, which gets what CreateSingleCommunicator gives.
+std::unique_ptr<Meeting> CreateSingleMeeting();
+
 /// Ranks that are threads of this process, over host memory. `elements_max`: the largest tensor.
 std::vector<std::unique_ptr<Communicator>> CreateLocalCommunicators(int32_t size,
                                                                     int64_t elements_max);
+std::unique_ptr<Meeting> CreateLocalMeeting(int32_t size, int64_t elements_max);
+
+/// How ranks on GPUs exchange. kAuto: through each other's memory where every pair of GPUs can
+/// access it, else over NCCL.
+enum class GpuExchange { kAuto, kPeer, kNccl };
+
+struct GpuMeetingOptions {
+  std::vector<int32_t> devices;  // GPU of each rank; one may stand there twice (not over NCCL)
+  GpuExchange exchange = GpuExchange::kAuto;
+  int64_t rows_max = 0;             // T of a step: rows that are summed
+  int64_t hidden = 0;               // their width, a multiple of 8
+  int64_t gather_elements_max = 0;  // of the largest tensor a rank gives to a gather
+};
+
+/// Null with the reason in *error: no such GPU, no peer access where it is asked for, no NCCL.
+/// Logs which way it takes. Sums of both ways have the same bits: those of Communicator's contract.
+std::unique_ptr<Meeting> CreateGpuMeeting(const GpuMeetingOptions& options, std::string* error);
+
+/// How the GPUs of this host reach each other, a line a GPU: for logs and benchmarks. Says so where
+/// there are none.
+std::string GpuTopology();
 
 /// By what the ranks of one meeting over NCCL know each other: made once, and given to each.
 struct NcclId {
@@ -48,8 +93,8 @@ struct NcclId {
 bool NewNcclId(NcclId* id, std::string* error);
 
 /// Rank `rank` of `size`, on the thread that owns `device`, a GPU of its own that is not sealed
-/// yet. Blocks until all ranks have called. `elements_max`: the largest tensor, of which the device
-/// then holds `size` copies. Null with the reason in *error.
+/// yet; ranks may be processes. Blocks until all ranks have called. `elements_max`: the largest
+/// tensor, of which the device then holds `size` copies. Null with the reason in *error.
 ///
 /// The library is looked for where the program runs (as the linker does), so that hosts with one
 /// GPU need none. Calls can be captured. What ranks sum is gathered and then added in rank order,

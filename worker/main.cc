@@ -38,7 +38,11 @@ void AddEngineFlags(CLI::App& app, engine::EngineOptions& engine) {
   app.add_option("--device", engine.device, "cpu or cuda");
   app.add_option("--device-index", engine.device_index, "First GPU of this worker");
   app.add_option("--tensor-parallel-size", engine.tensor_parallel_size,
-                 "Ranks that share the model: 1, 2, 4 or 8; cuda: 1");
+                 "Ranks that share the model: 1, 2, 4 or 8; with cuda a GPU each");
+  app.add_option("--ranks-per-device", engine.ranks_per_device,
+                 "Ranks that share a GPU, to try tensor parallelism with fewer GPUs");
+  app.add_option("--gpu-exchange", engine.gpu_exchange,
+                 "How ranks on GPUs exchange: auto, peer (each other's memory) or nccl");
   app.add_option("--dtype", engine.dtype, "auto, bfloat16 or float32");
   app.add_option("--quantization", engine.quantization,
                  "none, or fp8: quantise linears while loading");

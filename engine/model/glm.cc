@@ -93,7 +93,7 @@ class PagedGlm final : public Glm {
       layers_.Run(batch, weights_.layers[i], cache.layers[i], /*first=*/i == 0,
                   TraceScope(trace_, "layers.", static_cast<int64_t>(i)));
     }
-    layers_.End(batch, weights_.norm, hidden);
+    layers_.End(batch, weights_.norm, hidden, static_cast<bool>(trace_));
     if (trace_) trace_("norm", hidden);
     if (logits.shape[0] == 0) return;
     layers_.Head(batch, hidden, weights_.head, logits);

@@ -113,7 +113,9 @@ void Layers::Embed(const BatchView& batch, const Tensor& table, const Tensor& ou
 void Layers::Run(const BatchView& batch, const LayerWeights& weights, const KvLayer& cache,
                  bool first, const TraceScope& trace) const {
   const Tensor delta = delta_.Rows(0, batch.token_ids.shape[0]);
-  const Tensor last = first ? Tensor() : delta;
+  // What a layer's feed-forward part adds is summed over the ranks where it is added, at the head
+  // of the next layer; a trace wants to see it before.
+  const Delta last = first ? Delta::kNone : trace.on() ? Delta::kSummed : Delta::kParts;
   if (latent_attention_.has_value()) {
     const LatentAttentionWeights& attention = weights.latent_attention;
     const LinearInput in = AddNorm(batch, last, weights.input_norm, attention.down, false);
@@ -123,21 +125,23 @@ void Layers::Run(const BatchView& batch, const LayerWeights& weights, const KvLa
     const LinearInput in = AddNorm(batch, last, weights.input_norm, attention.qkv, false);
     attention_->Forward(batch, attention, cache, in, delta, trace);
   }
-  communicator_.AllReduceSum(device_, delta);
-  trace("attention", delta);
   // The router of a mixture reads plain rows whatever the experts read.
-  const LinearInput in = AddNorm(batch, delta, weights.post_attention_norm, weights.ffn.first(),
-                                 /*plain_too=*/!weights.ffn.dense());
+  const LinearInput in =
+      AddNorm(batch, Delta::kParts, weights.post_attention_norm, weights.ffn.first(),
+              /*plain_too=*/!weights.ffn.dense());
+  trace("attention", delta);
   ffn_.Forward(batch, weights.ffn, in, delta, trace);
+  if (!trace.on()) return;
   communicator_.AllReduceSum(device_, delta);
   trace("ffn", delta);
 }
 
-void Layers::End(const BatchView& batch, const Tensor& weight, const Tensor& out) const {
-  AddNorm(batch, delta_.Rows(0, out.shape[0]), weight, LinearInput(out));
+void Layers::End(const BatchView& batch, const Tensor& weight, const Tensor& out,
+                 bool traced) const {
+  AddNorm(batch, traced ? Delta::kSummed : Delta::kParts, weight, LinearInput(out));
 }
 
-LinearInput Layers::AddNorm(const BatchView& batch, const Tensor& delta, const Tensor& weight,
+LinearInput Layers::AddNorm(const BatchView& batch, Delta delta, const Tensor& weight,
                             const Weight& next, bool plain_too) const {
   const int64_t tokens = batch.token_ids.shape[0];
   LinearInput rows;
@@ -147,15 +151,21 @@ LinearInput Layers::AddNorm(const BatchView& batch, const Tensor& delta, const T
   return rows;
 }
 
-void Layers::AddNorm(const BatchView& batch, const Tensor& delta, const Tensor& weight,
+void Layers::AddNorm(const BatchView& batch, Delta delta, const Tensor& weight,
                      const LinearInput& out) const {
-  device_.ops().add_rms_norm(device_, {.batch = batch,
-                                       .delta = delta,
-                                       .residual = residual_.Rows(0, batch.token_ids.shape[0]),
-                                       .weight = weight,
-                                       .epsilon = static_cast<float>(config_.rms_norm_eps),
-                                       .out = out.plain,
-                                       .quantized = out.quantized});
+  const int64_t tokens = batch.token_ids.shape[0];
+  const AddRmsNormArgs args = {.batch = batch,
+                               .delta = delta == Delta::kNone ? Tensor() : delta_.Rows(0, tokens),
+                               .residual = residual_.Rows(0, tokens),
+                               .weight = weight,
+                               .epsilon = static_cast<float>(config_.rms_norm_eps),
+                               .out = out.plain,
+                               .quantized = out.quantized};
+  if (delta == Delta::kParts) {
+    communicator_.AllReduceAddRmsNorm(device_, args);
+  } else {
+    device_.ops().add_rms_norm(device_, args);
+  }
 }
 
 void Layers::Head(const BatchView& batch, const Tensor& normed, const Weight& head,

@@ -57,8 +57,9 @@ class Layers {
   /// Runs one layer on the stream. `first`: nothing was run on it since Begin.
   void Run(const BatchView& batch, const LayerWeights& weights, const KvLayer& cache, bool first,
            const TraceScope& trace) const;
-  /// Ends a pass of at least one layer: out = norm of the stream, act [T, H].
-  void End(const BatchView& batch, const Tensor& weight, const Tensor& out) const;
+  /// Ends a pass of at least one layer: out = norm of the stream, act [T, H]. `traced`: the layers
+  /// ran with a trace.
+  void End(const BatchView& batch, const Tensor& weight, const Tensor& out, bool traced) const;
   /// logits = head . the rows of `normed` that the batch names. Of `head`, [V / ranks, H], each
   /// rank has its rows: with logits F32 [R, V] all ranks get all of them, with F32 [R, V / ranks]
   /// each keeps its own.
@@ -66,11 +67,14 @@ class Layers {
             const Tensor& logits) const;
 
  private:
-  /// Normalised rows in the form that `next` reads, in the layers' buffers; the plain form besides
-  /// when told so.
-  LinearInput AddNorm(const BatchView& batch, const Tensor& delta, const Tensor& weight,
-                      const Weight& next, bool plain_too) const;
-  void AddNorm(const BatchView& batch, const Tensor& delta, const Tensor& weight,
+  /// What delta_ holds for the stream: nothing yet, this rank's part of a sum, or the sum.
+  enum class Delta { kNone, kParts, kSummed };
+
+  /// Adds the delta, summed over the ranks, to the stream. Returns its normalised rows in the form
+  /// that `next` reads, in the layers' buffers; in the plain form besides when told so.
+  LinearInput AddNorm(const BatchView& batch, Delta delta, const Tensor& weight, const Weight& next,
+                      bool plain_too) const;
+  void AddNorm(const BatchView& batch, Delta delta, const Tensor& weight,
                const LinearInput& out) const;
 
   Device& device_;

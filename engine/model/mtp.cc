@@ -152,7 +152,7 @@ void Mtp::Forward(const BatchView& batch, const Tensor& hidden, const KvLayer& c
   const TraceScope scope(trace, "layers.", config_.layers);
   scope("projection", residual);
   layers_.Run(batch, weights_.layer, cache, /*first=*/true, scope);
-  layers_.End(batch, weights_.norm, embedded);
+  layers_.End(batch, weights_.norm, embedded, scope.on());
   scope("norm", embedded);
   if (logits.shape[0] == 0) return;
   layers_.Head(batch, embedded, weights_.head, logits);

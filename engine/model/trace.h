@@ -19,6 +19,7 @@ class TraceScope {
   TraceScope(const Trace& trace, const char* scope, int64_t index)
       : trace_(trace), scope_(scope), index_(index) {}
 
+  bool on() const { return static_cast<bool>(trace_); }
   void operator()(const char* name, const Tensor& tensor) const {
     if (trace_) trace_(std::string(scope_) + std::to_string(index_) + "." + name, tensor);
   }

@@ -10,6 +10,7 @@
 #include "engine/model/glm.h"
 #include "engine/rank/draft.h"
 #include "engine/rank/graphs.h"
+#include "engine/rank/rank_meeting.h"
 #include "engine/rank/sampler.h"
 #include "engine/rank/start_plans.h"
 #include "proto/base/log.h"
@@ -18,6 +19,7 @@ namespace glm::engine {
 
 struct Rank::Machine {
   std::unique_ptr<Device> device;  // first: all else lies in its memory
+  std::unique_ptr<Communicator> communicator;
   std::unique_ptr<Glm> model;
   KvCache cache;
   std::optional<Batch> batch;
@@ -40,7 +42,7 @@ constexpr int64_t kOperationsALayer = 20;
 
 absl::StatusOr<std::unique_ptr<Device>> MakeDevice(const RankOptions& options, int32_t rank) {
   if (options.device == "cpu") return CreateCpuDevice(options.cpu_threads);
-  const int32_t index = options.device_index + rank;
+  const int32_t index = DeviceOfRank(options, rank);
   std::string error;
   std::unique_ptr<Device> device = CreateCudaDevice(index, &error);
   if (device == nullptr) {
@@ -48,6 +50,11 @@ absl::StatusOr<std::unique_ptr<Device>> MakeDevice(const RankOptions& options, i
         absl::StrFormat("device is \"%s\", device_index %d: %s", options.device, index, error));
   }
   return device;
+}
+
+/// How many of `ranks` ranks share what a device has free: ranks on the CPU the machine's memory.
+int64_t RanksSharing(const RankOptions& options, int32_t ranks) {
+  return std::min(ranks, options.device == "cpu" ? ranks : options.ranks_per_device);
 }
 
 /// Bytes of the weights of rank 0 of `ranks`.
@@ -79,10 +86,11 @@ absl::StatusOr<int64_t> Rank::BlocksThatFit(const RankOptions& options, const Mo
   const absl::StatusOr<int64_t> weights = WeightBytes(options, config, ranks, **device);
   if (!weights.ok()) return weights.status();
   const ModelConfig rank_config = config.OfRank(ranks);
-  RankMemory needs = BufferNeeds(options, rank_config, **device);
+  const absl::StatusOr<std::unique_ptr<Meeting>> meeting = CreateRankMeeting(options, ranks);
+  if (!meeting.ok()) return meeting.status();
+  RankMemory needs = BufferNeeds(options, rank_config, **device, **meeting);
   needs.weight_bytes = *weights;
-  // Ranks on the CPU share the machine's memory; each has a GPU's for itself.
-  const int64_t sharing = options.device == "cpu" ? ranks : 1;
+  const int64_t sharing = RanksSharing(options, ranks);
   const double usable = share * static_cast<double>((*device)->BytesFree() / sharing);
   const int64_t left = static_cast<int64_t>(usable) - needs.planned_bytes();
   const int64_t block_bytes = KvCache::BytesPerBlock(
@@ -96,11 +104,11 @@ absl::StatusOr<int64_t> Rank::BlocksThatFit(const RankOptions& options, const Mo
       share * static_cast<double>(needs.planned_bytes() + block_bytes) / usable));
 }
 
-Rank::Rank(const RankOptions& options, const ModelConfig& config, Communicator* communicator)
+Rank::Rank(const RankOptions& options, const ModelConfig& config, const RankPlace& place)
     : options_(options),
       config_(config),
-      rank_config_(config.OfRank(communicator->size())),
-      communicator_(communicator) {
+      rank_config_(config.OfRank(place.meeting->size())),
+      place_(place) {
   thread_ = std::thread([this] { Run(); });
 }
 
@@ -183,31 +191,55 @@ void Rank::Run() {
 }
 
 absl::Status Rank::CreateDevice() {
-  absl::StatusOr<std::unique_ptr<Device>> device = MakeDevice(options_, communicator_->rank());
+  absl::StatusOr<std::unique_ptr<Device>> device = MakeDevice(options_, place_.rank);
   if (!device.ok()) return device.status();
   machine_->device = *std::move(device);
   memory_.device = machine_->device->Describe();
-  if (communicator_->size() > 1) {
-    memory_.device +=
-        absl::StrCat(" (rank ", communicator_->rank(), " of ", communicator_->size(), ")");
-  }
+  if (ranks() > 1) absl::StrAppend(&memory_.device, " (rank ", place_.rank, " of ", ranks(), ")");
   return absl::OkStatus();
+}
+
+absl::Status Rank::Gate(const absl::Status& status) {
+  const bool all_well = place_.gate->Pass(status.ok());
+  if (!status.ok() || all_well) return status;
+  return absl::AbortedError("another rank failed to start");
+}
+
+absl::Status Rank::Join() {
+  std::string error;
+  machine_->communicator = place_.meeting->Join(*machine_->device, place_.rank, &error);
+  if (machine_->communicator != nullptr) return absl::OkStatus();
+  return absl::FailedPreconditionError(
+      absl::StrFormat("tensor_parallel_size is %d: %s", ranks(), error));
 }
 
 absl::Status Rank::SetUp() {
   machine_ = std::make_unique<Machine>();
-  const absl::Status created = CreateDevice();
-  if (!created.ok()) return created;
-  Device& device = *machine_->device;
-  const int64_t free_at_start = device.BytesFree();
+  // Each part waits for the other ranks: what comes after it exchanges with them.
+  absl::Status status = Gate(CreateDevice());
+  if (!status.ok()) return status;
+  const int64_t free_at_start = machine_->device->BytesFree();
+  status = Gate(Join());
+  if (!status.ok()) return status;
+  status = LoadModel();
+  if (status.ok()) AllocateMemory();
+  status = Gate(status);
+  if (!status.ok()) return status;
+  CaptureSteps();
+  memory_.free_bytes = machine_->device->BytesFree();
+  memory_.allocated_bytes = free_at_start - memory_.free_bytes;
+  return absl::OkStatus();
+}
+
+absl::Status Rank::LoadModel() {
   WeightSource source(options_.folder);
   source.random = options_.random_weights;
   source.quantize = options_.quantize;
   source.threads = options_.load_threads;
   source.admit = [this](int64_t weight_bytes) { return PlanMemory(weight_bytes); };
   absl::StatusOr<std::unique_ptr<Glm>> model =
-      Glm::Load(device, config_, source, options_.dtype, options_.batch.step,
-                {.mtp = drafts(), .communicator = communicator_});
+      Glm::Load(*machine_->device, config_, source, options_.dtype, options_.batch.step,
+                {.mtp = drafts(), .communicator = machine_->communicator.get()});
   if (!model.ok()) return model.status();
   if (drafts() && !(*model)->has_mtp()) {
     return absl::InvalidArgumentError(absl::StrCat("num_speculative_tokens is ",
@@ -215,15 +247,11 @@ absl::Status Rank::SetUp() {
                                                    " has no draft layer (MTP); must be 0"));
   }
   machine_->model = *std::move(model);
-  AllocateMemory();
-  CaptureSteps();
-  memory_.free_bytes = device.BytesFree();
-  memory_.allocated_bytes = free_at_start - memory_.free_bytes;
   return absl::OkStatus();
 }
 
 RankMemory Rank::BufferNeeds(const RankOptions& options, const ModelConfig& rank_config,
-                             const Device& device) {
+                             const Device& device, const Meeting& meeting) {
   const bool drafts = options.batch.drafts_max > 0;
   RankMemory needs;
   needs.buffer_bytes =
@@ -233,6 +261,7 @@ RankMemory Rank::BufferNeeds(const RankOptions& options, const ModelConfig& rank
   // The host's memory is the CPU device's.
   if (options.device == "cpu") needs.batch_bytes += Batch::HostBytes(options.batch);
   if (drafts) needs.batch_bytes += Drafter::DeviceBytes(options.batch, options.dtype);
+  needs.exchange_bytes = meeting.DeviceBytes();
   if (device.CanCapture()) {
     // Those of the start, and as many again that come later.
     const auto graphs = 2 * static_cast<int64_t>(StartBatches(options.batch).size());
@@ -247,16 +276,14 @@ absl::Status Rank::PlanMemory(int64_t weight_bytes) {
   const int64_t block_bytes =
       KvCache::BytesPerBlock(rank_config_, options_.kv_dtype, options_.block_size, drafts());
   const std::string name = memory_.device;
-  memory_ = BufferNeeds(options_, rank_config_, device);
+  memory_ = BufferNeeds(options_, rank_config_, device, *place_.meeting);
   memory_.device = name;
   memory_.weight_bytes = weight_bytes;
   memory_.kv_bytes = options_.kv_blocks * block_bytes;
-  const int64_t buffers =
-      memory_.buffer_bytes + memory_.scratch_bytes + memory_.batch_bytes + memory_.graph_bytes;
-  const int64_t wanted = memory_.planned_bytes();
-  // Ranks on the CPU share the machine's memory; each has a GPU's for itself.
-  const int64_t sharing = options_.device == "cpu" ? communicator_->size() : 1;
-  const int64_t free = device.BytesFree() / sharing;
+  const int64_t buffers = memory_.step_bytes();
+  // Join has taken its part.
+  const int64_t wanted = memory_.planned_bytes() - memory_.exchange_bytes;
+  const int64_t free = device.BytesFree() / RanksSharing(options_, ranks());
   const double gib = 1 << 30;
   LOG(INFO) << absl::StrFormat(
       "memory plan of %s: weights %.3f GiB, step buffers %.3f GiB, KV cache %.3f GiB (%d blocks of "
@@ -289,7 +316,7 @@ void Rank::AllocateMemory() {
   machine_->model->ScaleCache(&machine_->cache);
   machine_->batch.emplace(device, options_.batch);
   machine_->graphs.emplace(device);
-  machine_->sampler.emplace(device, *communicator_, options_.batch.step);
+  machine_->sampler.emplace(device, *machine_->communicator, options_.batch.step);
   if (drafts()) {
     machine_->drafter.emplace(device, *machine_->sampler, options_.batch, options_.dtype);
   }

@@ -17,6 +17,7 @@
 #include "absl/status/statusor.h"
 #include "engine/model/config.h"
 #include "engine/rank/batch.h"
+#include "engine/rank/start_gate.h"
 #include "kernels/communicator.h"
 #include "proto/base/mutex.h"
 
@@ -27,6 +28,8 @@ struct RankOptions {
   std::string folder;            // of the checkpoint
   std::string device;            // "cpu" or "cuda"
   int32_t device_index = 0;      // of rank 0's GPU; the others have the next ones
+  int32_t ranks_per_device = 1;  // that share a GPU
+  GpuExchange exchange = GpuExchange::kAuto;
   int32_t cpu_threads = 1;       // of this rank's CPU device, at least 1
   DType dtype = DType::kF32;     // of activations
   DType kv_dtype = DType::kF32;  // of the KV cache: as activations, or FP8
@@ -48,19 +51,28 @@ struct RankMemory {
   int64_t buffer_bytes = 0;  // of the model's activations
   int64_t scratch_bytes = 0;
   int64_t batch_bytes = 0;
-  int64_t graph_bytes = 0;  // of the driver's, for captured steps; an estimate
-  int64_t planned_bytes() const {
-    return weight_bytes + kv_bytes + buffer_bytes + scratch_bytes + batch_bytes + graph_bytes;
+  int64_t exchange_bytes = 0;  // of the communicator
+  int64_t graph_bytes = 0;     // of the driver's, for captured steps; an estimate
+  /// All that a step needs but weights and cache.
+  int64_t step_bytes() const {
+    return buffer_bytes + scratch_bytes + batch_bytes + exchange_bytes + graph_bytes;
   }
+  int64_t planned_bytes() const { return weight_bytes + kv_bytes + step_bytes(); }
   int64_t allocated_bytes = 0;  // once all was taken; the device allocates no more afterwards
   int64_t free_bytes = 0;
 };
 
+/// Which of a worker's ranks this is, and where it meets the others; both outlive it.
+struct RankPlace {
+  int32_t rank = 0;
+  Meeting* meeting = nullptr;  // of as many as there are ranks
+  StartGate* gate = nullptr;
+};
+
 class Rank {
  public:
-  /// Starts the thread. `config` is the whole model's; `communicator` says which rank of how many
-  /// this is, and must outlive it.
-  Rank(const RankOptions& options, const ModelConfig& config, Communicator* communicator);
+  /// Starts the thread. `config` is the whole model's.
+  Rank(const RankOptions& options, const ModelConfig& config, const RankPlace& place);
   /// How many KV blocks fit, with weights and buffers, into `share` of what the device of rank 0 of
   /// `ranks` has free; options.kv_blocks is not looked at. RESOURCE_EXHAUSTED when not even one
   /// does, and errors as AwaitStart's.
@@ -74,7 +86,8 @@ class Rank {
 
   /// Blocks until the rank is ready for the first step, or failed: INVALID_ARGUMENT or NOT_FOUND
   /// for a wrong checkpoint, or one without the draft layer that is asked for, FAILED_PRECONDITION
-  /// for a device that is not there, RESOURCE_EXHAUSTED for memory that does not suffice.
+  /// for a device that is not there, RESOURCE_EXHAUSTED for memory that does not suffice, ABORTED
+  /// where another rank failed.
   absl::Status AwaitStart();
 
   /// As StepRunner's; every rank gets the same plans in the same order. REQUIRES a good start.
@@ -101,9 +114,14 @@ class Rank {
   void Run();
   absl::Status SetUp();
   absl::Status CreateDevice();
+  absl::Status Join();
+  absl::Status LoadModel();
+  /// Waits for all ranks: OK when they and this one are well so far.
+  absl::Status Gate(const absl::Status& status);
   /// What a rank of this config needs on `device` besides weights and KV cache.
   static RankMemory BufferNeeds(const RankOptions& options, const ModelConfig& rank_config,
-                                const Device& device);
+                                const Device& device, const Meeting& meeting);
+  int32_t ranks() const { return place_.meeting->size(); }
   /// Logs where the memory will go and refuses what does not fit, saying what would.
   absl::Status PlanMemory(int64_t weight_bytes);
   void AllocateMemory();
@@ -119,7 +137,7 @@ class Rank {
   const RankOptions options_;
   const ModelConfig config_;  // of the whole model
   const ModelConfig rank_config_;
-  Communicator* const communicator_;
+  const RankPlace place_;
   RankMemory memory_;                 // written before the start is reported
   std::unique_ptr<Machine> machine_;  // made and ended on the rank thread
   uint64_t steps_issued_ = 0;         // rank thread

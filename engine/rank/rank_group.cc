@@ -1,9 +1,9 @@
 #include "engine/rank/rank_group.h"
 
-#include <algorithm>
 #include <utility>
 
 #include "engine/model/glm.h"
+#include "engine/rank/rank_meeting.h"
 #include "proto/base/log.h"
 
 namespace glm::engine {
@@ -13,21 +13,24 @@ absl::StatusOr<std::unique_ptr<RankGroup>> RankGroup::Start(const RankOptions& o
                                                             int32_t ranks) {
   const absl::Status divides = Glm::CheckRanks(config, ranks);
   if (!divides.ok()) return divides;
-  std::unique_ptr<RankGroup> group(new RankGroup);
-  if (ranks == 1) {
-    group->communicators_.push_back(CreateSingleCommunicator());
-  } else {
-    CHECK(options.device == "cpu") << ranks << " ranks on \"" << options.device << "\"";
-    const StepLimits& step = options.batch.step;
-    const int64_t elements_max =
-        std::max(step.tokens_max * step.hidden, step.logit_rows_max * (step.vocabulary / ranks));
-    group->communicators_ = CreateLocalCommunicators(ranks, elements_max);
+  std::unique_ptr<RankGroup> group(new RankGroup(ranks));
+  absl::StatusOr<std::unique_ptr<Meeting>> meeting = CreateRankMeeting(options, ranks);
+  if (!meeting.ok()) return meeting.status();
+  group->meeting_ = *std::move(meeting);
+  if (ranks > 1) {
+    LOG(INFO) << "tensor parallel: " << ranks << " ranks, over " << group->meeting_->Describe();
   }
-  for (const auto& communicator : group->communicators_) {
-    group->ranks_.push_back(std::make_unique<Rank>(options, config, communicator.get()));
+  for (int32_t rank = 0; rank < ranks; ++rank) {
+    group->ranks_.push_back(std::make_unique<Rank>(
+        options, config,
+        RankPlace{.rank = rank, .meeting = group->meeting_.get(), .gate = &group->gate_}));
   }
+  // Where one failed the others say only that; its own reason is the one to tell.
   absl::Status status;
-  for (const auto& rank : group->ranks_) status.Update(rank->AwaitStart());
+  for (const auto& rank : group->ranks_) {
+    const absl::Status own = rank->AwaitStart();
+    if (status.ok() || (absl::IsAborted(status) && !own.ok())) status = own;
+  }
   if (!status.ok()) return status;
   return group;
 }

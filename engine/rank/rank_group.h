@@ -20,8 +20,8 @@ class RankGroup final : public StepRunner {
  public:
   /// Starts `ranks` ranks at once and waits until all are ready for the first step; `options` are
   /// what one is told, `config` is the whole model's. Errors are those of Rank::AwaitStart, and
-  /// INVALID_ARGUMENT for a number of ranks that cannot share the model. REQUIRES ranks = 1 on
-  /// other devices than the CPU.
+  /// INVALID_ARGUMENT for a number of ranks that cannot share the model, and FAILED_PRECONDITION
+  /// for GPUs that are not there or cannot exchange.
   static absl::StatusOr<std::unique_ptr<RankGroup>> Start(const RankOptions& options,
                                                           const ModelConfig& config, int32_t ranks);
   RankGroup(const RankGroup&) = delete;
@@ -34,9 +34,10 @@ class RankGroup final : public StepRunner {
   const RankMemory& memory(int32_t rank) const { return ranks_[rank]->memory(); }
 
  private:
-  RankGroup() = default;
+  explicit RankGroup(int32_t ranks) : gate_(ranks) {}
 
-  std::vector<std::unique_ptr<Communicator>> communicators_;  // outlive the ranks
+  StartGate gate_;                    // both outlive
+  std::unique_ptr<Meeting> meeting_;  // the ranks
   std::vector<std::unique_ptr<Rank>> ranks_;
 };
 

@@ -43,8 +43,8 @@ class Barrier {
 
 /// What the ranks share. An entry of `tensors` is written by its rank before the first barrier of a
 /// call, and read by the others between the two.
-struct Meeting {
-  Meeting(int32_t size, int64_t elements_max_in)
+struct Shared {
+  Shared(int32_t size, int64_t elements_max_in)
       : elements_max(elements_max_in), tensors(size), barrier(size) {}
 
   const int64_t elements_max;
@@ -71,11 +71,11 @@ void SumElements(const std::vector<Tensor>& tensors, int64_t begin, int64_t end)
 
 class LocalCommunicator final : public Communicator {
  public:
-  LocalCommunicator(int32_t rank, std::shared_ptr<Meeting> meeting)
-      : rank_(rank), meeting_(std::move(meeting)) {}
+  LocalCommunicator(int32_t rank, std::shared_ptr<Shared> shared)
+      : rank_(rank), shared_(std::move(shared)) {}
 
   int32_t rank() const override { return rank_; }
-  int32_t size() const override { return static_cast<int32_t>(meeting_->tensors.size()); }
+  int32_t size() const override { return static_cast<int32_t>(shared_->tensors.size()); }
 
   void AllReduceSum(Device& /*device*/, const Tensor& values) override {
     CHECK(values.contiguous()) << "all_reduce_sum.values";
@@ -86,11 +86,11 @@ class LocalCommunicator final : public Communicator {
     const int64_t begin = elements * rank_ / size();
     const int64_t end = elements * (rank_ + 1) / size();
     if (values.dtype == DType::kF32) {
-      SumElements<float>(meeting_->tensors, begin, end);
+      SumElements<float>(shared_->tensors, begin, end);
     } else {
-      SumElements<BFloat16>(meeting_->tensors, begin, end);
+      SumElements<BFloat16>(shared_->tensors, begin, end);
     }
-    meeting_->barrier.Await();
+    shared_->barrier.Await();
   }
 
   void AllGatherColumns(Device& /*device*/, const Tensor& in, const Tensor& out) override {
@@ -100,30 +100,48 @@ class LocalCommunicator final : public Communicator {
     CheckShape(out, DType::kF32, {rows, columns * size()}, "all_gather_columns.out");
     Meet(in);
     for (int32_t rank = 0; rank < size(); ++rank) {
-      const Tensor& part = meeting_->tensors[rank];
+      const Tensor& part = shared_->tensors[rank];
       for (int64_t row = 0; row < rows; ++row) {
         float* to = out.Row<float>(row) + rank * columns;
         if (to == part.Row<float>(row)) continue;  // one rank, in place
         std::memcpy(to, part.Row<float>(row), columns * sizeof(float));
       }
     }
-    meeting_->barrier.Await();
+    shared_->barrier.Await();
   }
 
  private:
   /// Publishes this rank's tensor and waits for those of the others.
   void Meet(const Tensor& tensor) {
-    CHECK_LE(tensor.elements(), meeting_->elements_max) << "elements of " << tensor.ToString();
-    meeting_->tensors[rank_] = tensor;
-    meeting_->barrier.Await();
-    for (const Tensor& other : meeting_->tensors) {
+    CHECK_LE(tensor.elements(), shared_->elements_max) << "elements of " << tensor.ToString();
+    shared_->tensors[rank_] = tensor;
+    shared_->barrier.Await();
+    for (const Tensor& other : shared_->tensors) {
       CHECK(other.dtype == tensor.dtype && other.rank == tensor.rank && other.shape == tensor.shape)
           << "rank " << rank_ << " has " << tensor.ToString() << ", another " << other.ToString();
     }
   }
 
   const int32_t rank_;
-  const std::shared_ptr<Meeting> meeting_;
+  const std::shared_ptr<Shared> shared_;
+};
+
+class LocalMeeting final : public Meeting {
+ public:
+  LocalMeeting(int32_t size, int64_t elements_max)
+      : shared_(std::make_shared<Shared>(size, elements_max)) {}
+
+  int32_t size() const override { return static_cast<int32_t>(shared_->tensors.size()); }
+  int64_t DeviceBytes() const override { return 0; }
+  std::string Describe() const override { return "host memory"; }
+  std::unique_ptr<Communicator> Join(Device& /*device*/, int32_t rank,
+                                     std::string* /*error*/) override {
+    CHECK(rank >= 0 && rank < size()) << "rank " << rank << " of " << size();
+    return std::make_unique<LocalCommunicator>(rank, shared_);
+  }
+
+ private:
+  const std::shared_ptr<Shared> shared_;
 };
 
 }  // namespace
@@ -132,12 +150,17 @@ class LocalCommunicator final : public Communicator {
 std::vector<std::unique_ptr<Communicator>> CreateLocalCommunicators(int32_t size,
                                                                     int64_t elements_max) {
   CHECK_GE(size, 1);
-  const auto meeting = std::make_shared<cpu::Meeting>(size, elements_max);
+  const auto shared = std::make_shared<cpu::Shared>(size, elements_max);
   std::vector<std::unique_ptr<Communicator>> communicators;
   for (int32_t rank = 0; rank < size; ++rank) {
-    communicators.push_back(std::make_unique<cpu::LocalCommunicator>(rank, meeting));
+    communicators.push_back(std::make_unique<cpu::LocalCommunicator>(rank, shared));
   }
   return communicators;
+}
+
+std::unique_ptr<Meeting> CreateLocalMeeting(int32_t size, int64_t elements_max) {
+  CHECK_GE(size, 1);
+  return std::make_unique<cpu::LocalMeeting>(size, elements_max);
 }
 
 }  // namespace glm

@@ -9,6 +9,14 @@ std::unique_ptr<Device> CreateCudaDevice(int index, std::string* error, bool /*s
   return nullptr;
 }
 
+std::unique_ptr<Meeting> CreateGpuMeeting(const GpuMeetingOptions& /*options*/,
+                                          std::string* error) {
+  *error = "no exchange between GPUs: this program was built without CUDA";
+  return nullptr;
+}
+
+std::string GpuTopology() { return "no GPUs: this program was built without CUDA\n"; }
+
 bool NewNcclId(NcclId* /*id*/, std::string* error) {
   *error = "NCCL: this program was built without CUDA";
   return false;

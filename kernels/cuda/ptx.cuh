@@ -278,12 +278,19 @@ GLM_WGMMA_REGISTERS(128, GLM_REGS64, GLM_OUT64, "%64, %65, %66, %67", "%68")
 
 // ---- Registers, dependent launch ----
 
-/// Waits until all that the kernel before has written is there, then lets the next kernel's blocks
-/// start as soon as there is room for them. See launch_after.h.
-__device__ __forceinline__ void DependencyStart() {
+/// Waits until all that the kernel before has written is there. See launch_after.h.
+__device__ __forceinline__ void DependencyWait() {
   asm volatile("griddepcontrol.wait;" ::: "memory");
+}
+/// Lets the next kernel's blocks start as soon as there is room for them.
+__device__ __forceinline__ void DependencyRelease() {
   asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
 }
+__device__ __forceinline__ void DependencyStart() {
+  DependencyWait();
+  DependencyRelease();
+}
+
 /// A block's warpgroups share what it was launched with: what the takers take, the givers must have
 /// given, or the takers wait for ever. 384 threads of 168: 40 and 232, or 24 and 240.
 template <int kRegisters>

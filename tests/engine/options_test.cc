@@ -38,12 +38,25 @@ TEST(OptionsTest, RefusalsNameFieldValueAndLimit) {
        }},
       {"tensor_parallel_size is 3, must be 1, 2, 4 or 8",
        [](EngineOptions* o) { o->tensor_parallel_size = 3; }},
-      {"tensor_parallel_size is 2 and device is \"cuda\": there is no communication between GPUs "
-       "yet; must be 1, or device \"cpu\"",
+      {"ranks_per_device is 4, must divide tensor_parallel_size, which is 2",
        [](EngineOptions* o) {
          o->tensor_parallel_size = 2;
-         o->device = "cuda";
+         o->ranks_per_device = 4;
        }},
+      {"ranks_per_device is 0, must divide tensor_parallel_size, which is 1",
+       [](EngineOptions* o) { o->ranks_per_device = 0; }},
+      {"ranks_per_device is 2 with device \"cpu\" and gpu_exchange \"auto\": ranks share a GPU "
+       "only with device \"cuda\", and exchange through its memory; must be 1",
+       [](EngineOptions* o) { o->tensor_parallel_size = o->ranks_per_device = 2; }},
+      {"ranks_per_device is 2 with device \"cuda\" and gpu_exchange \"nccl\": ranks share a GPU "
+       "only with device \"cuda\", and exchange through its memory; must be 1",
+       [](EngineOptions* o) {
+         o->tensor_parallel_size = o->ranks_per_device = 2;
+         o->device = "cuda";
+         o->gpu_exchange = "nccl";
+       }},
+      {"gpu_exchange is \"mpi\", must be one of \"auto\", \"peer\", \"nccl\"",
+       [](EngineOptions* o) { o->gpu_exchange = "mpi"; }},
       {"quantization is \"int4\", must be one of \"none\", \"fp8\"",
        [](EngineOptions* o) { o->quantization = "int4"; }},
       {"load_format is \"pickle\", must be one of \"auto\", \"dummy\"",

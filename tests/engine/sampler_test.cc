@@ -8,6 +8,7 @@
 #include <memory>
 #include <optional>
 #include <random>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -16,7 +17,8 @@
 namespace glm::engine {
 namespace {
 
-using test::CountingCommunicator;
+using test::CountingMeeting;
+using test::Gathered;
 
 constexpr int64_t kRows = 40;
 constexpr int64_t kRowsMax = 48;
@@ -34,24 +36,26 @@ StepLimits LimitsOf(int64_t ranks) {
 /// A rank with a device of its own, and the arrays that sampling reads and writes there.
 class OneRank {
  public:
-  OneRank(Communicator* communicator, const std::vector<float>& logits,
+  OneRank(Meeting& meeting, int32_t rank, const std::vector<float>& logits,
           const std::vector<SampleRow>& rows)
       : rows_(rows), device_(CreateCpuDevice(1)) {
-    const StepLimits limits = LimitsOf(communicator->size());
+    std::string error;
+    communicator_ = meeting.Join(*device_, rank, &error);
+    const StepLimits limits = LimitsOf(meeting.size());
     device_->PlanScratch(limits);
     const int64_t free = device_->BytesFree();
-    sampler_.emplace(*device_, *communicator, limits);
+    sampler_.emplace(*device_, *communicator_, limits);
     // Memory is taken in pieces of 256 bytes.
     const int64_t taken = free - device_->BytesFree();
     EXPECT_GE(taken, Sampler::DeviceBytes(limits));
     EXPECT_LT(taken, Sampler::DeviceBytes(limits) + 512);
     whole_ = device_->NewTensor(DType::kF32, {kRowsMax, kVocabulary});
-    const int64_t columns = kVocabulary / communicator->size();
+    const int64_t columns = kVocabulary / meeting.size();
     part_ = device_->NewTensor(DType::kF32, {kRowsMax, columns});
     for (int64_t r = 0; r < kRows; ++r) {
       const float* from = logits.data() + r * kVocabulary;
       std::copy_n(from, kVocabulary, whole_.Row<float>(r));
-      std::copy_n(from + communicator->rank() * columns, columns, part_.Row<float>(r));
+      std::copy_n(from + rank * columns, columns, part_.Row<float>(r));
     }
     batch_.counts = device_->NewTensor(DType::kI32, {3});
     batch_.counts.Data<int32_t>()[2] = kRows;
@@ -78,6 +82,7 @@ class OneRank {
  private:
   const std::vector<SampleRow> rows_;
   const std::unique_ptr<Device> device_;
+  std::unique_ptr<Communicator> communicator_;
   std::optional<Sampler> sampler_;
   Tensor whole_;
   Tensor part_;
@@ -99,15 +104,13 @@ TEST(SamplerTest, SlicesGiveTheIdsOfTheWholeForTwoWordsARow) {
     rows[r].position = static_cast<uint32_t>(r);
     rows[r].slot = r % 5 == 0 ? -1 : static_cast<int32_t>(r);
   }
-  const auto alone = CreateSingleCommunicator();
-  const std::vector<int32_t> want = OneRank(alone.get(), logits, rows).Sample(true);
+  const auto alone = CreateSingleMeeting();
+  const std::vector<int32_t> want = OneRank(*alone, 0, logits, rows).Sample(true);
   for (const int32_t ranks : {2, 4, 8}) {
-    const auto locals = CreateLocalCommunicators(ranks, kRowsMax * kVocabulary);
-    std::vector<std::unique_ptr<CountingCommunicator>> communicators;
+    CountingMeeting meeting(ranks, kRowsMax * kVocabulary);
     std::vector<std::unique_ptr<OneRank>> all;
-    for (const auto& local : locals) {
-      communicators.push_back(std::make_unique<CountingCommunicator>(local.get()));
-      all.push_back(std::make_unique<OneRank>(communicators.back().get(), logits, rows));
+    for (int32_t i = 0; i < ranks; ++i) {
+      all.push_back(std::make_unique<OneRank>(meeting, i, logits, rows));
     }
     const auto expect = [&](bool whole) {
       std::vector<std::vector<int32_t>> ids(ranks);
@@ -120,9 +123,9 @@ TEST(SamplerTest, SlicesGiveTheIdsOfTheWholeForTwoWordsARow) {
         EXPECT_EQ(ids[i], want) << "rank " << i << " of " << ranks;
     };
     expect(true);
-    for (const auto& one : communicators) EXPECT_TRUE(one->gathered().empty());
+    EXPECT_EQ(meeting.Take(), Gathered{});
     expect(false);
-    for (const auto& one : communicators) EXPECT_EQ(one->gathered(), std::vector<int64_t>{2});
+    EXPECT_EQ(meeting.Take(), Gathered{2});
   }
 }
 

@@ -25,8 +25,9 @@ namespace glm::engine {
 namespace {
 
 using test::Chunk;
-using test::CountingCommunicator;
+using test::CountingMeeting;
 using test::Expected;
+using test::Gathered;
 using test::Ids;
 using test::kGolden;
 using test::MaxDifference;
@@ -353,20 +354,19 @@ RankOptions RankOptionsFor(const ModelConfig& config, int32_t ranks) {
   return options;
 }
 
-// Ranks whose communicators count.
+// Ranks whose exchange is noted.
 class CountingRanks {
  public:
   CountingRanks(const RankOptions& options, const ModelConfig& config, int32_t ranks)
-      : locals_(CreateLocalCommunicators(ranks, kElementsMax)) {
-    for (const auto& local : locals_) {
-      counting_.push_back(std::make_unique<CountingCommunicator>(local.get()));
-      ranks_.push_back(std::make_unique<Rank>(options, config, counting_.back().get()));
+      : meeting_(ranks, kElementsMax), gate_(ranks) {
+    for (int32_t rank = 0; rank < ranks; ++rank) {
+      ranks_.push_back(std::make_unique<Rank>(
+          options, config, RankPlace{.rank = rank, .meeting = &meeting_, .gate = &gate_}));
     }
     for (const auto& rank : ranks_) EXPECT_TRUE(rank->AwaitStart().ok());
   }
 
   StepResult Step(const StepPlan& plan) {
-    for (const auto& one : counting_) one->Clear();
     for (const auto& rank : ranks_) rank->Submit(&plan);
     std::vector<StepResult> results;
     for (const auto& rank : ranks_) results.push_back(rank->Wait());
@@ -374,18 +374,19 @@ class CountingRanks {
       EXPECT_EQ(result.ids, results[0].ids);
       EXPECT_EQ(result.drafts, results[0].drafts);
     }
-    for (const auto& one : counting_) EXPECT_EQ(one->gathered(), gathered());
+    gathered_ = meeting_.Take();
     return results[0];
   }
-  // Columns of each gather of the last step.
-  const std::vector<int64_t>& gathered() const { return counting_[0]->gathered(); }
+  // Of the last step.
+  const Gathered& gathered() const { return gathered_; }
 
  private:
   static constexpr int64_t kElementsMax = 1 << 20;
 
-  const std::vector<std::unique_ptr<Communicator>> locals_;
-  std::vector<std::unique_ptr<CountingCommunicator>> counting_;
+  CountingMeeting meeting_;
+  StartGate gate_;
   std::vector<std::unique_ptr<Rank>> ranks_;
+  Gathered gathered_;
 };
 
 // Two words a row where every row allows it, else all logits; the step's rows decide for its drafts
@@ -405,13 +406,13 @@ TEST(TensorParallelTest, RanksExchangeLogitsOnlyWhereARowNeedsThem) {
     plan.sample_rows[r].seed = r;
   }
   const StepResult sliced = ranks.Step(plan);
-  EXPECT_EQ(ranks.gathered(), (std::vector<int64_t>{2, 2, 2}));
+  EXPECT_EQ(ranks.gathered(), (Gathered{2, 2, 2}));
 
   // It draws what it drew: all but no probability is cut off.
   plan.sample_rows[5].min_p = 1e-30f;
   const StepResult whole = ranks.Step(plan);
   const int64_t columns = config->vocabulary / 4;
-  EXPECT_EQ(ranks.gathered(), (std::vector<int64_t>{columns, columns, columns}));
+  EXPECT_EQ(ranks.gathered(), (Gathered{columns, columns, columns}));
   EXPECT_EQ(whole.ids, sliced.ids);
   EXPECT_EQ(whole.drafts, sliced.drafts);
   EXPECT_EQ(sliced.drafts.size(), 8u);
@@ -420,7 +421,7 @@ TEST(TensorParallelTest, RanksExchangeLogitsOnlyWhereARowNeedsThem) {
   plan.draft_rows.clear();
   plan.drafts = 0;
   EXPECT_EQ(ranks.Step(plan).ids, sliced.ids);
-  EXPECT_EQ(ranks.gathered(), (std::vector<int64_t>{2}));
+  EXPECT_EQ(ranks.gathered(), (Gathered{2}));
 }
 
 // ---- Memory and refusals -----------------------------------------------------------------------
