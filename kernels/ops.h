@@ -278,7 +278,7 @@ struct SampleArgs {
   Tensor logits;            // F32 [R, V], or [R, V / ranks] with candidates; unspecified afterwards
   int64_t vocabulary_used;  // ids from here on are padding rows of the embedding: never sampled
   const SampleRow* rows;    // device memory, [R]
-  Tensor out_ids;           // I32 [R]
+  Tensor out_ids;           // I32 [R]; not looked at with candidates
   TokenCache tokens{};      // empty only when no row has penalties or edits with a context
   const LogitEdit* edits = nullptr;        // device memory
   const int32_t* edit_contexts = nullptr;  // device memory
@@ -409,8 +409,9 @@ struct OpTable {
   /// without logprobs and target_id, and greedy or without top_k, top_p and min_p. Of each row the
   /// best id of the slice goes to `candidates` as two words, a key (U32) and the id (I32); out_ids
   /// and last_ids stay as they are. A key is 0 where the slice has no id that the mask allows, 1
-  /// where all those are minus infinity (the id is the lowest), else above 1 and rising with the
-  /// logit of a greedy row, the sum with the exponential's logarithm of one that is drawn.
+  /// where all those are minus infinity (the id is the lowest), else above 1 and rising with what
+  /// is compared: the logit of a greedy row, logit / temperature - log(exponential) of one that
+  /// draws.
   void (*sample)(Device&, const SampleArgs&);
 
   /// Of each row the id of the largest key (ties: lowest id; 0 where all keys are), to out_ids and
