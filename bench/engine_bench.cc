@@ -93,7 +93,10 @@ engine::EngineOptions EngineOptionsOf(const EngineBenchOptions& options) {
   out.model = options.model;
   out.load_format = "dummy";
   out.device = options.device;
-  out.device_index = options.device_index;
+  out.device_index = options.ranks.device_index;
+  out.tensor_parallel_size = options.ranks.tensor_parallel_size;
+  out.ranks_per_device = options.ranks.ranks_per_device;
+  out.gpu_exchange = options.ranks.gpu_exchange;
   out.load_threads = options.load_threads;
   out.quantization = options.quantization;
   out.kv_cache_dtype = options.kv_cache_dtype;

@@ -7,13 +7,14 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "bench/ranks.h"
 
 namespace glm::bench {
 
 struct EngineBenchOptions {
   std::string model;           // folder with a config.json
   std::string device = "cpu";  // "cpu" or "cuda"
-  int32_t device_index = 0;
+  RanksOptions ranks;
   int32_t load_threads = 4;
   std::string quantization = "none";    // "fp8": linears are quantised while loading
   std::string kv_cache_dtype = "auto";  // or "fp8"

@@ -5,6 +5,7 @@
 #include <iostream>
 #include <memory>
 
+#include "bench/allreduce_bench.h"
 #include "bench/engine_bench.h"
 #include "bench/kernel_bench.h"
 #include "bench/load.h"
@@ -47,12 +48,21 @@ CLI::App* AddKernel(CLI::App& app, KernelBenchOptions& options) {
   return kernel;
 }
 
+void AddRanks(CLI::App* app, RanksOptions& ranks) {
+  app->add_option("--tensor-parallel-size", ranks.tensor_parallel_size,
+                  "Ranks that share the model: 1, 2, 4 or 8");
+  app->add_option("--device-index", ranks.device_index, "GPU of rank 0");
+  app->add_option("--ranks-per-device", ranks.ranks_per_device, "Ranks that share a GPU");
+  app->add_option("--gpu-exchange", ranks.gpu_exchange,
+                  "auto, peer, nccl; none: one rank alone, without its exchanges");
+}
+
 CLI::App* AddStep(CLI::App& app, StepBenchOptions& options) {
   CLI::App* step = app.add_subcommand("step", "Decode steps and prompts of a model by its config");
   step->option_defaults()->always_capture_default();
   step->add_option("--model", options.model, "Folder with a config.json")->required();
   step->add_option("--device", options.device, "cpu or cuda");
-  step->add_option("--device-index", options.device_index, "Which GPU");
+  AddRanks(step, options.ranks);
   step->add_option("--cpu-threads", options.cpu_threads, "Threads of the CPU backend");
   step->add_option("--load-threads", options.load_threads, "Threads that make weights");
   step->add_option("--layers", options.layers, "The first so many layers only; 0: all");
@@ -70,6 +80,18 @@ CLI::App* AddStep(CLI::App& app, StepBenchOptions& options) {
   step->add_option("--acceptance", options.acceptance, "Share of drafts taken to be right");
   step->add_option("--op-times", options.op_times, "Tell where a step's time goes");
   return step;
+}
+
+CLI::App* AddAllReduce(CLI::App& app, AllReduceBenchOptions& options) {
+  CLI::App* reduce = app.add_subcommand("allreduce", "What ranks exchange within a step");
+  reduce->option_defaults()->always_capture_default();
+  reduce->add_option("--device", options.device, "cpu or cuda");
+  AddRanks(reduce, options.ranks);
+  reduce->add_option("--rows", options.rows, "Tokens of a step")->delimiter(',');
+  reduce->add_option("--hidden", options.hidden, "Values of a row");
+  reduce->add_option("--vocabulary", options.vocabulary, "Logits of a row, of all ranks");
+  reduce->add_option("--rounds", options.rounds, "Measurements, of which the median is told");
+  return reduce;
 }
 
 CLI::App* AddSchedule(CLI::App& app, ScheduleBenchOptions& options) {
@@ -110,7 +132,7 @@ CLI::App* AddEngine(CLI::App& app, EngineBenchOptions& options) {
   engine->option_defaults()->always_capture_default();
   engine->add_option("--model", options.model, "Folder with a config.json")->required();
   engine->add_option("--device", options.device, "cpu or cuda");
-  engine->add_option("--device-index", options.device_index, "Which GPU");
+  AddRanks(engine, options.ranks);
   engine->add_option("--load-threads", options.load_threads, "Threads that make weights");
   engine->add_option("--quantization", options.quantization,
                      "none, or fp8: quantise while loading");
@@ -175,13 +197,10 @@ int Main(int argc, char** argv) {
   CLI::App app("glmserve's benchmarks");
   app.require_subcommand(1);
   const Command commands[] = {
-      Make(app, AddLoad, RunLoad),
-      Make(app, AddKernel, RunKernelBench),
-      Make(app, AddStep, RunStepBench),
-      Make(app, AddEngine, RunEngineBench),
-      Make(app, AddSchedule, RunScheduleBench),
-      Make(app, AddRoute, RunRouteBench),
-      Make(app, AddRouter, RunRouterBench),
+      Make(app, AddLoad, RunLoad),          Make(app, AddKernel, RunKernelBench),
+      Make(app, AddStep, RunStepBench),     Make(app, AddAllReduce, RunAllReduceBench),
+      Make(app, AddEngine, RunEngineBench), Make(app, AddSchedule, RunScheduleBench),
+      Make(app, AddRoute, RunRouteBench),   Make(app, AddRouter, RunRouterBench),
       Make(app, AddPolicy, RunPolicyBench),
   };
   CLI11_PARSE(app, argc, argv);

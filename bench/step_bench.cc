@@ -40,17 +40,24 @@ int64_t BlocksFor(int64_t tokens, int64_t block_size) {
   return (tokens + block_size - 1) / block_size;
 }
 
-/// A model with random weights, and what a rank has around it.
+/// A rank's part of a model with random weights, and what a rank has around it.
 class Machine {
  public:
-  Machine(const StepBenchOptions& options, const ModelConfig& config,
-          std::unique_ptr<Device> device)
-      : options_(options), config_(config), device_(std::move(device)) {}
+  /// `config`: the whole model's.
+  Machine(const StepBenchOptions& options, const ModelConfig& config, RankSeat& seat)
+      : options_(options),
+        config_(config),
+        rank_config_(config.OfRank(seat.communicator->size())),
+        gate_(*seat.gate),
+        device_(std::move(seat.device)),
+        communicator_(std::move(seat.communicator)) {}
 
   /// `length_max`: of a sequence; `blocks`: of the cache.
-  absl::Status SetUp(int64_t sequences_max, int64_t length_max, int64_t blocks);
+  absl::Status SetUp(const StepLimits& step, int64_t length_max, int64_t blocks);
 
   TimedDevice& device() { return device_; }
+  int32_t rank() const { return communicator_.rank(); }
+  const ModelConfig& rank_config() const { return rank_config_; }
 
   /// Issues a step and returns; at most kStepsInFlight may be issued and not awaited.
   void Issue(const StepPlan& plan);
@@ -61,6 +68,8 @@ class Machine {
     Await();
   }
 
+  /// Waits for the device and for all ranks.
+  void Meet();
   /// Seconds of each op of a step, the host's part hidden behind other work of the device.
   std::map<std::string, TimedDevice::OpTime> TimeOps(const StepPlan& plan);
   /// Kernels and copies of a step, once captured; 0 where the device has no graphs.
@@ -72,7 +81,10 @@ class Machine {
 
   const StepBenchOptions& options_;
   const ModelConfig& config_;
+  const ModelConfig rank_config_;
+  engine::StartGate& gate_;
   TimedDevice device_;
+  TimedCommunicator communicator_;
   BatchLimits limits_;
   std::unique_ptr<Glm> model_;
   KvCache cache_;
@@ -87,19 +99,14 @@ class Machine {
   int64_t awaited_ = 0;
 };
 
-absl::Status Machine::SetUp(int64_t sequences_max, int64_t length_max, int64_t blocks) {
+absl::Status Machine::SetUp(const StepLimits& step, int64_t length_max, int64_t blocks) {
   const bool cuda = options_.device == "cuda";
   const DType dtype = cuda ? DType::kBF16 : config_.dtype;
   const DType cache_dtype = options_.kv_cache_dtype == "fp8" ? DType::kF8E4M3 : dtype;
-  StepLimits step;
-  const int64_t tokens_each = 1 + options_.drafts;
-  step.tokens_max = std::max<int64_t>(options_.max_num_batched_tokens, sequences_max * tokens_each);
-  step.sequences_max = sequences_max;
-  step.logit_rows_max = sequences_max * tokens_each;
   limits_.drafts_max = options_.drafts;
-  limits_.step = Glm::CompleteLimits(config_, step);
+  limits_.step = step;
   limits_.blocks_max = BlocksFor(length_max, options_.block_size);
-  limits_.slots = sequences_max;
+  limits_.slots = step.sequences_max;
   limits_.vocabulary_used = config_.vocabulary_used;
   limits_.steps_in_flight_max = kStepsInFlight;
 
@@ -108,18 +115,20 @@ absl::Status Machine::SetUp(int64_t sequences_max, int64_t length_max, int64_t b
   source.quantize = options_.quantization == "fp8";
   source.threads = options_.load_threads;
   absl::StatusOr<std::unique_ptr<Glm>> model =
-      Glm::Load(device_, config_, source, dtype, limits_.step, {.mtp = drafts()});
+      Glm::Load(device_, config_, source, dtype, limits_.step,
+                {.mtp = drafts(), .communicator = &communicator_});
   if (!model.ok()) return model.status();
   model_ = *std::move(model);
   const int64_t needed =
-      blocks * KvCache::BytesPerBlock(config_, cache_dtype, options_.block_size, drafts()) +
+      blocks * KvCache::BytesPerBlock(rank_config_, cache_dtype, options_.block_size, drafts()) +
       Batch::DeviceBytes(limits_) + device_.ScratchBytes(limits_.step) + kBusyBytes;
   if (needed > device_.BytesFree()) {
     return absl::ResourceExhaustedError(absl::StrCat("cache and buffers need ", needed, " bytes, ",
                                                      device_.Describe(), " has ",
                                                      device_.BytesFree(), " free"));
   }
-  cache_ = KvCache::Allocate(device_, config_, cache_dtype, blocks, options_.block_size, drafts());
+  cache_ =
+      KvCache::Allocate(device_, rank_config_, cache_dtype, blocks, options_.block_size, drafts());
   batch_.emplace(device_, limits_);
   graphs_.emplace(device_);
   sampler_.emplace(device_, *alone_, limits_.step);
@@ -129,6 +138,11 @@ absl::Status Machine::SetUp(int64_t sequences_max, int64_t length_max, int64_t b
   if (cuda) busy_ = device_.Allocate(kBusyBytes);
   device_.Seal();
   return absl::OkStatus();
+}
+
+void Machine::Meet() {
+  device_.Synchronize();
+  gate_.Pass(true);
 }
 
 void Machine::Compute() {
@@ -147,7 +161,7 @@ void Machine::Issue(const StepPlan& plan) {
 }
 
 std::map<std::string, TimedDevice::OpTime> Machine::TimeOps(const StepPlan& plan) {
-  device_.Synchronize();
+  Meet();
   batch_->Upload(plan, 0);
   if (busy_ != nullptr) {
     for (int i = 0; i < kBusyFills; ++i) device_.Fill(busy_, 0, kBusyBytes);
@@ -159,7 +173,7 @@ std::map<std::string, TimedDevice::OpTime> Machine::TimeOps(const StepPlan& plan
 
 int64_t Machine::CountOperations(const StepPlan& plan) {
   if (!device_.CanCapture()) return 0;
-  device_.Synchronize();
+  Meet();
   batch_->Upload(plan, 0);
   device_.BeginCapture();
   Compute();
@@ -265,6 +279,7 @@ class StepBench {
         plans_(config, options.block_size, BlocksFor(LengthOf(options), options.block_size),
                options.drafts) {
     terms_.peaks = PeaksOf(machine.device().Describe());
+    terms_.exchange = options.ranks.gpu_exchange != "none";
     terms_.fp8_weights = options.quantization == "fp8" ||
                          config.quantization.weights != engine::WeightScaling::kNone;
     const bool fp8_cache = options.kv_cache_dtype == "fp8";
@@ -302,7 +317,12 @@ void StepBench::FillCache(int32_t sequences) {
 void StepBench::Decode(int32_t batch) {
   std::vector<StepPlan> plans;
   for (int32_t i = 0; i < kPlans; ++i) plans.push_back(plans_.MakeDecode(batch, options_.context));
-  for (int32_t i = 0; i < 4; ++i) machine_.Run(plans[i % kPlans]);
+  // The second of a size is captured: on a shared GPU while no kernel waits for another rank.
+  for (int32_t i = 0; i < 4; ++i) {
+    machine_.Meet();
+    machine_.Run(plans[i % kPlans]);
+  }
+  machine_.Meet();
   // As the engine does it: a step is issued while the one before runs.
   const Clock::time_point begin = Clock::now();
   machine_.Issue(plans[0]);
@@ -314,7 +334,7 @@ void StepBench::Decode(int32_t batch) {
   const double seconds =
       std::chrono::duration<double>(Clock::now() - begin).count() / options_.steps;
   Report("decode", batch, options_.context, seconds,
-         DecodeFloor(config_, terms_, batch, options_.context), plans[0]);
+         DecodeFloor(machine_.rank_config(), terms_, batch, options_.context), plans[0]);
 }
 
 void StepBench::Prefill(int32_t tokens) {
@@ -327,18 +347,26 @@ void StepBench::Prefill(int32_t tokens) {
     seconds.push_back(std::chrono::duration<double>(Clock::now() - begin).count());
   }
   std::sort(seconds.begin(), seconds.end());
-  Report("prefill", 1, tokens, seconds[2], PrefillFloor(config_, terms_, tokens), plan);
+  Report("prefill", 1, tokens, seconds[2], PrefillFloor(machine_.rank_config(), terms_, tokens),
+         plan);
 }
 
 void StepBench::Report(const char* phase, int32_t sequences, int32_t tokens, double seconds,
                        double floor_seconds, const StepPlan& plan) {
   const bool decode = phase[0] == 'd';
   const int64_t operations = machine_.CountOperations(plan);
+  std::map<std::string, TimedDevice::OpTime> times;
+  if (options_.op_times) times = machine_.TimeOps(plan);
+  if (machine_.rank() != 0) return;
   std::printf(
       "{\"bench\": \"step\", \"phase\": \"%s\", \"sequences\": %d, \"%s\": %d, \"layers\": %d, "
       "\"ms\": %.3f, \"tokens_per_s\": %.1f",
       phase, sequences, decode ? "context" : "tokens", tokens, config_.layers, seconds * 1e3,
       (decode ? sequences * TokensAStep(options_) : tokens) / seconds);
+  if (options_.ranks.tensor_parallel_size > 1) {
+    std::printf(", \"tensor_parallel_size\": %d, \"gpu_exchange\": \"%s\"",
+                options_.ranks.tensor_parallel_size, options_.ranks.gpu_exchange.c_str());
+  }
   if (decode && options_.drafts > 0) {
     std::printf(", \"drafts\": %d, \"acceptance\": %.2f", options_.drafts, options_.acceptance);
   }
@@ -355,7 +383,6 @@ void StepBench::Report(const char* phase, int32_t sequences, int32_t tokens, dou
   std::printf("}\n");
   if (options_.op_times) {
     double total = 0;
-    const auto times = machine_.TimeOps(plan);
     for (const auto& [name, time] : times) total += time.seconds;
     for (const auto& [name, time] : times) {
       std::printf(
@@ -371,6 +398,44 @@ void StepBench::Report(const char* phase, int32_t sequences, int32_t tokens, dou
 
 int32_t Largest(const std::vector<int32_t>& values) {
   return values.empty() ? 0 : *std::max_element(values.begin(), values.end());
+}
+
+int32_t SequencesOf(const StepBenchOptions& options) { return std::max(1, Largest(options.batch)); }
+
+/// Of the largest step.
+StepLimits LimitsOf(const StepBenchOptions& options, const ModelConfig& config) {
+  const int64_t sequences = SequencesOf(options);
+  const int64_t tokens_each = 1 + options.drafts;
+  StepLimits step;
+  step.tokens_max = std::max<int64_t>(options.max_num_batched_tokens, sequences * tokens_each);
+  step.sequences_max = sequences;
+  step.logit_rows_max = sequences * tokens_each;
+  return Glm::CompleteLimits(config.OfRank(options.ranks.tensor_parallel_size), step);
+}
+
+/// The benchmark on one rank; all ranks run the same steps.
+absl::Status RunStepRank(const StepBenchOptions& options, const ModelConfig& config,
+                         RankSeat& seat) {
+  if (seat.rank == 0) std::fprintf(stderr, "%s\n", seat.device->Describe().c_str());
+  engine::StartGate& gate = *seat.gate;
+  Machine machine(options, config, seat);
+  const int64_t context = options.batch.empty() ? 0 : LengthOf(options);
+  const int64_t prompt = Largest(options.prompt);
+  const int32_t sequences = SequencesOf(options);
+  // Every sequence has the blocks of its context; a prompt, which comes before, those of several.
+  const absl::Status status =
+      machine.SetUp(LimitsOf(options, config), std::max(context, prompt),
+                    std::max(sequences * BlocksFor(context, options.block_size),
+                             BlocksFor(prompt, options.block_size)));
+  if (!gate.Pass(status.ok())) {
+    return status.ok() ? absl::AbortedError("another rank failed to start") : status;
+  }
+  StepBench bench(options, config, machine);
+  for (const int32_t tokens : options.prompt) bench.Prefill(tokens);
+  if (!options.batch.empty()) bench.FillCache(sequences);
+  for (const int32_t batch : options.batch) bench.Decode(batch);
+  machine.Meet();
+  return absl::OkStatus();
 }
 
 }  // namespace
@@ -401,6 +466,8 @@ absl::Status StepBenchOptions::Validate() const {
       return refuse("prompt", tokens, "1 to max_num_batched_tokens");
     }
   }
+  const absl::Status ranks_valid = ranks.Validate(device);
+  if (!ranks_valid.ok()) return ranks_valid;
   if (batch.empty() && prompt.empty()) return refuse("batch", "empty", "some, or a prompt");
   return absl::OkStatus();
 }
@@ -420,27 +487,10 @@ absl::Status RunStepBench(const StepBenchOptions& options) {
     }
     config->layers = options.layers;
   }
-  std::string error;
-  std::unique_ptr<Device> device = options.device == "cuda"
-                                       ? CreateCudaDevice(options.device_index, &error)
-                                       : CreateCpuDevice(options.cpu_threads);
-  if (device == nullptr) return absl::UnavailableError(error);
-  std::fprintf(stderr, "%s\n", device->Describe().c_str());
-  Machine machine(options, *config, std::move(device));
-  const int32_t sequences = std::max(1, Largest(options.batch));
-  const int64_t context = options.batch.empty() ? 0 : LengthOf(options);
-  const int64_t prompt = Largest(options.prompt);
-  // Every sequence has the blocks of its context; a prompt, which comes before, those of several.
-  const absl::Status status =
-      machine.SetUp(sequences, std::max(context, prompt),
-                    std::max(sequences * BlocksFor(context, options.block_size),
-                             BlocksFor(prompt, options.block_size)));
-  if (!status.ok()) return status;
-  StepBench bench(options, *config, machine);
-  for (const int32_t tokens : options.prompt) bench.Prefill(tokens);
-  if (!options.batch.empty()) bench.FillCache(sequences);
-  for (const int32_t batch : options.batch) bench.Decode(batch);
-  return absl::OkStatus();
+  const absl::Status divides = Glm::CheckRanks(*config, options.ranks.tensor_parallel_size);
+  if (!divides.ok()) return divides;
+  return OnEveryRank(options.ranks, options.device, options.cpu_threads, LimitsOf(options, *config),
+                     [&](RankSeat& seat) { return RunStepRank(options, *config, seat); });
 }
 
 }  // namespace glm::bench

@@ -7,13 +7,14 @@
 #include <vector>
 
 #include "absl/status/status.h"
+#include "bench/ranks.h"
 
 namespace glm::bench {
 
 struct StepBenchOptions {
   std::string model;           // folder with a config.json
   std::string device = "cpu";  // "cpu" or "cuda"
-  int32_t device_index = 0;
+  RanksOptions ranks;
   int32_t cpu_threads = 1;
   int32_t load_threads = 4;
   int32_t layers = 0;                   // the first so many only; 0: all

@@ -11,6 +11,7 @@
 #include <utility>
 #include <vector>
 
+#include "kernels/communicator.h"
 #include "kernels/device.h"
 #include "kernels/ops.h"
 
@@ -76,6 +77,30 @@ class TimedDevice final : public Device {
   const OpTable table_;
   bool timing_ = false;
   std::vector<Timing> timings_;
+};
+
+/// A communicator of a TimedDevice's inner device, timed as ops are.
+class TimedCommunicator final : public Communicator {
+ public:
+  explicit TimedCommunicator(std::unique_ptr<Communicator> inner) : inner_(std::move(inner)) {}
+
+  int32_t rank() const override { return inner_->rank(); }
+  int32_t size() const override { return inner_->size(); }
+  void AllReduceSum(Device& device, const Tensor& values) override {
+    static_cast<TimedDevice&>(device).Time(
+        "all_reduce_sum", [&](Device& real) { inner_->AllReduceSum(real, values); });
+  }
+  void AllReduceAddRmsNorm(Device& device, const AddRmsNormArgs& args) override {
+    static_cast<TimedDevice&>(device).Time(
+        "all_reduce_add_rms_norm", [&](Device& real) { inner_->AllReduceAddRmsNorm(real, args); });
+  }
+  void AllGatherColumns(Device& device, const Tensor& in, const Tensor& out) override {
+    static_cast<TimedDevice&>(device).Time(
+        "all_gather_columns", [&](Device& real) { inner_->AllGatherColumns(real, in, out); });
+  }
+
+ private:
+  const std::unique_ptr<Communicator> inner_;
 };
 
 }  // namespace glm::bench

@@ -182,6 +182,7 @@ absl::StatusOr<std::unique_ptr<Engine>> Engine::Create(const EngineOptions& aske
   if (!dtype.ok()) return dtype.status();
   const absl::Status divides = Glm::CheckRanks(*config, asked.tensor_parallel_size);
   if (!divides.ok()) return divides;
+  if (asked.ranks_per_device > 1) PrepareSharedGpu();
   const absl::StatusOr<EngineOptions> settled = SettleBlocks(asked, *config, *dtype);
   if (!settled.ok()) return settled.status();
   const EngineOptions& options = *settled;

@@ -2,6 +2,8 @@
 // device.
 #include "kernels/communicator.h"
 
+#include <cstdlib>
+
 namespace glm {
 namespace {
 
@@ -35,6 +37,12 @@ void Communicator::AllReduceAddRmsNorm(Device& device, const AddRmsNormArgs& arg
 
 std::unique_ptr<Communicator> CreateSingleCommunicator() {
   return std::make_unique<SingleCommunicator>();
+}
+
+void PrepareSharedGpu() {
+  // Names of the driver's.
+  setenv("CUDA_MODULE_LOADING", "EAGER", /*overwrite=*/0);
+  setenv("CUDA_DEVICE_MAX_CONNECTIONS", "32", /*overwrite=*/0);
 }
 
 std::unique_ptr<Meeting> CreateSingleMeeting() { return std::make_unique<SingleMeeting>(); }

@@ -80,6 +80,11 @@ struct GpuMeetingOptions {
 /// Logs which way it takes. Sums of both ways have the same bits: those of Communicator's contract.
 std::unique_ptr<Meeting> CreateGpuMeeting(const GpuMeetingOptions& options, std::string* error);
 
+/// Before the first other call here where ranks will share a GPU: their kernels wait for each
+/// other, and must not wait for the loading of code or stand in one queue. Sets variables of this
+/// process's environment that the driver reads.
+void PrepareSharedGpu();
+
 /// How the GPUs of this host reach each other, a line a GPU: for logs and benchmarks. Says so where
 /// there are none.
 std::string GpuTopology();

@@ -16,6 +16,21 @@ StepGraphs::Entry* StepGraphs::Find(const StepSizes& sizes) {
   return nullptr;
 }
 
+void StepGraphs::Capture(Entry* entry, const std::function<void()>& issue) {
+  if (entry->graph != nullptr) return;
+  device_.BeginCapture();
+  issue();
+  entry->graph = device_.EndCapture();
+  ++captured_;
+}
+
+void StepGraphs::Capture(const StepSizes& sizes, const std::function<void()>& issue) {
+  if (!Suits(sizes)) return;
+  Entry* entry = Find(sizes);
+  CHECK(entry != nullptr) << "a step is captured once one like it was run";
+  Capture(entry, issue);
+}
+
 void StepGraphs::Run(const StepSizes& sizes, const std::function<void()>& issue) {
   if (!Suits(sizes)) return issue();
   Entry* entry = Find(sizes);
@@ -25,12 +40,7 @@ void StepGraphs::Run(const StepSizes& sizes, const std::function<void()>& issue)
     }
     return issue();
   }
-  if (entry->graph == nullptr) {
-    device_.BeginCapture();
-    issue();
-    entry->graph = device_.EndCapture();
-    ++captured_;
-  }
+  Capture(entry, issue);
   entry->graph->Launch();
   ++replayed_;
 }

@@ -5,8 +5,8 @@
 // Only steps that are like decoding are captured: few tokens, and few a sequence; what a prompt's
 // chunk costs on the host hides behind its computation, and its sizes seldom come again. The first
 // step of given sizes runs eagerly, so that what ops find out once is known; the second is
-// captured; at the start a rank runs the decode steps that will come (start_plans.h) twice. A graph
-// takes memory of the driver's own, for which the plan of the device's memory leaves room.
+// captured; at the start a rank runs and captures the decode steps that will come (start_plans.h).
+// A graph takes memory of the driver's own, for which the plan of the device's memory leaves room.
 #pragma once
 
 #include <cstdint>
@@ -36,6 +36,9 @@ class StepGraphs {
   /// Runs what `issue` issues, a step of `sizes`. Steps of equal sizes must issue the same ops with
   /// the same arguments.
   void Run(const StepSizes& sizes, const std::function<void()>& issue);
+  /// Captures such a step now, without running it. REQUIRES that one was run; does nothing where it
+  /// does not suit a graph.
+  void Capture(const StepSizes& sizes, const std::function<void()>& issue);
 
   /// Steps that were replayed, the captured ones included.
   int64_t replayed() const { return replayed_; }
@@ -50,6 +53,7 @@ class StepGraphs {
   bool Suits(const StepSizes& sizes) const;
   /// The entry of these sizes; null when it is new.
   Entry* Find(const StepSizes& sizes);
+  void Capture(Entry* entry, const std::function<void()>& issue);
 
   Device& device_;
   std::vector<Entry> entries_;

@@ -337,11 +337,15 @@ void Rank::CaptureSteps() {
   const std::vector<int32_t> batches = StartBatches(options_.batch);
   for (size_t i = 0; i < batches.size(); ++i) {
     machine_->batch->Upload(StartPlan(options_.batch, batches[i]), /*staging=*/0);
-    // Eagerly, then captured.
-    for (int run = 0; run < 2; ++run) {
-      machine_->graphs->Run(machine_->batch->sizes(), [this] { IssueOps(); });
-    }
+    const StepSizes& sizes = machine_->batch->sizes();
+    const auto issue = [this] { IssueOps(); };
+    // A capture takes memory of the driver's. Where ranks share a GPU, that must not wait for a
+    // kernel that waits for another rank: all have run the step before one captures it.
+    machine_->graphs->Run(sizes, issue);
     device.Synchronize();
+    place_.gate->Pass(true);
+    machine_->graphs->Capture(sizes, issue);
+    place_.gate->Pass(true);
     if (Clock::now() - told < std::chrono::seconds(2)) continue;
     told = Clock::now();
     LOG(INFO) << "capturing decode steps: " << i + 1 << " of " << batches.size();

@@ -5,7 +5,7 @@
 // read once. The units of the whole step, laid end to end, are dealt to the blocks in equal runs:
 // the host knows no length, and one long sequence spreads over all multiprocessors. A run that
 // covers only a part of an item leaves (max, sum, weighted values) in scratch, and the parts are
-// added in the order of the cache. With many items for the blocks, an item has two or three parts,
+// added in the order of the cache. With many items for the blocks, an item has two to four parts,
 // and its last block to arrive, found by a ticket, adds them: no second launch. With few items the
 // parts of each are many (one sequence of 8192: 128), and a second kernel adds them, a block a row;
 // on an H100 the ticket's one block took 280 us for those 128.
@@ -21,6 +21,7 @@
 
 #include "kernels/cuda/attention_chunk.cuh"
 #include "kernels/cuda/attention_params.h"
+#include "kernels/cuda/attention_tiles.cuh"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/launch_after.h"
 #include "kernels/cuda/ptx.cuh"
@@ -158,36 +159,68 @@ __device__ void CombineParts(const AttentionParams& p, const ItemRows& item, con
 
 constexpr int kCombineThreads = 512;
 
+/// Units and items of all sequences before each, and of all. One warp counts, the block waits.
+__device__ void ScanFew(const AttentionParams& p, int sequences, int rows_max, int32_t* unit_prefix,
+                        int32_t* item_prefix) {
+  if (threadIdx.x < kWarp) {
+    const int lane = threadIdx.x;
+    int units_before = 0;
+    int items_before = 0;
+    for (int begin = 0; begin < sequences; begin += kWarp) {
+      const int s = begin + lane;
+      int items = 0;
+      int units = 0;
+      if (s < sequences) {
+        const SequenceWork work(p, s, rows_max);
+        items = work.items(p.kv_heads);
+        units = items * work.units;
+      }
+      const int own_items = items;
+      const int own_units = units;
+#pragma unroll
+      for (int offset = 1; offset < kWarp; offset *= 2) {
+        const int other_items = __shfl_up_sync(kAllLanes, items, offset);
+        const int other_units = __shfl_up_sync(kAllLanes, units, offset);
+        if (lane >= offset) {
+          items += other_items;
+          units += other_units;
+        }
+      }
+      if (s < sequences) {
+        item_prefix[s] = items_before + items - own_items;
+        unit_prefix[s] = units_before + units - own_units;
+      }
+      items_before += __shfl_sync(kAllLanes, items, kWarp - 1);
+      units_before += __shfl_sync(kAllLanes, units, kWarp - 1);
+    }
+    if (lane == 0) {
+      item_prefix[sequences] = items_before;
+      unit_prefix[sequences] = units_before;
+    }
+  }
+  __syncthreads();
+}
+
 /// One block a (item, row): groups of threads take the parts in turn.
 template <int kHeadSize>
 __global__ void __launch_bounds__(kCombineThreads)
     CombineKernel(const AttentionParams p, int rows_max, int decode_blocks, const float* parts) {
   constexpr int kGroups = kCombineThreads / kHeadSize;
-  __shared__ int32_t prefix[kCombineSequencesMax + 1];
+  __shared__ int32_t unit_prefix[kCombineSequencesMax + 1];
+  __shared__ int32_t item_prefix[kCombineSequencesMax + 1];
   __shared__ float group_values[kGroups][kHeadSize];
   __shared__ float factors[kPartsMax];
   __shared__ float warp_results[kWarp];
   DependencyStart();
   const int sequences = p.counts[1];
-  // Few sequences: every thread finds its item by walking them.
-  int total = 0;
-  for (int s = 0; s < sequences; ++s) {
-    const SequenceWork work(p, s, rows_max);
-    if (threadIdx.x == 0) prefix[s] = total;
-    total += work.items(p.kv_heads) * work.units;
-  }
-  const int run = RunOf(total, decode_blocks);
+  ScanFew(p, sequences, rows_max, unit_prefix, item_prefix);
+  const int run = RunOf(unit_prefix[sequences], decode_blocks);
   int index = blockIdx.x;
-  int s = 0;
-  for (; s < sequences; ++s) {
-    const int items = SequenceWork(p, s, rows_max).items(p.kv_heads);
-    if (index < items) break;
-    index -= items;
-  }
-  if (s == sequences) return;
-  __syncthreads();
+  if (index >= item_prefix[sequences]) return;
+  const int s = SequenceAt(item_prefix, sequences, index);
+  index -= item_prefix[s];
   const SequenceWork work(p, s, rows_max);
-  const ItemParts where(prefix[s] + index * work.units, work.units, run);
+  const ItemParts where(unit_prefix[s] + index * work.units, work.units, run);
   const int row = blockIdx.y;
   ItemRows item;
   item.first_row = index % work.row_tiles() * kRows;
@@ -408,7 +441,7 @@ void Launch(cudaStream_t stream, int blocks, const AttentionParams& params, int 
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   const int64_t rows = static_cast<int64_t>(params.tokens) * params.heads_per_kv;
   const int64_t items = std::min<int64_t>(params.sequences + rows / kRows, rows) * params.kv_heads;
-  const bool few = params.sequences <= kCombineSequencesMax && 2 * items < blocks;
+  const bool few = params.sequences <= kCombineSequencesMax && 4 * items < blocks;
   LaunchAfter(kernel, dim3(blocks), kThreads, bytes, stream, params, rows_max, parts,
               few ? nullptr : tickets);
   if (few) {

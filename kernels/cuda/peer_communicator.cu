@@ -9,6 +9,7 @@
 
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/launch_after.h"
 #include "kernels/cuda/norm_row.cuh"
 #include "kernels/cuda/peer_memory.cuh"
@@ -23,6 +24,7 @@ constexpr int kRanksMax = 8;
 constexpr int64_t kSmallInboundBytes = 2 << 20;
 constexpr int kRowThreadsMax = 768;  // 8 values each: rows of at most 6144
 constexpr int kGatherThreads = 256;
+constexpr int kGatherPiece = 4 * kGatherThreads;  // values that a block moves at a time
 
 /// A rank's mailbox, at addresses that are good on all GPUs.
 struct Mailbox {
@@ -82,7 +84,14 @@ __device__ __forceinline__ void CountCall(const Peers<kRanks>& p, uint32_t epoch
   p.own().counters[0] = epoch;
 }
 
-__device__ __forceinline__ void AddPart(const uint32_t (&words)[4], float (&sum)[kVector]) {
+/// 8 values of a row as they lie in memory; zeros past its end.
+__device__ __forceinline__ uint4 LoadWords(const BFloat16* row, int column, int columns) {
+  return column < columns ? *reinterpret_cast<const uint4*>(row + column) : uint4{0, 0, 0, 0};
+}
+
+/// sum += the 8 values of `part`.
+__device__ __forceinline__ void AddPart(const uint4& part, float (&sum)[kVector]) {
+  const uint32_t words[4] = {part.x, part.y, part.z, part.w};
 #pragma unroll
   for (int i = 0; i < kVector / 2; ++i) {
     sum[2 * i] += __uint_as_float(words[i] << 16);
@@ -103,25 +112,32 @@ __device__ __forceinline__ uint4 RoundSum(float (&sum)[kVector]) {
   return {packed.words[0], packed.words[1], packed.words[2], packed.words[3]};
 }
 
-/// What the fused form does with a row once its sum is there.
+/// What the fused form does with a row once its sum is there. Weight and residual were loaded while
+/// the others were awaited.
 __device__ __forceinline__ void FinishRow(const NormParams& norm, int64_t row, int column,
-                                          const float (&weights)[kVector],
-                                          const float (&sum)[kVector], float (&residual)[kVector],
-                                          float* shared) {
+                                          const uint4& weight_words, const uint4& residual_words,
+                                          const float (&sum)[kVector], float* shared) {
+  float weights[kVector] = {};
+  float residual[kVector] = {};
+  AddPart(weight_words, weights);
+  AddPart(residual_words, residual);
   AddToResidual<true>(norm, row, column, sum, residual);
   NormRow<true>(norm, row, column, weights, residual, shared);
 }
 
 template <int kRanks, bool kNorm>
 __global__ void __launch_bounds__(kRowThreadsMax)
-    SumInOneShotKernel(const Peers<kRanks> p, const SumParams s) {
+    SumInOneShotKernel(const __grid_constant__ Peers<kRanks> p, const SumParams s) {
   __shared__ float shared[kWarp];
   const int column = static_cast<int>(threadIdx.x) * kVector;
   const bool active = column < s.columns;
   const int vectors = s.columns / kVector;
-  float weights[kVector];
-  if constexpr (kNorm) LoadRow8<true>(s.norm.weight, column, s.columns, weights);
+  uint4 weight = {};
+  if constexpr (kNorm) weight = LoadWords(s.norm.weight, column, s.columns);
   DependencyWait();
+  // The first row is asked for together with the count of rows.
+  uint4 part =
+      LoadWords(s.values + static_cast<int64_t>(blockIdx.x) * s.columns, column, s.columns);
   const uint32_t epoch = EpochOf(p);
   const int valid = ValidRows(s);
   const int64_t half = (epoch % 2) * kRanks;
@@ -129,48 +145,44 @@ __global__ void __launch_bounds__(kRowThreadsMax)
     BFloat16* values = s.values + static_cast<int64_t>(row) * s.columns + column;
     const int64_t place = static_cast<int64_t>(row) * 2 * vectors + threadIdx.x;
     float sum[kVector] = {};
-    float residual[kVector] = {};
+    uint4 residual = {};
     if (active) {
-      const uint4 part = *reinterpret_cast<const uint4*>(values);
+      // To the rank itself too: then all parts come the same way.
+      if (row != static_cast<int>(blockIdx.x)) part = *reinterpret_cast<const uint4*>(values);
 #pragma unroll
-      for (int i = 1; i < kRanks; ++i) {
+      for (int i = 0; i < kRanks; ++i) {
         const Mailbox& box = p.boxes[(p.rank + i) % kRanks];
         uint4* to = box.small + (half + p.rank) * p.small_vectors + place;
         StoreHalves(to, {part.x, epoch, part.y, epoch});
         StoreHalves(to + vectors, {part.z, epoch, part.w, epoch});
       }
       if constexpr (kNorm) {
-        LoadRow8<true>(s.norm.residual + row * s.norm.residual_stride, column, s.columns, residual);
+        residual = LoadWords(s.norm.residual + row * s.norm.residual_stride, column, s.columns);
       }
-      uint32_t parts[kRanks][4];
-      PollUntil([&] {
-        bool all = true;
+      // As many at a time as registers hold.
+      constexpr int kTogether = kRanks < 4 ? kRanks : 4;
+      const uint4* from = p.own().small + half * p.small_vectors + place;
 #pragma unroll
-        for (int rank = 0; rank < kRanks; ++rank) {
-          if (rank == p.rank) continue;
-          const uint4* from = p.own().small + (half + rank) * p.small_vectors + place;
-          const uint4 low = LoadHalves(from);
-          const uint4 high = LoadHalves(from + vectors);
-          all = all && low.y == epoch && low.w == epoch && high.y == epoch && high.w == epoch;
-          parts[rank][0] = low.x;
-          parts[rank][1] = low.z;
-          parts[rank][2] = high.x;
-          parts[rank][3] = high.z;
-        }
-        return all;
-      });
+      for (int first = 0; first < kRanks; first += kTogether) {
+        uint4 parts[kTogether];
+        PollUntil([&] {
+          bool all = true;
 #pragma unroll
-      for (int rank = 0; rank < kRanks; ++rank) {
-        const uint32_t own[4] = {part.x, part.y, part.z, part.w};
-        if (rank == p.rank) {
-          AddPart(own, sum);
-        } else {
-          AddPart(parts[rank], sum);
-        }
+          for (int i = 0; i < kTogether; ++i) {
+            const uint4* part_from = from + (first + i) * p.small_vectors;
+            const uint4 low = LoadHalves(part_from);
+            const uint4 high = LoadHalves(part_from + vectors);
+            all = all && low.y == epoch && low.w == epoch && high.y == epoch && high.w == epoch;
+            parts[i] = {low.x, low.z, high.x, high.z};
+          }
+          return all;
+        });
+#pragma unroll
+        for (int i = 0; i < kTogether; ++i) AddPart(parts[i], sum);
       }
       *reinterpret_cast<uint4*>(values) = RoundSum(sum);
     }
-    if constexpr (kNorm) FinishRow(s.norm, row, column, weights, sum, residual, shared);
+    if constexpr (kNorm) FinishRow(s.norm, row, column, weight, residual, sum, shared);
   }
   DependencyRelease();
   if (IsLastBlock(p)) CountCall(p, epoch);
@@ -221,7 +233,7 @@ __device__ __forceinline__ void SumOwnRows(const Peers<kRanks>& p, const SumPara
       float sum[kVector] = {};
 #pragma unroll
       for (int rank = 0; rank < kRanks; ++rank) {
-        AddPart({parts[rank].x, parts[rank].y, parts[rank].z, parts[rank].w}, sum);
+        AddPart(parts[rank], sum);
       }
       const uint4 packed = RoundSum(sum);
 #pragma unroll
@@ -240,13 +252,13 @@ __device__ __forceinline__ void SumOwnRows(const Peers<kRanks>& p, const SumPara
 
 template <int kRanks, bool kNorm>
 __global__ void __launch_bounds__(kRowThreadsMax)
-    SumInTwoShotsKernel(const Peers<kRanks> p, const SumParams s) {
+    SumInTwoShotsKernel(const __grid_constant__ Peers<kRanks> p, const SumParams s) {
   __shared__ float shared[kWarp];
   __shared__ uint64_t addresses[kRanks];
   const int column = static_cast<int>(threadIdx.x) * kVector;
   const bool active = column < s.columns;
-  float weights[kVector];
-  if constexpr (kNorm) LoadRow8<true>(s.norm.weight, column, s.columns, weights);
+  uint4 weight = {};
+  if constexpr (kNorm) weight = LoadWords(s.norm.weight, column, s.columns);
   DependencyWait();
   const uint32_t epoch = EpochOf(p);
   const int valid = ValidRows(s);
@@ -255,9 +267,9 @@ __global__ void __launch_bounds__(kRowThreadsMax)
   // Every row is awaited, so that the kernel's end says that the tensor holds the sums and nobody
   // reads or writes it any more.
   for (int row = static_cast<int>(blockIdx.x); row < valid; row += static_cast<int>(gridDim.x)) {
-    float residual[kVector] = {};
+    uint4 residual = {};
     if constexpr (kNorm) {
-      LoadRow8<true>(s.norm.residual + row * s.norm.residual_stride, column, s.columns, residual);
+      residual = LoadWords(s.norm.residual + row * s.norm.residual_stride, column, s.columns);
     }
     if (threadIdx.x == 0) {
       PollUntil([&] { return LoadAcquire(&p.own().row_epochs[row]) == epoch; });
@@ -266,10 +278,9 @@ __global__ void __launch_bounds__(kRowThreadsMax)
     if constexpr (kNorm) {
       float sum[kVector] = {};
       if (active) {
-        const uint4 words = LoadShared16(s.values + static_cast<int64_t>(row) * s.columns + column);
-        AddPart({words.x, words.y, words.z, words.w}, sum);
+        AddPart(LoadShared16(s.values + static_cast<int64_t>(row) * s.columns + column), sum);
       }
-      FinishRow(s.norm, row, column, weights, sum, residual, shared);
+      FinishRow(s.norm, row, column, weight, residual, sum, shared);
     }
   }
   DependencyRelease();
@@ -283,24 +294,38 @@ struct GatherParams {
   int columns;
   float* out;  // [rows, ranks * columns]
   int64_t out_stride;
+  bool vectors;  // all parts of rows can be read and written 16 bytes at a time
 };
 
 template <int kRanks>
 __global__ void __launch_bounds__(kGatherThreads)
-    GatherColumnsKernel(const Peers<kRanks> p, const GatherParams g) {
+    GatherColumnsKernel(const __grid_constant__ Peers<kRanks> p, const GatherParams g) {
   __shared__ uint64_t addresses[kRanks];
   DependencyWait();
   const uint32_t epoch = EpochOf(p);
   Announce(p, epoch, g.in);
   AwaitTensors(p, epoch, addresses);
-  const int64_t width = static_cast<int64_t>(kRanks) * g.columns;
-  const int64_t step = static_cast<int64_t>(gridDim.x) * kGatherThreads;
-  for (int64_t i = static_cast<int64_t>(blockIdx.x) * kGatherThreads + threadIdx.x;
-       i < g.rows * width; i += step) {
-    const int64_t row = i / width;
-    const int64_t column = i % width;
-    const auto* from = reinterpret_cast<const float*>(addresses[column / g.columns]);
-    g.out[row * g.out_stride + column] = LoadShared4(from + row * g.in_stride + column % g.columns);
+  // A block takes pieces of one rank's part of a row.
+  const int pieces = (g.columns + kGatherPiece - 1) / kGatherPiece;
+  const int count = g.rows * kRanks * pieces;
+  for (int i = static_cast<int>(blockIdx.x); i < count; i += static_cast<int>(gridDim.x)) {
+    const int piece = i % pieces;
+    const int rank = i / pieces % kRanks;
+    const int64_t row = i / pieces / kRanks;
+    const float* from = reinterpret_cast<const float*>(addresses[rank]) + row * g.in_stride;
+    float* to = g.out + row * g.out_stride + static_cast<int64_t>(rank) * g.columns;
+    const int begin = piece * kGatherPiece;
+    if (g.vectors) {
+      const int column = begin + static_cast<int>(threadIdx.x) * 4;
+      if (column < g.columns) {
+        *reinterpret_cast<uint4*>(to + column) = LoadShared16(from + column);
+      }
+    } else {
+      const int end = min(g.columns, begin + kGatherPiece);
+      for (int c = begin + static_cast<int>(threadIdx.x); c < end; c += kGatherThreads) {
+        to[c] = LoadShared4(from + c);
+      }
+    }
   }
   DependencyRelease();
   if (!IsLastBlock(p)) return;
@@ -377,7 +402,10 @@ class PeerCommunicator final : public Communicator {
     CHECK(aligned && !args.residual.empty()) << "all_reduce_add_rms_norm";
     CHECK(args.out.data == nullptr || args.out.data != args.delta.data)
         << "all_reduce_add_rms_norm.out is the delta";
-    Sum<true>(op, args.delta, norm);
+    // A block's rows come one after the other here: of many, a norm of its own is faster.
+    if (args.delta.shape[0] <= 2 * blocks_max_) return Sum<true>(op, args.delta, norm);
+    Sum<false>(op, args.delta, {});
+    AddRmsNorm(device, args);
   }
 
   void AllGatherColumns(Device& device, const Tensor& in, const Tensor& out) override {
@@ -387,13 +415,15 @@ class PeerCommunicator final : public Communicator {
     CheckShape(in, DType::kF32, {-1, -1}, "all_gather_columns.in");
     CheckShape(out, DType::kF32, {rows, columns * kRanks}, "all_gather_columns.out");
     CheckDevice(op);
-    const GatherParams params = {.in = in.Data<float>(),
-                                 .in_stride = in.stride[0],
-                                 .rows = static_cast<int>(rows),
-                                 .columns = static_cast<int>(columns),
-                                 .out = out.Data<float>(),
-                                 .out_stride = out.stride[0]};
-    const int64_t wanted = (out.elements() + kGatherThreads - 1) / kGatherThreads;
+    const GatherParams params = {
+        .in = in.Data<float>(),
+        .in_stride = in.stride[0],
+        .rows = static_cast<int>(rows),
+        .columns = static_cast<int>(columns),
+        .out = out.Data<float>(),
+        .out_stride = out.stride[0],
+        .vectors = columns % 4 == 0 && WholeVectors(in) && WholeVectors(out)};
+    const int64_t wanted = rows * kRanks * ((columns + kGatherPiece - 1) / kGatherPiece);
     LaunchAfter(GatherColumnsKernel<kRanks>, Grid(wanted), kGatherThreads, 0, op.stream(), peers_,
                 params);
   }
@@ -404,6 +434,10 @@ class PeerCommunicator final : public Communicator {
   }
   dim3 Grid(int64_t blocks) const {
     return dim3(static_cast<unsigned>(std::clamp<int64_t>(blocks, 1, blocks_max_)));
+  }
+
+  static bool WholeVectors(const Tensor& tensor) {
+    return reinterpret_cast<uintptr_t>(tensor.data) % 16 == 0 && tensor.stride[0] % 4 == 0;
   }
 
   template <bool kNorm>

@@ -43,6 +43,17 @@ engine::ModelConfig Air() {
   return config;
 }
 
+engine::ModelConfig Glm45() {
+  engine::ModelConfig config = Air();
+  config.hidden_size = 5120;
+  config.layers = 92;
+  config.dense_layers = 3;
+  config.dense_width = 12288;
+  config.experts = 160;
+  config.expert_width = 1536;
+  return config;
+}
+
 // The figures are those of a roofline calculator that shares no code with this one; its H100 has
 // 990 TFLOPS in BF16, ours 989.
 TEST(FloorTest, IsWhatAnotherCalculatorSays) {
@@ -56,6 +67,17 @@ TEST(FloorTest, IsWhatAnotherCalculatorSays) {
   EXPECT_NEAR(PrefillFloor(Flash(), fp8, 8000) * 1e3, 57.73, 0.1);
   EXPECT_NEAR(DecodeFloor(Air(), fp8, 16, 1000) * 1e3, 22.21, 0.01);
   EXPECT_NEAR(PrefillFloor(Air(), fp8, 8000) * 1e3, 172.14, 0.2);
+}
+
+// The calculator counts the draft layer's two sums too.
+TEST(FloorTest, RanksShareAStepAndExchange) {
+  const engine::ModelConfig rank = Glm45().OfRank(8);
+  FloorTerms terms{.peaks = PeaksOf("NVIDIA H200 (0)"), .fp8_weights = true};
+  EXPECT_NEAR(DecodeFloor(rank, terms, 16, 1000) * 1e3, 6.29 - 0.77, 0.02);
+  EXPECT_NEAR(PrefillFloor(rank, terms, 8000) * 1e3, 51.84, 0.2);
+  terms.exchange = true;
+  EXPECT_NEAR(DecodeFloor(rank, terms, 16, 1000) * 1e3, 6.29, 0.02);
+  EXPECT_NEAR(PrefillFloor(rank, terms, 8000) * 1e3, 111.74, 0.8);
 }
 
 TEST(FloorTest, UnknownDevicesHaveNone) { EXPECT_EQ(PeaksOf("CPU, 2 threads").memory_gbps, 0); }

@@ -38,6 +38,25 @@ TEST(StepBenchTest, TellsOfEveryBatchAndPrompt) {
   }
 }
 
+TEST(StepBenchTest, RanksRunTogetherOrOneAlone) {
+  for (const char* exchange : {"auto", "none"}) {
+    StepBenchOptions options = Tiny("glm4_moe/air");
+    options.model = std::string(GLM_SOURCE_DIR) + "/deploy/demo-model";
+    options.layers = 2;
+    options.ranks.tensor_parallel_size = 2;
+    options.ranks.gpu_exchange = exchange;
+    testing::internal::CaptureStdout();
+    const absl::Status status = RunStepBench(options);
+    const std::string out = testing::internal::GetCapturedStdout();
+    ASSERT_TRUE(status.ok()) << status;
+    EXPECT_EQ(CountOf(out, "\"tensor_parallel_size\": 2"), 3) << out;
+    EXPECT_EQ(CountOf(out, "\"op\": \"all_reduce_add_rms_norm\""), 3) << out;
+  }
+  StepBenchOptions options = Tiny("glm4_moe/air");
+  options.ranks.tensor_parallel_size = 8;
+  EXPECT_FALSE(RunStepBench(options).ok()) << "8 ranks do not divide it";
+}
+
 TEST(StepBenchTest, DraftsCountByTheForcedAcceptance) {
   StepBenchOptions options = Tiny("glm4_moe/mtp_own");
   options.prompt = {};

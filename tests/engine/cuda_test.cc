@@ -23,6 +23,12 @@ namespace {
 
 const std::string kDemoModel = std::string(GLM_SOURCE_DIR) + "/deploy/demo-model";
 
+// Before the first call of CUDA.
+const bool kPrepared = [] {
+  PrepareSharedGpu();
+  return true;
+}();
+
 class CudaTest : public testing::Test {
  protected:
   void SetUp() override {
@@ -219,6 +225,21 @@ TEST_F(CudaTest, ChunksAndDraftsChangeTokensOnlyWithinRounding) {
   EXPECT_LE(Compare(kDemoModel, prompts, want,
                     Answers(kDemoModel, {.chunk = 7, .device = "cuda"}, prompts)),
             10);
+}
+
+// Parts of a sum are rounded to BF16 before ranks add them.
+TEST_F(CudaTest, RanksThatShareTheGpuAnswerAsOne) {
+  ASSERT_TRUE(kPrepared);
+  const std::vector<Ids> prompts = Prompts(50, 4000);
+  const std::vector<Ids> want = Answers(kDemoModel, {.device = "cuda"}, prompts);
+  for (const DriverOptions& options :
+       {DriverOptions{.ranks = 2, .device = "cuda"}, DriverOptions{.ranks = 4, .device = "cuda"},
+        DriverOptions{.ranks = 2, .drafts = 3, .device = "cuda"},
+        DriverOptions{.ranks = 2, .chunk = 7, .device = "cuda"}}) {
+    std::printf("%d ranks, %d drafts, chunks of %d\n", options.ranks, options.drafts,
+                options.chunk);
+    EXPECT_LE(Compare(kDemoModel, prompts, want, Answers(kDemoModel, options, prompts)), 15);
+  }
 }
 
 }  // namespace

@@ -75,6 +75,20 @@ TEST(StepGraphsTest, TheFirstStepOfASizeIsEagerTheSecondCapturedLaterOnesReplaye
   EXPECT_EQ(LogOf(true, {four, four, four, four}), "i(i)000");
 }
 
+TEST(StepGraphsTest, CapturesAheadWithoutRunning) {
+  RecordingDevice device(true);
+  StepGraphs graphs(device);
+  const auto issue = [&] { device.log += "i"; };
+  const StepSizes four = Sizes(4, 4);
+  graphs.Run(four, issue);
+  graphs.Capture(four, issue);
+  graphs.Capture(four, issue);  // there already
+  graphs.Run(four, issue);
+  graphs.Capture(Sizes(9, 1), issue);  // suits none
+  EXPECT_EQ(device.log, "i(i)0");
+  EXPECT_EQ(graphs.captured(), 1);
+}
+
 TEST(StepGraphsTest, OtherSizesHaveTheirOwnGraphs) {
   const StepSizes four = Sizes(4, 4);
   const StepSizes wide = Sizes(4, 4, 2);

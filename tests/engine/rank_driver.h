@@ -36,6 +36,8 @@ class RankDriver {
     engine::RankOptions rank;
     rank.folder = folder;
     rank.device = options.device;
+    // Ranks on a GPU share the first one.
+    if (rank.device == "cuda") rank.ranks_per_device = options.ranks;
     rank.dtype = rank.kv_dtype = options.dtype;
     rank.kv_blocks = int64_t{options.sequences_max} * kBlocksMax;
     rank.block_size = kBlockSize;
