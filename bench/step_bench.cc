@@ -90,7 +90,6 @@ class Machine {
   KvCache cache_;
   std::optional<Batch> batch_;
   std::optional<StepGraphs> graphs_;
-  const std::unique_ptr<Communicator> alone_ = CreateSingleCommunicator();
   std::optional<engine::Sampler> sampler_;
   std::optional<engine::Drafter> drafter_;
   std::vector<std::unique_ptr<DeviceEvent>> events_;
@@ -131,7 +130,7 @@ absl::Status Machine::SetUp(const StepLimits& step, int64_t length_max, int64_t 
       KvCache::Allocate(device_, rank_config_, cache_dtype, blocks, options_.block_size, drafts());
   batch_.emplace(device_, limits_);
   graphs_.emplace(device_);
-  sampler_.emplace(device_, *alone_, limits_.step);
+  sampler_.emplace(device_, communicator_, limits_.step);
   if (drafts()) drafter_.emplace(device_, *sampler_, limits_, dtype);
   for (int32_t i = 0; i < kStepsInFlight; ++i) events_.push_back(device_.NewEvent());
   device_.PlanScratch(limits_.step);

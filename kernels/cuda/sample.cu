@@ -31,6 +31,7 @@ struct SampleParams {
   int32_t* out_ids;
   int32_t* last_ids;
   uint32_t* candidates;  // null: the ids are all there are
+  int64_t candidates_stride;
   ShapeParams shape;
   float* logprob_values;
   int32_t* logprob_ids;
@@ -318,8 +319,9 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
     id = place == 0 ? 0 : IdAt(place);
     if (p.candidates != nullptr) {
       if (!writes) return;
-      p.candidates[2 * row_index] = KeyAt(place);
-      p.candidates[2 * row_index + 1] = static_cast<uint32_t>(id);
+      uint32_t* candidate = p.candidates + row_index * p.candidates_stride;
+      candidate[0] = KeyAt(place);
+      candidate[1] = static_cast<uint32_t>(id);
       return;
     }
   }
@@ -341,7 +343,6 @@ void CheckSample(const SampleArgs& args, int64_t rows) {
     CHECK(args.vocabulary_begin == 0 && vocabulary <= args.logits.shape[1]) << vocabulary;
   } else {
     CheckShape(args.candidates, DType::kF32, {rows, 2}, "sample.candidates");
-    CHECK(args.candidates.contiguous());
     CHECK_GE(args.vocabulary_begin, 0);
     CHECK(args.logprobs.values.empty()) << "logprobs of a slice";
   }
@@ -389,6 +390,7 @@ void Sample(Device& device, const SampleArgs& args) {
       .out_ids = args.out_ids.Data<int32_t>(),
       .last_ids = batch.last_ids.Data<int32_t>(),
       .candidates = args.candidates.Data<uint32_t>(),
+      .candidates_stride = args.candidates.stride[0],
       .shape = {.tokens = args.tokens.ids.Data<int32_t>(),
                 .block_size =
                     args.tokens.ids.empty() ? 1 : static_cast<int>(args.tokens.ids.shape[1]),
