@@ -293,7 +293,7 @@ struct SampleArgs {
 
 struct ChooseCandidatesArgs {
   const BatchView& batch;
-  Tensor candidates;      // F32 [R, 2 * ranks], raw bits: each rank's behind the other's
+  Tensor candidates;      // F32 [ranks, R, 2], raw bits, contiguous
   const SampleRow* rows;  // device memory, [R]
   Tensor out_ids;         // I32 [R]
 };

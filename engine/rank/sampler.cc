@@ -10,7 +10,7 @@ Sampler::Sampler(Device& device, Communicator& communicator, const StepLimits& l
   CHECK_EQ(limits.vocabulary_slices, ranks);
   if (ranks == 1) return;
   own_ = device.NewTensor(DType::kF32, {limits.logit_rows_max, 2});
-  all_ = device.NewTensor(DType::kF32, {limits.logit_rows_max, 2 * ranks});
+  all_ = device.NewTensor(DType::kF32, {ranks * limits.logit_rows_max, 2});
 }
 
 int64_t Sampler::DeviceBytes(const StepLimits& limits) {
@@ -22,12 +22,15 @@ void Sampler::Run(SampleArgs args) {
   const int64_t rows = args.logits.shape[0];
   const int64_t columns = args.logits.shape[1];
   if (columns == limits_.vocabulary) return device_.ops().sample(device_, args);
-  CHECK_EQ(columns * communicator_.size(), limits_.vocabulary) << "columns of a rank";
-  const Tensor all = all_.Rows(0, rows);
+  const int64_t ranks = communicator_.size();
+  CHECK_EQ(columns * ranks, limits_.vocabulary) << "columns of a rank";
   args.candidates = own_.Rows(0, rows);
   args.vocabulary_begin = communicator_.rank() * columns;
   device_.ops().sample(device_, args);
-  communicator_.AllGatherColumns(device_, args.candidates, all);
+  // As one long row of each rank: that is quicker than many of two words.
+  communicator_.AllGatherColumns(device_, Tensor(own_.data, DType::kF32, {1, rows * 2}),
+                                 Tensor(all_.data, DType::kF32, {1, ranks * rows * 2}));
+  const Tensor all(all_.data, DType::kF32, {ranks, rows, 2});
   device_.ops().choose_candidates(
       device_,
       {.batch = args.batch, .candidates = all, .rows = args.rows, .out_ids = args.out_ids});

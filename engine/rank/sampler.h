@@ -31,7 +31,7 @@ class Sampler {
   Communicator& communicator_;
   const StepLimits limits_;
   Tensor own_;  // F32 [R_max, 2]; with one rank empty, as is
-  Tensor all_;  // F32 [R_max, 2 * ranks]
+  Tensor all_;  // F32 [ranks * R_max, 2]
 };
 
 }  // namespace glm::engine

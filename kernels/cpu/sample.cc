@@ -204,17 +204,17 @@ void Sample(Device& device, const SampleArgs& args) {
 }
 
 void ChooseCandidates(Device& /*device*/, const ChooseCandidatesArgs& args) {
-  const int64_t rows_max = args.candidates.shape[0];
-  CheckShape(args.candidates, DType::kF32, {rows_max, -1}, "choose_candidates.candidates");
+  const int64_t slices = args.candidates.shape[0];
+  const int64_t rows_max = args.candidates.shape[1];
+  CheckShape(args.candidates, DType::kF32, {-1, -1, 2}, "choose_candidates.candidates");
+  CHECK(args.candidates.contiguous()) << "choose_candidates.candidates";
   CheckShape(args.out_ids, DType::kI32, {rows_max}, "choose_candidates.out_ids");
-  const int64_t slices = args.candidates.shape[1] / 2;
-  CHECK(slices >= 1 && args.candidates.shape[1] == 2 * slices) << args.candidates.ToString();
   const int64_t rows = ValidLogitRows(args.batch, rows_max);
   for (int64_t r = 0; r < rows; ++r) {
-    const uint32_t* words = args.candidates.Row<uint32_t>(r);
     Choice best;
     for (int64_t i = 0; i < slices; ++i) {
-      const Choice choice{words[2 * i], static_cast<int32_t>(words[2 * i + 1])};
+      const uint32_t* words = args.candidates.Row<uint32_t>(i) + 2 * r;
+      const Choice choice{words[0], static_cast<int32_t>(words[1])};
       if (choice.key > 0 && Better(choice, best)) best = choice;
     }
     WriteId(args.batch, args.rows[r], r, best.id, args.out_ids);

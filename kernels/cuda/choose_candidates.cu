@@ -10,9 +10,9 @@ constexpr int kRowsPerBlock = 128;
 
 struct ChooseParams {
   const int32_t* counts;
-  const uint32_t* candidates;
-  int64_t stride;  // words of a row
+  const uint2* candidates;  // [slices, rows]
   int slices;
+  int rows;
   const SampleRow* rows;
   int32_t* out_ids;
   int32_t* last_ids;
@@ -21,12 +21,12 @@ struct ChooseParams {
 __global__ void __launch_bounds__(kRowsPerBlock) ChooseKernel(const ChooseParams p) {
   const int r = static_cast<int>(blockIdx.x * kRowsPerBlock + threadIdx.x);
   if (r >= p.counts[2]) return;
-  const uint32_t* words = p.candidates + r * p.stride;
   uint32_t best_key = 0;
   int32_t best_id = 0;
   for (int i = 0; i < p.slices; ++i) {
-    const uint32_t key = words[2 * i];
-    const auto id = static_cast<int32_t>(words[2 * i + 1]);
+    const uint2 candidate = p.candidates[static_cast<int64_t>(i) * p.rows + r];
+    const uint32_t key = candidate.x;
+    const auto id = static_cast<int32_t>(candidate.y);
     if (key > best_key || (key == best_key && key > 0 && id < best_id)) {
       best_key = key;
       best_id = id;
@@ -41,16 +41,16 @@ __global__ void __launch_bounds__(kRowsPerBlock) ChooseKernel(const ChooseParams
 
 void ChooseCandidates(Device& device, const ChooseCandidatesArgs& args) {
   const OpScope op(device, "choose_candidates");
-  const int64_t rows = args.candidates.shape[0];
-  const int64_t slices = args.candidates.shape[1] / 2;
-  CheckShape(args.candidates, DType::kF32, {rows, -1}, "choose_candidates.candidates");
+  const int64_t slices = args.candidates.shape[0];
+  const int64_t rows = args.candidates.shape[1];
+  CheckShape(args.candidates, DType::kF32, {-1, -1, 2}, "choose_candidates.candidates");
+  CHECK(args.candidates.contiguous()) << "choose_candidates.candidates";
   CheckShape(args.out_ids, DType::kI32, {rows}, "choose_candidates.out_ids");
-  CHECK(slices >= 1 && args.candidates.shape[1] == 2 * slices) << args.candidates.ToString();
   const ChooseParams params = {
       .counts = args.batch.counts.Data<int32_t>(),
-      .candidates = args.candidates.Data<uint32_t>(),
-      .stride = args.candidates.stride[0],
+      .candidates = args.candidates.Data<uint2>(),
       .slices = static_cast<int>(slices),
+      .rows = static_cast<int>(rows),
       .rows = args.rows,
       .out_ids = args.out_ids.Data<int32_t>(),
       .last_ids = args.batch.last_ids.Data<int32_t>(),

@@ -406,7 +406,7 @@ TEST(TensorParallelTest, RanksExchangeLogitsOnlyWhereARowNeedsThem) {
     plan.sample_rows[r].seed = r;
   }
   const StepResult sliced = ranks.Step(plan);
-  EXPECT_EQ(ranks.gathered(), (Gathered{2, 2, 2}));
+  EXPECT_EQ(ranks.gathered(), (Gathered{2 * 12, 2 * 4, 2 * 4}));
 
   // It draws what it drew: all but no probability is cut off.
   plan.sample_rows[5].min_p = 1e-30f;
@@ -421,7 +421,7 @@ TEST(TensorParallelTest, RanksExchangeLogitsOnlyWhereARowNeedsThem) {
   plan.draft_rows.clear();
   plan.drafts = 0;
   EXPECT_EQ(ranks.Step(plan).ids, sliced.ids);
-  EXPECT_EQ(ranks.gathered(), (Gathered{2}));
+  EXPECT_EQ(ranks.gathered(), (Gathered{2 * 12}));
 }
 
 // ---- Memory and refusals -----------------------------------------------------------------------

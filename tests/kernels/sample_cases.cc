@@ -431,10 +431,10 @@ void SampleSlices(Device& device, const SampleInputs& in, const SampleSpec& spec
     device.ops().sample(device, slice);
     const std::vector<int32_t> words = DownloadInts(device, slice.candidates, rows * 2);
     for (int64_t r = 0; r < rows; ++r) {
-      std::copy_n(words.begin() + r * 2, 2, all.begin() + (r * spec.slices + s) * 2);
+      std::copy_n(words.begin() + r * 2, 2, all.begin() + (s * rows + r) * 2);
     }
   }
-  Tensor candidates = HostTensor::OfInts(all, {rows, 2 * spec.slices}).Upload(device);
+  Tensor candidates = HostTensor::OfInts(all, {spec.slices, rows, 2}).Upload(device);
   candidates.dtype = DType::kF32;  // raw bits
   device.ops().choose_candidates(
       device,

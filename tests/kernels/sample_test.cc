@@ -26,11 +26,11 @@ struct Surroundings {
 void SampleSlices(Device& device, const SampleArgs& whole, int64_t slices) {
   const int64_t rows = whole.logits.shape[0];
   const int64_t columns = whole.logits.shape[1] / slices;
-  const Tensor all = HostTensor(DType::kF32, {rows, 2 * slices}).Upload(device);
+  const Tensor all = HostTensor(DType::kF32, {slices, rows, 2}).Upload(device);
   for (int64_t s = 0; s < slices; ++s) {
     SampleArgs slice = whole;
     slice.logits = whole.logits.Columns(s * columns, columns);
-    slice.candidates = all.Columns(2 * s, 2);
+    slice.candidates = all.Slice(s);
     slice.vocabulary_begin = s * columns;
     device.ops().sample(device, slice);
   }
