@@ -10,9 +10,9 @@ constexpr int kRowsPerBlock = 128;
 
 struct ChooseParams {
   const int32_t* counts;
-  const uint2* candidates;  // [slices, rows]
+  const uint2* candidates;  // [slices, row_count]
   int slices;
-  int rows;
+  int row_count;  // padding included
   const SampleRow* rows;
   int32_t* out_ids;
   int32_t* last_ids;
@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kRowsPerBlock) ChooseKernel(const ChooseParams
   uint32_t best_key = 0;
   int32_t best_id = 0;
   for (int i = 0; i < p.slices; ++i) {
-    const uint2 candidate = p.candidates[static_cast<int64_t>(i) * p.rows + r];
+    const uint2 candidate = p.candidates[static_cast<int64_t>(i) * p.row_count + r];
     const uint32_t key = candidate.x;
     const auto id = static_cast<int32_t>(candidate.y);
     if (key > best_key || (key == best_key && key > 0 && id < best_id)) {
@@ -50,7 +50,7 @@ void ChooseCandidates(Device& device, const ChooseCandidatesArgs& args) {
       .counts = args.batch.counts.Data<int32_t>(),
       .candidates = args.candidates.Data<uint2>(),
       .slices = static_cast<int>(slices),
-      .rows = static_cast<int>(rows),
+      .row_count = static_cast<int>(rows),
       .rows = args.rows,
       .out_ids = args.out_ids.Data<int32_t>(),
       .last_ids = args.batch.last_ids.Data<int32_t>(),
