@@ -407,8 +407,9 @@ void RopeBench(Bench& bench, const HeadShape& heads, int64_t tokens) {
 }
 
 void SampleBench(Bench& bench, int64_t rows, int64_t vocabulary, float temperature, float top_p) {
-  const std::string name = "sample " + std::string(temperature == 0 ? "greedy" : "top-p") +
-                           " R=" + std::to_string(rows) + " V=" + std::to_string(vocabulary);
+  const char* kind = temperature == 0 ? "greedy" : top_p < 1 ? "top-p" : "drawn";
+  const std::string name = "sample " + std::string(kind) + " R=" + std::to_string(rows) +
+                           " V=" + std::to_string(vocabulary);
   if (!bench.Wanted(name)) return;
   bench.Reset();
   const BatchView batch = MakeBatch(bench, {.sequences = rows});
@@ -522,6 +523,7 @@ void RunReal(Bench& bench) {
   for (const int64_t rows : {1, 16, 64}) {
     SampleBench(bench, rows, 151552, 0, 1);
     SampleBench(bench, rows, 151552, 1, 0.95f);
+    SampleBench(bench, rows, 151552 / 8, 1, 1);  // a rank's slice takes as long
   }
   for (const int64_t tokens : {2048, 8192}) MoeBench(bench, kAir, kFp8, tokens);
   MoeBench(bench, kFlash, kBf16, 8192);

@@ -14,6 +14,8 @@
 #include "engine/rank/batch.h"
 #include "engine/rank/draft.h"
 #include "engine/rank/graphs.h"
+#include "engine/rank/sampler.h"
+#include "kernels/communicator.h"
 #include "proto/base/log.h"
 
 namespace glm::bench {
@@ -88,6 +90,7 @@ class Machine {
   KvCache cache_;
   std::optional<Batch> batch_;
   std::optional<StepGraphs> graphs_;
+  std::optional<engine::Sampler> sampler_;
   std::optional<engine::Drafter> drafter_;
   std::vector<std::unique_ptr<DeviceEvent>> events_;
   void* busy_ = nullptr;
@@ -127,7 +130,8 @@ absl::Status Machine::SetUp(const StepLimits& step, int64_t length_max, int64_t 
       KvCache::Allocate(device_, rank_config_, cache_dtype, blocks, options_.block_size, drafts());
   batch_.emplace(device_, limits_);
   graphs_.emplace(device_);
-  if (drafts()) drafter_.emplace(device_, limits_, dtype);
+  sampler_.emplace(device_, communicator_, limits_.step);
+  if (drafts()) drafter_.emplace(device_, *sampler_, limits_, dtype);
   for (int32_t i = 0; i < kStepsInFlight; ++i) events_.push_back(device_.NewEvent());
   device_.PlanScratch(limits_.step);
   if (cuda) busy_ = device_.Allocate(kBusyBytes);
@@ -143,7 +147,7 @@ void Machine::Meet() {
 void Machine::Compute() {
   device_.ops().store_tokens(device_, {.batch = batch_->view(), .cache = cache_.tokens});
   model_->Forward(batch_->view(), cache_, batch_->logits());
-  device_.ops().sample(device_, batch_->sample_args(cache_.tokens));
+  sampler_->Run(batch_->sample_args(cache_.tokens));
   if (batch_->sizes().draft_layer) drafter_->Run(*model_, cache_, *batch_);
 }
 

@@ -54,6 +54,7 @@ OpTable TimedDevice::MakeTable() const {
   GLM_TIMED(gather_logit_rows);
   GLM_TIMED(store_tokens);
   GLM_TIMED(sample);
+  GLM_TIMED(choose_candidates);
   GLM_TIMED(begin_drafts);
   GLM_TIMED(advance_drafts);
 #undef GLM_TIMED

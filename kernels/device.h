@@ -32,7 +32,8 @@ struct StepLimits {
   int64_t experts_per_token = 0;  // k, shared ones included
   int64_t expert_width = 0;       // M on this rank
   int64_t dense_width = 0;        // I on this rank
-  int64_t vocabulary = 0;         // V, of all ranks: each samples from all logits
+  int64_t vocabulary = 0;         // V, of all ranks: each may sample from all logits
+  int64_t vocabulary_slices = 1;  // ranks that have V / so many columns of the logits each
 };
 
 /// A point in a device's order.

@@ -275,15 +275,27 @@ struct Logprobs {
 
 struct SampleArgs {
   const BatchView& batch;
-  Tensor logits;            // F32 [R, V]; unspecified afterwards
+  Tensor logits;            // F32 [R, V], or [R, V / ranks] with candidates; unspecified afterwards
   int64_t vocabulary_used;  // ids from here on are padding rows of the embedding: never sampled
   const SampleRow* rows;    // device memory, [R]
-  Tensor out_ids;           // I32 [R]
+  Tensor out_ids;           // I32 [R]; not looked at with candidates
   TokenCache tokens{};      // empty only when no row has penalties or edits with a context
   const LogitEdit* edits = nullptr;        // device memory
   const int32_t* edit_contexts = nullptr;  // device memory
   Tensor masks{};       // U32 bits as I32 [masks, ceil(vocabulary_used / 32)], bit set: allowed
   Logprobs logprobs{};  // empty when no row wants any
+  // A rank's slice of the vocabulary: the logits are those of the ids from vocabulary_begin on, and
+  // the best of each row goes here for choose_candidates. F32 [R, 2], raw bits; empty: the logits
+  // are whole.
+  Tensor candidates{};
+  int64_t vocabulary_begin = 0;
+};
+
+struct ChooseCandidatesArgs {
+  const BatchView& batch;
+  Tensor candidates;      // F32 [ranks, R, 2], raw bits, contiguous
+  const SampleRow* rows;  // device memory, [R]
+  Tensor out_ids;         // I32 [R]
 };
 
 /// A sequence that drafts after a step. Lives in device memory, an array of D.
@@ -392,7 +404,20 @@ struct OpTable {
   /// draw the same id: a draft is right when the model draws it too, and drafting changes no token.
   /// A NaN logit counts as minus infinity, which is never drawn; when all are minus infinity after
   /// step 4, the lowest id allowed by the mask is the result. The id also goes to last_ids[slot].
+  ///
+  /// With `candidates` the same over a slice of the ids, for rows that need no look at the others:
+  /// without logprobs and target_id, and greedy or without top_k, top_p and min_p. Of each row the
+  /// best id of the slice goes to `candidates` as two words, a key (U32) and the id (I32); out_ids
+  /// and last_ids stay as they are. A key is 0 where the slice has no id that the mask allows, 1
+  /// where all those are minus infinity (the id is the lowest), else above 1 and rising with what
+  /// is compared: the logit of a greedy row, logit / temperature - log(exponential) of one that
+  /// draws.
   void (*sample)(Device&, const SampleArgs&);
+
+  /// Of each row the id of the largest key (ties: lowest id; 0 where all keys are), to out_ids and
+  /// to last_ids[slot]. With candidates of slices that make up the vocabulary this is what `sample`
+  /// gives of the whole logits, to the bit.
+  void (*choose_candidates)(Device&, const ChooseCandidatesArgs&);
 
   /// What the draft layer goes on from after a step. For each draft row d, with a = how many of the
   /// sequence's drafts in this step were drawn by the rows before them, one after the other, t =

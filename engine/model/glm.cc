@@ -287,6 +287,7 @@ StepLimits Glm::CompleteLimits(const ModelConfig& config, StepLimits limits) {
   }
   if (config.dense_layers > 0) limits.dense_width = config.dense_width;
   limits.vocabulary = config.vocabulary;
+  limits.vocabulary_slices = config.ranks;
   return limits;
 }
 

@@ -91,7 +91,8 @@ class Glm {
   virtual ~Glm() = default;
 
   /// Runs embedding, layers, norm and head for one step; stores K and V into `cache`; writes the
-  /// logits of batch.logit_tokens to `logits`, F32 [R, V].
+  /// logits of batch.logit_tokens to `logits`, F32 [R, V]; or F32 [R, V / ranks], for this rank's
+  /// columns alone, which then are not gathered.
   virtual void Forward(const BatchView& batch, const KvCache& cache, const Tensor& logits) = 0;
 
   /// The hidden states of the last Forward after the final norm, act [tokens, H]; of all its
@@ -103,7 +104,7 @@ class Glm {
   /// Runs the draft layer on the `hidden` states of the batch's tokens, act [T, H]: those of the
   /// last Forward, or, for a draft after a draft, mtp_hidden of the ForwardMtp before. The batch
   /// has the token *after* each position as its token id. Stores K and V into cache.mtp; writes
-  /// the draft logits of batch.logit_tokens to `logits`, F32 [R, V]; R = 0: none. REQUIRES
+  /// the draft logits of batch.logit_tokens to `logits`, as Forward does; R = 0: none. REQUIRES
   /// has_mtp(), and that `hidden` is not what mtp_hidden returns itself.
   virtual void ForwardMtp(const BatchView& batch, const Tensor& hidden, const KvCache& cache,
                           const Tensor& logits) = 0;

@@ -171,7 +171,8 @@ void Layers::AddNorm(const BatchView& batch, Delta delta, const Tensor& weight,
 void Layers::Head(const BatchView& batch, const Tensor& normed, const Weight& head,
                   const Tensor& logits) const {
   const Tensor rows = logit_rows_.Rows(0, logits.shape[0]);
-  const Tensor part = logits_part_.empty() ? logits : logits_part_.Rows(0, logits.shape[0]);
+  const bool whole = logits.shape[1] == config_.vocabulary;
+  const Tensor part = whole && config_.ranks > 1 ? logits_part_.Rows(0, logits.shape[0]) : logits;
   device_.ops().gather_logit_rows(device_, {.batch = batch, .in = normed, .out = rows});
   device_.ops().linear(device_, {.batch = batch,
                                  .in = {rows, {}},
@@ -179,7 +180,7 @@ void Layers::Head(const BatchView& batch, const Tensor& normed, const Weight& he
                                  .bias = {},
                                  .out = part,
                                  .per_logit_row = true});
-  communicator_.AllGatherColumns(device_, part, logits);
+  if (whole) communicator_.AllGatherColumns(device_, part, logits);
 }
 
 }  // namespace glm::engine

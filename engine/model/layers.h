@@ -60,8 +60,9 @@ class Layers {
   /// Ends a pass of at least one layer: out = norm of the stream, act [T, H]. `traced`: the layers
   /// ran with a trace.
   void End(const BatchView& batch, const Tensor& weight, const Tensor& out, bool traced) const;
-  /// logits = head . the rows of `normed` that the batch names, F32 [R, V]; of `head`, [V / ranks,
-  /// H], each rank has its rows, and all get all logits.
+  /// logits = head . the rows of `normed` that the batch names. Of `head`, [V / ranks, H], each
+  /// rank has its rows: with logits F32 [R, V] all ranks get all of them, with F32 [R, V / ranks]
+  /// each keeps its own.
   void Head(const BatchView& batch, const Tensor& normed, const Weight& head,
             const Tensor& logits) const;
 

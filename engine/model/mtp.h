@@ -54,8 +54,8 @@ class Mtp {
 
   /// batch: the step's, with the token *after* each position as its token id. hidden: act [T, H],
   /// after the model's final norm, or this layer's own where drafts go on from drafts. Stores K and
-  /// V into `cache`, the draft layer's own; writes the logits of batch.logit_tokens to `logits`,
-  /// F32 [R, V].
+  /// V into `cache`, the draft layer's own; writes the logits of batch.logit_tokens to `logits`, as
+  /// Layers::Head does.
   void Forward(const BatchView& batch, const Tensor& hidden, const KvLayer& cache,
                const Tensor& logits, const Trace& trace) const;
 

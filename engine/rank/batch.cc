@@ -54,6 +54,13 @@ int64_t PromptsBegin(const StepPlan& plan) {
   return SizeOf(plan.token_ids) - begin >= kTokensMin ? begin : -1;
 }
 
+/// Whether the row's id can be found slice by slice of the vocabulary: what is best in each
+/// decides.
+bool DrawsBySlice(const SampleRow& row) {
+  const bool limited = row.top_k > 0 || row.top_p < 1 || row.min_p > 0;
+  return row.target_id < 0 && row.logprobs < 0 && (row.temperature == 0 || !limited);
+}
+
 template <typename T>
 void Assign(const char* memory, int64_t count, std::vector<T>* out) {
   const T* values = reinterpret_cast<const T*>(memory);
@@ -197,6 +204,8 @@ StepSizes Batch::SizesOf(const StepPlan& plan) const {
   sizes.draft_rows = SizeOf(plan.draft_rows);
   sizes.drafts = plan.drafts;
   sizes.prompts_begin = PromptsBegin(plan);
+  sizes.whole_logits = limits_.step.vocabulary_slices > 1 &&
+                       !std::all_of(plan.sample_rows.begin(), plan.sample_rows.end(), DrawsBySlice);
   if (!device_.CanCapture()) return sizes;
   for (int64_t StepSizes::*size :
        {&StepSizes::sequences, &StepSizes::logit_rows, &StepSizes::edits, &StepSizes::edit_contexts,
@@ -322,7 +331,7 @@ void Batch::SetViews(const Layout& layout) {
 
 void Batch::SetResultViews() {
   const ResultLayout layout = ResultLayoutOf(sizes_);
-  logits_ = logits_all_.Rows(0, sizes_.logit_rows);
+  logits_ = LogitsOf(sizes_.logit_rows);
   ids_ = Tensor(result_memory_ + layout.ids, DType::kI32, {sizes_.logit_rows});
   drafts_ = Tensor(result_memory_ + layout.drafts, DType::kI32, {sizes_.drafts, sizes_.draft_rows});
   if (sizes_.draft_layer) next_view_.last_ids = ids_;
@@ -349,7 +358,12 @@ SampleArgs Batch::sample_args(const TokenCache& tokens) const {
           .logprobs = logprobs_};
 }
 
-Tensor Batch::draft_logits() const { return logits_all_.Rows(0, sizes_.draft_rows); }
+Tensor Batch::LogitsOf(int64_t rows) const {
+  const int64_t slices = sizes_.whole_logits ? 1 : limits_.step.vocabulary_slices;
+  return {logits_all_.data, DType::kF32, {rows, limits_.step.vocabulary / slices}};
+}
+
+Tensor Batch::draft_logits() const { return LogitsOf(sizes_.draft_rows); }
 
 Tensor Batch::draft_ids(int64_t draft) const {
   CHECK(draft >= 0 && draft < sizes_.drafts) << draft;

@@ -36,6 +36,9 @@ struct StepSizes {
   int64_t draft_rows = 0;      // D
   int64_t drafts = 0;          // K
   int64_t prompts_begin = -1;  // as BatchView's, rounded up like tokens
+  // Of several ranks: some row is drawn from the logits of all. Else each rank draws from its own
+  // columns, and the ranks tell each other the best. Never with one rank.
+  bool whole_logits = false;
 
   bool operator==(const StepSizes&) const = default;
 };
@@ -85,8 +88,9 @@ class Batch {
 
   const StepSizes& sizes() const { return sizes_; }
   const BatchView& view() const { return view_; }
-  const Tensor& logits() const { return logits_; }  // F32 [R, V]
-  const Tensor& ids() const { return ids_; }        // I32 [R]
+  /// F32 [R, V]; [R, V / ranks] where the sizes' whole_logits is false.
+  const Tensor& logits() const { return logits_; }
+  const Tensor& ids() const { return ids_; }  // I32 [R]
   /// All that `sample` is given for the step; of vocabulary_used ids. `tokens` is the cache's.
   SampleArgs sample_args(const TokenCache& tokens) const;
 
@@ -97,8 +101,8 @@ class Batch {
   const SampleRow* sample_rows() const { return sample_rows_; }  // device, [R]
   const DraftRow* draft_rows() const { return draft_rows_; }     // device, [D]
   const Tensor& draft_count() const { return draft_count_; }     // I32 [1]
-  Tensor draft_logits() const;                                   // F32 [D, V]: those of the step
-  Tensor draft_ids(int64_t draft) const;                         // I32 [D], of the draft-th drafts
+  Tensor draft_logits() const;            // [D, ..] as logits(), in the same memory
+  Tensor draft_ids(int64_t draft) const;  // I32 [D], of the draft-th drafts
 
  private:
   struct Layout;
@@ -112,6 +116,8 @@ class Batch {
   void FillDraftStaging(const StepPlan& plan, const Layout& layout, char* host) const;
   void SetViews(const Layout& layout);
   void SetResultViews();
+  /// Room for logits of `rows` rows, whole or sliced as the sizes say.
+  Tensor LogitsOf(int64_t rows) const;
   int64_t mask_words() const { return (limits_.vocabulary_used + 31) / 32; }
 
   Device& device_;

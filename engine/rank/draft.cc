@@ -19,8 +19,9 @@ int64_t ViewBytes(int64_t rows, int64_t blocks_max) {
 
 }  // namespace
 
-Drafter::Drafter(Device& device, const BatchLimits& limits, DType dtype)
+Drafter::Drafter(Device& device, Sampler& sampler, const BatchLimits& limits, DType dtype)
     : device_(device),
+      sampler_(sampler),
       limits_(limits),
       memory_(static_cast<char*>(
           device.Allocate(ViewBytes(limits.step.sequences_max, limits.blocks_max)))),
@@ -54,11 +55,12 @@ void Drafter::SetView(const Batch& batch) {
 }
 
 void Drafter::Draw(const Batch& batch, int64_t draft) {
-  device_.ops().sample(device_, {.batch = view_,
-                                 .logits = batch.draft_logits(),
-                                 .vocabulary_used = limits_.vocabulary_used,
-                                 .rows = sample_rows_,
-                                 .out_ids = batch.draft_ids(draft)});
+  // Rows of the step's, with the same limits: what suffices there suffices here.
+  sampler_.Run({.batch = view_,
+                .logits = batch.draft_logits(),
+                .vocabulary_used = limits_.vocabulary_used,
+                .rows = sample_rows_,
+                .out_ids = batch.draft_ids(draft)});
 }
 
 void Drafter::Run(Glm& model, const KvCache& cache, const Batch& batch) {

@@ -10,14 +10,16 @@
 
 #include "engine/model/glm.h"
 #include "engine/rank/batch.h"
+#include "engine/rank/sampler.h"
 #include "kernels/ops.h"
 
 namespace glm::engine {
 
 class Drafter {
  public:
-  /// Allocates for steps within `limits`; `dtype` is that of hidden states.
-  Drafter(Device& device, const BatchLimits& limits, DType dtype);
+  /// Allocates for steps within `limits`; `dtype` is that of hidden states. `sampler` must outlive
+  /// this.
+  Drafter(Device& device, Sampler& sampler, const BatchLimits& limits, DType dtype);
   Drafter(const Drafter&) = delete;
   Drafter& operator=(const Drafter&) = delete;
 
@@ -33,6 +35,7 @@ class Drafter {
   void Draw(const Batch& batch, int64_t draft);
 
   Device& device_;
+  Sampler& sampler_;
   const BatchLimits limits_;
   char* memory_ = nullptr;            // device: the arrays of the view below, and its rows
   SampleRow* sample_rows_ = nullptr;  // device, [D_max]

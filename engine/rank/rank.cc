@@ -11,6 +11,7 @@
 #include "engine/rank/draft.h"
 #include "engine/rank/graphs.h"
 #include "engine/rank/rank_meeting.h"
+#include "engine/rank/sampler.h"
 #include "engine/rank/start_plans.h"
 #include "proto/base/log.h"
 
@@ -23,6 +24,7 @@ struct Rank::Machine {
   KvCache cache;
   std::optional<Batch> batch;
   std::optional<StepGraphs> graphs;
+  std::optional<Sampler> sampler;
   std::optional<Drafter> drafter;
   // Begin and end of a step. One pair more than steps may be in flight: when a step is waited for,
   // those of the step before it must still stand.
@@ -255,7 +257,7 @@ RankMemory Rank::BufferNeeds(const RankOptions& options, const ModelConfig& rank
   needs.buffer_bytes =
       Glm::BufferBytes(rank_config, options.dtype, options.batch.step, {.mtp = drafts});
   needs.scratch_bytes = device.ScratchBytes(options.batch.step);
-  needs.batch_bytes = Batch::DeviceBytes(options.batch);
+  needs.batch_bytes = Batch::DeviceBytes(options.batch) + Sampler::DeviceBytes(options.batch.step);
   // The host's memory is the CPU device's.
   if (options.device == "cpu") needs.batch_bytes += Batch::HostBytes(options.batch);
   if (drafts) needs.batch_bytes += Drafter::DeviceBytes(options.batch, options.dtype);
@@ -314,7 +316,10 @@ void Rank::AllocateMemory() {
   machine_->model->ScaleCache(&machine_->cache);
   machine_->batch.emplace(device, options_.batch);
   machine_->graphs.emplace(device);
-  if (drafts()) machine_->drafter.emplace(device, options_.batch, options_.dtype);
+  machine_->sampler.emplace(device, *machine_->communicator, options_.batch.step);
+  if (drafts()) {
+    machine_->drafter.emplace(device, *machine_->sampler, options_.batch, options_.dtype);
+  }
   for (int32_t i = 0; i < options_.batch.steps_in_flight_max + 1; ++i) {
     machine_->marks.push_back({device.NewEvent(), device.NewEvent()});
   }
@@ -395,7 +400,7 @@ void Rank::IssueOps() {
   // Penalties and edits look back at the step's own tokens too.
   device.ops().store_tokens(device, {.batch = batch.view(), .cache = cache.tokens});
   machine_->model->Forward(batch.view(), cache, batch.logits());
-  device.ops().sample(device, batch.sample_args(cache.tokens));
+  machine_->sampler->Run(batch.sample_args(cache.tokens));
   if (batch.sizes().draft_layer) machine_->drafter->Run(*machine_->model, cache, batch);
 }
 

@@ -2,7 +2,7 @@
 //
 // Who calls: Engine::Create starts it; then the engine thread alone, as with any StepRunner. Ranks
 // share the model's heads, widths and vocabulary (tensor parallelism), meet in their communicators
-// within a step, and sample the same ids from the same logits: those of rank 0 are the result.
+// within a step, and draw the same ids: those of rank 0 are the result.
 #pragma once
 
 #include <memory>

@@ -2,7 +2,8 @@
 // sequences there is a bucket for, with as many drafts as there may be.
 //
 // Who calls: a rank, once, when all memory is planned. Other steps that suit a graph (logprobs,
-// edits, fewer drafts, tables of very long sequences) are captured when they come.
+// edits, fewer drafts, tables of very long sequences, several ranks that gather whole logits) are
+// captured when they come.
 #pragma once
 
 #include <cstdint>

@@ -29,6 +29,7 @@ constexpr OpTable kCpuOps = {
     .gather_logit_rows = GatherLogitRows,
     .store_tokens = StoreTokens,
     .sample = Sample,
+    .choose_candidates = ChooseCandidates,
     .begin_drafts = BeginDrafts,
     .advance_drafts = AdvanceDrafts,
 };

@@ -13,27 +13,28 @@ bool Allowed(const int32_t* mask, int64_t id) {
 
 /// Of an entry of `counts`, `logit` says whether the id is anywhere in the history, and `id` how
 /// often it was generated.
-void CountHistory(const SampleRow& row, const History& history, int64_t vocabulary,
+void CountHistory(const SampleRow& row, const History& history, const IdRange& ids,
                   Candidate* counts) {
-  std::fill_n(counts, vocabulary, Candidate{0, 0});
+  std::fill_n(counts, ids.count(), Candidate{0, 0});
   for (int64_t position = 0; position < row.position; ++position) {
     const int32_t id = history.At(position);
     // A prompt may hold ids that are never drawn.
-    if (id < 0 || id >= vocabulary) continue;
-    counts[id].logit = 1;
-    if (position >= row.prompt_tokens) ++counts[id].id;
+    if (id < ids.begin || id >= ids.end) continue;
+    Candidate& count = counts[id - ids.begin];
+    count.logit = 1;
+    if (position >= row.prompt_tokens) ++count.id;
   }
 }
 
-void Penalize(const SampleRow& row, const History& history, int64_t vocabulary, float* logits,
+void Penalize(const SampleRow& row, const History& history, const IdRange& ids, float* logits,
               Candidate* counts) {
-  CountHistory(row, history, vocabulary, counts);
-  for (int64_t id = 0; id < vocabulary; ++id) {
-    if (counts[id].logit == 0) continue;
-    float& logit = logits[id];
+  CountHistory(row, history, ids, counts);
+  for (int64_t i = 0; i < ids.count(); ++i) {
+    if (counts[i].logit == 0) continue;
+    float& logit = logits[i];
     logit = logit > 0 ? logit / row.repetition_penalty : logit * row.repetition_penalty;
-    if (counts[id].id == 0) continue;
-    logit -= row.frequency_penalty * static_cast<float>(counts[id].id);
+    if (counts[i].id == 0) continue;
+    logit -= row.frequency_penalty * static_cast<float>(counts[i].id);
     logit -= row.presence_penalty;
   }
 }
@@ -53,28 +54,30 @@ bool Holds(const SampleArgs& args, const SampleRow& row, const LogitEdit& edit) 
 }  // namespace
 
 int32_t LowestAllowed(const SampleArgs& args, const SampleRow& row) {
-  if (row.mask < 0) return 0;
-  const int32_t* mask = args.masks.Row<int32_t>(row.mask);
-  for (int64_t id = 0; id < args.vocabulary_used; ++id) {
-    if (Allowed(mask, id)) return static_cast<int32_t>(id);
+  const IdRange ids(args);
+  const int32_t* mask = row.mask < 0 ? nullptr : args.masks.Row<int32_t>(row.mask);
+  for (int64_t id = ids.begin; id < ids.end; ++id) {
+    if (mask == nullptr || Allowed(mask, id)) return static_cast<int32_t>(id);
   }
-  return 0;
+  return -1;
 }
 
 void ShapeLogits(const SampleArgs& args, const SampleRow& row, float* logits, Candidate* counts) {
-  const int64_t vocabulary = args.vocabulary_used;
+  const IdRange ids(args);
   if (row.repetition_penalty != 1 || row.frequency_penalty != 0 || row.presence_penalty != 0) {
-    Penalize(row, History(args.tokens, args.batch, row.sequence), vocabulary, logits, counts);
+    Penalize(row, History(args.tokens, args.batch, row.sequence), ids, logits, counts);
   }
   for (int32_t i = 0; i < row.edits_count; ++i) {
     const LogitEdit& edit = args.edits[row.edits_begin + i];
-    DCHECK(edit.id >= 0 && edit.id < vocabulary) << edit.id;
-    if (Holds(args, row, edit)) logits[edit.id] = Comparable(logits[edit.id] + edit.add);
+    DCHECK(edit.id >= 0 && edit.id < args.vocabulary_used) << edit.id;
+    if (edit.id < ids.begin || edit.id >= ids.end || !Holds(args, row, edit)) continue;
+    float& logit = logits[edit.id - ids.begin];
+    logit = Comparable(logit + edit.add);
   }
   if (row.mask < 0) return;
   const int32_t* mask = args.masks.Row<int32_t>(row.mask);
-  for (int64_t id = 0; id < vocabulary; ++id) {
-    if (!Allowed(mask, id)) logits[id] = kBanned;
+  for (int64_t id = ids.begin; id < ids.end; ++id) {
+    if (!Allowed(mask, id)) logits[id - ids.begin] = kBanned;
   }
 }
 

@@ -3,6 +3,7 @@
 // Who calls: sample.cc, for a row at a time on any thread of the pool; draft.cc the history.
 #pragma once
 
+#include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <limits>
@@ -21,6 +22,17 @@ inline float Comparable(float logit) { return std::isnan(logit) ? kBanned : logi
 inline bool Before(const Candidate& a, const Candidate& b) {
   return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
 }
+
+/// The ids that a row's logits are of: [begin, end), those past vocabulary_used left out.
+struct IdRange {
+  explicit IdRange(const SampleArgs& args)
+      : begin(args.vocabulary_begin),
+        end(std::max(begin, std::min(args.vocabulary_used, begin + args.logits.shape[1]))) {}
+  int64_t count() const { return end - begin; }
+
+  int64_t begin;
+  int64_t end;
+};
 
 /// The share of a logit relative to the largest one.
 inline double Share(float logit, float largest) {
@@ -54,10 +66,10 @@ class History {
 void WriteLogprobs(const SampleArgs& args, int64_t r, int32_t id, const float* logits,
                    Candidate* candidates);
 
-/// Penalties, edits and mask, in place. `counts` is room for vocabulary_used entries.
+/// Penalties, edits and mask, in place. `counts` is room for an entry an id.
 void ShapeLogits(const SampleArgs& args, const SampleRow& row, float* logits, Candidate* counts);
 
-/// The lowest id that the row's mask allows; 0 where it allows none.
+/// The lowest id of the range that the row's mask allows; -1 where it allows none.
 int32_t LowestAllowed(const SampleArgs& args, const SampleRow& row);
 
 }  // namespace glm::cpu

@@ -23,6 +23,7 @@ void MoeExperts(Device& device, const MoeExpertsArgs& args);
 void GatherLogitRows(Device& device, const GatherLogitRowsArgs& args);
 void StoreTokens(Device& device, const StoreTokensArgs& args);
 void Sample(Device& device, const SampleArgs& args);
+void ChooseCandidates(Device& device, const ChooseCandidatesArgs& args);
 void BeginDrafts(Device& device, const BeginDraftsArgs& args);
 void AdvanceDrafts(Device& device, const AdvanceDraftsArgs& args);
 

@@ -5,8 +5,10 @@
 // cut, a place in the order of (logit falling, id rising) that says which elements are kept
 // (sample_select.cuh); min-p is a comparison. Among the kept the exponential race is one more
 // largest value. Logprobs are of the logits as they came, which are read again: alternatives are
-// the largest, one after the other, below the one before.
+// the largest, one after the other, below the one before. Of a rank's slice of the ids the same
+// kernel gives the place of the best, which choose_candidates.cu compares with the other ranks'.
 
+#include <algorithm>
 #include <array>
 
 #include "kernels/cuda/cuda_check.h"
@@ -23,10 +25,13 @@ struct SampleParams {
   const int32_t* counts;
   const float* logits;
   int64_t logits_stride;
-  int vocabulary;
+  int first_id;  // of the first column
+  int end_id;
   const SampleRow* rows;
   int32_t* out_ids;
   int32_t* last_ids;
+  uint32_t* candidates;  // null: the ids are all there are
+  int64_t candidates_stride;
   ShapeParams shape;
   float* logprob_values;
   int32_t* logprob_ids;
@@ -36,25 +41,26 @@ struct SampleParams {
 /// No exponential is below 2^-33 nor above 17: nothing that is this much below the largest wins.
 constexpr float kRaceMax = 27;
 
-/// Which ids a thread has.
+/// Which of the row's ids a thread has.
 struct Slice {
   int begin;  // of the block
   int end;
 
-  __device__ Slice(int vocabulary, int block) {
-    const int size = (vocabulary + 4 * kCluster - 1) / (4 * kCluster) * 4;
-    begin = min(vocabulary, block * size);
-    end = min(vocabulary, begin + size);
+  __device__ Slice(int first_id, int end_id, int block) {
+    const int size = (end_id - first_id + 4 * kCluster - 1) / (4 * kCluster) * 4;
+    begin = min(end_id, first_id + block * size);
+    end = min(end_id, begin + size);
   }
   __device__ int IdOf(int i) const {
     return begin + i / 4 * (4 * kThreads) + static_cast<int>(threadIdx.x) * 4 + i % 4;
   }
 };
 
-/// The row's logits of this thread; minus infinity past the end and for NaN.
+/// The row's logits of this thread; minus infinity past the end and for NaN. `logits` is where id 0
+/// has its own, or would have it.
 template <int kPerThread>
 __device__ void LoadLogits(const float* logits, const Slice& slice, float (&values)[kPerThread]) {
-  const bool vectors = reinterpret_cast<uintptr_t>(logits) % 16 == 0;
+  const bool vectors = reinterpret_cast<uintptr_t>(logits + slice.begin) % 16 == 0;
 #pragma unroll
   for (int i = 0; i < kPerThread; i += 4) {
     const int id = slice.IdOf(i);
@@ -100,6 +106,25 @@ __device__ __forceinline__ void Exponentials(const SampleRow& row, uint32_t grou
   }
 }
 
+/// The same for four ids from `id` on, which need not be a multiple of 4: a rank's slice may begin
+/// anywhere, though those of the models in use do not.
+__device__ __forceinline__ void ExponentialsFrom(const SampleRow& row, uint32_t id,
+                                                 float (&draws)[4]) {
+  Exponentials(row, id / 4, draws);
+  const uint32_t shift = id % 4;
+  if (shift == 0) return;
+  float next[4];
+  Exponentials(row, id / 4 + 1, next);
+  for (uint32_t s = 0; s < shift; ++s) {
+    draws[0] = draws[1];
+    draws[1] = draws[2];
+    draws[2] = draws[3];
+    draws[3] = next[0];
+    next[0] = next[1];
+    next[1] = next[2];
+  }
+}
+
 /// The last place that is kept of the candidates; 0 keeps all.
 template <int kPerThread>
 __device__ Mass LastKept(const SampleParams& p, const SampleRow& row, cg::cluster_group& cluster,
@@ -107,7 +132,7 @@ __device__ Mass LastKept(const SampleParams& p, const SampleRow& row, cg::cluste
                          const Slice& slice) {
   const auto id_of = [&](int i) { return slice.IdOf(i); };
   const auto place_of_cut = [&](const Cut& cut, Mass ties) {
-    const int id = LastTie(cluster, shared, keys, cut.key, ties, p.vocabulary, id_of);
+    const int id = LastTie(cluster, shared, keys, cut.key, ties, p.end_id, id_of);
     return PlaceOf(cut.key, id);
   };
   Mass last = 0;
@@ -138,11 +163,12 @@ __device__ Mass LastKept(const SampleParams& p, const SampleRow& row, cg::cluste
   return max(last, place_of_cut(cut, (target - cut.before + weight - 1) / weight));
 }
 
-/// The id that a row draws of its logits / temperature, which `keys` stand for.
+/// The place, by score, of the id that a row draws of its logits / temperature, which `keys` stand
+/// for.
 template <int kPerThread>
-__device__ int Draw(const SampleParams& p, const SampleRow& row, cg::cluster_group& cluster,
-                    SharedState& shared, const uint32_t (&keys)[kPerThread], float largest,
-                    const Slice& slice) {
+__device__ Mass Draw(const SampleParams& p, const SampleRow& row, cg::cluster_group& cluster,
+                     SharedState& shared, const uint32_t (&keys)[kPerThread], float largest,
+                     const Slice& slice) {
   const Mass last = LastKept(p, row, cluster, shared, keys, largest, slice);
   Mass best = 0;
 #pragma unroll
@@ -161,8 +187,7 @@ __device__ int Draw(const SampleParams& p, const SampleRow& row, cg::cluster_gro
     }
     if (!any) continue;
     float draws[4];
-    // Slices begin at multiples of 4.
-    Exponentials(row, static_cast<uint32_t>(slice.IdOf(i)) / 4, draws);
+    ExponentialsFrom(row, static_cast<uint32_t>(slice.IdOf(i)), draws);
 #pragma unroll
     for (int j = 0; j < 4; ++j) {
       if (!runs[j]) continue;
@@ -170,27 +195,26 @@ __device__ int Draw(const SampleParams& p, const SampleRow& row, cg::cluster_gro
       best = max(best, PlaceOf(score, slice.IdOf(i + j)));
     }
   }
-  return IdAt(ClusterMax(cluster, shared, best));
+  return ClusterMax(cluster, shared, best);
 }
 
-/// The lowest id that the row's mask allows; 0 where it allows none.
-__device__ int LowestAllowed(const SampleParams& p, const SampleRow& row,
-                             cg::cluster_group& cluster, SharedState& shared, const Slice& slice) {
+/// The place, with key 1, of the lowest id that the row's mask allows; 0 where it allows none.
+__device__ Mass LowestAllowed(const SampleParams& p, const SampleRow& row,
+                              cg::cluster_group& cluster, SharedState& shared, const Slice& slice) {
   Mass best = 0;
   for (int id = slice.begin + static_cast<int>(threadIdx.x); id < slice.end; id += kThreads) {
     if (!MaskAllows(p.shape, row, id)) continue;
     best = PlaceOf(1, id);
     break;
   }
-  best = ClusterMax(cluster, shared, best);
-  return best == 0 ? 0 : IdAt(best);
+  return ClusterMax(cluster, shared, best);
 }
 
-/// Steps 2 to 5 of the contract.
+/// Steps 2 to 5 of the contract: the place of what is chosen, 0 where that is nothing.
 template <int kPerThread>
-__device__ int Choose(const SampleParams& p, const SampleRow& row, cg::cluster_group& cluster,
-                      SharedState& shared, uint32_t* words, const float* logits,
-                      const Slice& slice) {
+__device__ Mass Choose(const SampleParams& p, const SampleRow& row, cg::cluster_group& cluster,
+                       SharedState& shared, uint32_t* words, const float* logits,
+                       const Slice& slice) {
   const auto id_of = [&](int i) { return slice.IdOf(i); };
   uint32_t keys[kPerThread];
   {
@@ -209,7 +233,7 @@ __device__ int Choose(const SampleParams& p, const SampleRow& row, cg::cluster_g
   }
   best = ClusterMax(cluster, shared, best);
   if (best == 0) return LowestAllowed(p, row, cluster, shared, slice);
-  if (row.temperature == 0.0f) return IdAt(best);
+  if (row.temperature == 0.0f) return best;
   return Draw(p, row, cluster, shared, keys, ValueOf(KeyAt(best)), slice);
 }
 
@@ -286,11 +310,22 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
   const int row_index = blockIdx.y;
   if (row_index >= p.counts[2]) return;
   const SampleRow row = p.rows[row_index];
-  const float* logits = p.logits + row_index * p.logits_stride;
-  const Slice slice(p.vocabulary, static_cast<int>(cluster.block_rank()));
+  const float* logits = p.logits + row_index * p.logits_stride - p.first_id;
+  const Slice slice(p.first_id, p.end_id, static_cast<int>(cluster.block_rank()));
+  const bool writes = cluster.block_rank() == 0 && threadIdx.x == 0;
   int id = row.target_id;
-  if (id < 0) id = Choose<kPerThread>(p, row, cluster, shared, words, logits, slice);
-  if (cluster.block_rank() == 0 && threadIdx.x == 0) {
+  if (id < 0) {
+    const Mass place = Choose<kPerThread>(p, row, cluster, shared, words, logits, slice);
+    id = place == 0 ? 0 : IdAt(place);
+    if (p.candidates != nullptr) {
+      if (!writes) return;
+      uint32_t* candidate = p.candidates + row_index * p.candidates_stride;
+      candidate[0] = KeyAt(place);
+      candidate[1] = static_cast<uint32_t>(id);
+      return;
+    }
+  }
+  if (writes) {
     p.out_ids[row_index] = id;
     if (row.slot >= 0) p.last_ids[row.slot] = id;
   }
@@ -302,8 +337,15 @@ __global__ void __cluster_dims__(kCluster, 1, 1) __launch_bounds__(kThreads, 1)
 void CheckSample(const SampleArgs& args, int64_t rows) {
   const int64_t vocabulary = args.vocabulary_used;
   CheckShape(args.logits, DType::kF32, {rows, -1}, "sample.logits");
-  CheckShape(args.out_ids, DType::kI32, {rows}, "sample.out_ids");
-  CHECK(vocabulary >= 1 && vocabulary <= args.logits.shape[1]) << "vocabulary_used " << vocabulary;
+  CHECK_GE(vocabulary, 1);
+  if (args.candidates.empty()) {
+    CheckShape(args.out_ids, DType::kI32, {rows}, "sample.out_ids");
+    CHECK(args.vocabulary_begin == 0 && vocabulary <= args.logits.shape[1]) << vocabulary;
+  } else {
+    CheckShape(args.candidates, DType::kF32, {rows, 2}, "sample.candidates");
+    CHECK_GE(args.vocabulary_begin, 0);
+    CHECK(args.logprobs.values.empty()) << "logprobs of a slice";
+  }
   if (!args.tokens.ids.empty()) {
     CheckShape(args.tokens.ids, DType::kI32, {-1, -1}, "sample.tokens");
     CHECK(args.tokens.ids.contiguous());
@@ -335,14 +377,20 @@ void Sample(Device& device, const SampleArgs& args) {
   const int64_t rows = args.logits.shape[0];
   CheckSample(args, rows);
   const BatchView& batch = args.batch;
+  const int64_t first_id = args.vocabulary_begin;
+  const int64_t end_id =
+      std::max(first_id, std::min(args.vocabulary_used, first_id + args.logits.shape[1]));
   const SampleParams params = {
       .counts = batch.counts.Data<int32_t>(),
       .logits = args.logits.Data<float>(),
       .logits_stride = args.logits.stride[0],
-      .vocabulary = static_cast<int>(args.vocabulary_used),
+      .first_id = static_cast<int>(first_id),
+      .end_id = static_cast<int>(end_id),
       .rows = args.rows,
       .out_ids = args.out_ids.Data<int32_t>(),
       .last_ids = batch.last_ids.Data<int32_t>(),
+      .candidates = args.candidates.Data<uint32_t>(),
+      .candidates_stride = args.candidates.stride[0],
       .shape = {.tokens = args.tokens.ids.Data<int32_t>(),
                 .block_size =
                     args.tokens.ids.empty() ? 1 : static_cast<int>(args.tokens.ids.shape[1]),
@@ -357,10 +405,11 @@ void Sample(Device& device, const SampleArgs& args) {
       .logprob_ranks = args.logprobs.ranks.Data<int32_t>(),
   };
   constexpr int64_t kPerCluster = kCluster * kThreads;
-  CHECK_LE(args.vocabulary_used, 32 * kPerCluster) << "sample: vocabulary of at most 262144";
-  if (args.vocabulary_used <= 4 * kPerCluster) {
+  const int64_t ids = end_id - first_id;
+  CHECK_LE(ids, 32 * kPerCluster) << "sample: vocabulary of at most 262144";
+  if (ids <= 4 * kPerCluster) {
     Launch<4>(op.stream(), rows, params);
-  } else if (args.vocabulary_used <= 20 * kPerCluster) {
+  } else if (ids <= 20 * kPerCluster) {
     Launch<20>(op.stream(), rows, params);
   } else {
     Launch<32>(op.stream(), rows, params);

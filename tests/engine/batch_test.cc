@@ -286,6 +286,58 @@ TEST(BatchTest, StepWithoutLogitsHasOneRowThatIsNotValid) {
   EXPECT_EQ(batch.sample_rows()[0].slot, -1);
 }
 
+/// Two ranks: each draws from its own columns, unless some row needs all.
+TEST(BatchTest, SaysWhichStepsNeedWholeLogits) {
+  BatchLimits limits = SmallLimits();
+  limits.step.vocabulary = 8;
+  limits.step.vocabulary_slices = 2;
+  for (const bool can_capture : {false, true}) {
+    HostDevice device(can_capture);
+    Batch batch(device, limits);
+    BatchLimits alone_limits = limits;
+    alone_limits.step.vocabulary_slices = 1;
+    const Batch alone(device, alone_limits);
+    StepPlan plan = TwoSequences();
+    const auto whole = [&](const SampleRow& row) {
+      // Behind a row that does not.
+      plan.sample_rows = {SampleRow{.temperature = 1}, row};
+      plan.logit_tokens = {3, 4};
+      EXPECT_FALSE(alone.SizesOf(plan).whole_logits);
+      return batch.SizesOf(plan).whole_logits;
+    };
+    EXPECT_FALSE(whole({}));
+    EXPECT_FALSE(whole({.temperature = 0.7f}));
+    EXPECT_FALSE(whole({.temperature = 0, .top_p = 0.5f, .min_p = 0.1f, .top_k = 4}));
+    EXPECT_FALSE(whole({.temperature = 1,
+                        .repetition_penalty = 2,
+                        .frequency_penalty = 1,
+                        .presence_penalty = 1,
+                        .mask = 0,
+                        .edits_count = 3}));
+    EXPECT_TRUE(whole({.temperature = 0.7f, .top_p = 0.99f}));
+    EXPECT_TRUE(whole({.temperature = 0.7f, .min_p = 0.01f}));
+    EXPECT_TRUE(whole({.temperature = 0.7f, .top_k = 1}));
+    EXPECT_TRUE(whole({.target_id = 0}));
+    EXPECT_TRUE(whole({.logprobs = 0}));
+
+    plan = TwoSequences();  // has limits
+    batch.Upload(plan, 0);
+    EXPECT_TRUE(batch.sizes().whole_logits);
+    CheckShape(batch.logits(), DType::kF32, {1, 8}, "logits");
+    const void* memory = batch.logits().data;
+    plan = FullPlan();
+    for (SampleRow& row : plan.sample_rows) row.logprobs = -1;
+    for (SampleRow& row : plan.sample_rows) row.temperature = 0;
+    plan.logprobs = false;
+    batch.Upload(plan, 0);
+    EXPECT_FALSE(batch.sizes().whole_logits);
+    CheckShape(batch.logits(), DType::kF32, {2, 4}, "logits");
+    CheckShape(batch.draft_logits(), DType::kF32, {1, 4}, "draft_logits");
+    EXPECT_TRUE(batch.logits().contiguous());
+    EXPECT_EQ(batch.logits().data, memory);
+  }
+}
+
 TEST(BatchTest, DownloadGoesToTheStepsOwnBuffer) {
   HostDevice device(/*can_capture=*/false);
   Batch batch(device, SmallLimits());

@@ -12,9 +12,11 @@
 
 #include "engine/engine.h"
 #include "engine/rank/rank_group.h"
+#include "engine/rank/start_plans.h"
 #include "gmock/gmock.h"
 #include "gtest/gtest.h"
 #include "proto/base/mutex.h"
+#include "tests/engine/counting_communicator.h"
 #include "tests/engine/stepper.h"
 #include "tests/support/temp_folder.h"
 #include "tests/support/tiny_model.h"
@@ -23,7 +25,9 @@ namespace glm::engine {
 namespace {
 
 using test::Chunk;
+using test::CountingMeeting;
 using test::Expected;
+using test::Gathered;
 using test::Ids;
 using test::kGolden;
 using test::MaxDifference;
@@ -220,8 +224,9 @@ std::vector<Request> HundredRequests(int32_t vocabulary, bool sampled) {
   return requests;
 }
 
-// What an engine answers to requests that all run together.
-std::map<RequestId, Ids> Answer(const EngineOptions& options, bool sampled) {
+// What an engine answers to requests that all run together; none: to the hundred.
+std::map<RequestId, Ids> Answer(const EngineOptions& options, std::vector<Request> requests,
+                                bool sampled = false) {
   Mutex mutex;
   Condition changed;
   std::map<RequestId, Ids> tokens;
@@ -237,7 +242,7 @@ std::map<RequestId, Ids> Answer(const EngineOptions& options, bool sampled) {
   });
   EXPECT_TRUE(engine.ok()) << engine.status();
   if (!engine.ok()) return {};
-  const std::vector<Request> requests = HundredRequests((*engine)->shape().vocabulary, sampled);
+  if (requests.empty()) requests = HundredRequests((*engine)->shape().vocabulary, sampled);
   for (const Request& request : requests) EXPECT_TRUE((*engine)->Submit(request).ok());
   {
     MutexLock lock(&mutex);
@@ -245,6 +250,10 @@ std::map<RequestId, Ids> Answer(const EngineOptions& options, bool sampled) {
   }
   (*engine)->Stop();
   return tokens;
+}
+
+std::map<RequestId, Ids> Answer(const EngineOptions& options, bool sampled) {
+  return Answer(options, {}, sampled);
 }
 
 TEST(TensorParallelTest, DemoModelAnswersAHundredPromptsAlike) {
@@ -269,7 +278,65 @@ TEST(TensorParallelTest, EightRanksAnswerAlike) {
   }
 }
 
-// ---- Memory and refusals -----------------------------------------------------------------------
+// Every way of drawing that a rank can do by its own slice of the vocabulary; where `limited`, some
+// that it cannot, which come and go.
+std::vector<Request> RequestsOfAllKinds(int32_t vocabulary, bool limited) {
+  std::mt19937_64 random(17);
+  const auto id = [&] { return static_cast<int32_t>(random() % vocabulary); };
+  std::vector<Request> requests(30);
+  for (int32_t i = 0; i < 30; ++i) {
+    Request& request = requests[i];
+    request.id = static_cast<RequestId>(i + 1);
+    for (int32_t t = 0; t < 3 + i % 11; ++t) request.prompt_ids.push_back(id());
+    SamplingParams& sampling = request.sampling;
+    sampling.temperature = i % 3 == 0 ? 0.0f : 0.4f * static_cast<float>(i % 4 + 1);
+    sampling.seed = random();
+    sampling.choice = static_cast<uint32_t>(i % 2);
+    if (i % 5 == 1) sampling.repetition_penalty = 1.4f;
+    if (i % 5 == 2) sampling.frequency_penalty = 0.7f;
+    if (i % 5 == 3) sampling.presence_penalty = 0.9f;
+    if (i % 4 == 1) sampling.logit_bias = {{id(), 4.0f}, {id(), -3.0f}, {id(), 3.5f}};
+    if (i % 4 == 2) sampling.bad_words = {{id()}, {id(), id()}, {id()}};
+    if (i % 6 == 5) {
+      // Of some ranks none, of others few.
+      for (int32_t k = 0; k < 9; ++k) sampling.allowed_ids.push_back(id() / 2);
+    }
+    if (i % 7 == 3) {
+      request.stop.stop_ids = {id(), id(), id()};
+      request.stop.min_tokens = 6;
+    }
+    request.stop.max_tokens = 6 + i % 9;
+    if (!limited) continue;
+    if (i % 10 == 1) sampling.top_p = 0.8f;
+    if (i % 10 == 4) sampling.top_k = 5;
+    if (i % 10 == 8) sampling.min_p = 0.1f;
+    if (i == 7) sampling.logprobs = 3;
+  }
+  return requests;
+}
+
+// Slices of 15 ids on 8 ranks, so that they begin at no multiple of 4.
+TEST(TensorParallelTest, EveryKindOfDrawIsThatOfOneRank) {
+  TempFolder folder;
+  test::WriteTinyModel(folder.path(),
+                       {.query_heads = 16, .kv_heads = 8, .vocabulary = 120, .mtp_layers = 1});
+  for (const bool limited : {false, true}) {
+    const std::vector<Request> requests = RequestsOfAllKinds(120, limited);
+    const std::map<RequestId, Ids> one = Answer(OptionsFor(folder.path(), 1), requests);
+    ASSERT_EQ(one.size(), 30u);
+    for (const int32_t ranks : {2, 4, 8}) {
+      for (const int32_t drafts : {0, 3}) {
+        EngineOptions options = OptionsFor(folder.path(), ranks);
+        options.max_num_seqs = 12;
+        options.num_speculative_tokens = drafts;
+        EXPECT_EQ(Answer(options, requests), one)
+            << ranks << " ranks, " << drafts << " drafts" << (limited ? ", some limited" : "");
+      }
+    }
+  }
+}
+
+// ---- What ranks exchange -----------------------------------------------------------------------
 
 RankOptions RankOptionsFor(const ModelConfig& config, int32_t ranks) {
   RankOptions options;
@@ -286,6 +353,78 @@ RankOptions RankOptionsFor(const ModelConfig& config, int32_t ranks) {
   options.batch.drafts_max = 2;
   return options;
 }
+
+// Ranks whose exchange is noted.
+class CountingRanks {
+ public:
+  CountingRanks(const RankOptions& options, const ModelConfig& config, int32_t ranks)
+      : meeting_(ranks, kElementsMax), gate_(ranks) {
+    for (int32_t rank = 0; rank < ranks; ++rank) {
+      ranks_.push_back(std::make_unique<Rank>(
+          options, config, RankPlace{.rank = rank, .meeting = &meeting_, .gate = &gate_}));
+    }
+    for (const auto& rank : ranks_) EXPECT_TRUE(rank->AwaitStart().ok());
+  }
+
+  StepResult Step(const StepPlan& plan) {
+    for (const auto& rank : ranks_) rank->Submit(&plan);
+    std::vector<StepResult> results;
+    for (const auto& rank : ranks_) results.push_back(rank->Wait());
+    for (const StepResult& result : results) {
+      EXPECT_EQ(result.ids, results[0].ids);
+      EXPECT_EQ(result.drafts, results[0].drafts);
+    }
+    gathered_ = meeting_.Take();
+    return results[0];
+  }
+  // Of the last step.
+  const Gathered& gathered() const { return gathered_; }
+
+ private:
+  static constexpr int64_t kElementsMax = 1 << 20;
+
+  CountingMeeting meeting_;
+  StartGate gate_;
+  std::vector<std::unique_ptr<Rank>> ranks_;
+  Gathered gathered_;
+};
+
+// Two words a row where every row allows it, else all logits; the step's rows decide for its drafts
+// too. Rows that allow it draw the same either way.
+TEST(TensorParallelTest, RanksExchangeLogitsOnlyWhereARowNeedsThem) {
+  const auto config = ModelConfig::Read(kDemoModel);
+  ASSERT_TRUE(config.ok()) << config.status();
+  const RankOptions options = RankOptionsFor(*config, 4);
+  CountingRanks ranks(options, *config, 4);
+  StepPlan plan = StartPlan(options.batch, 4);
+  for (size_t t = 0; t < plan.token_ids.size(); ++t) {
+    plan.token_ids[t] = static_cast<int32_t>(5 + 31 * t);
+  }
+  for (size_t s = 0; s < 4; ++s) plan.block_tables[s] = static_cast<int32_t>(s);
+  for (size_t r = 3; r < plan.sample_rows.size(); ++r) {
+    plan.sample_rows[r].temperature = 0.9f;
+    plan.sample_rows[r].seed = r;
+  }
+  const StepResult sliced = ranks.Step(plan);
+  EXPECT_EQ(ranks.gathered(), (Gathered{2 * 12, 2 * 4, 2 * 4}));
+
+  // It draws what it drew: all but no probability is cut off.
+  plan.sample_rows[5].min_p = 1e-30f;
+  const StepResult whole = ranks.Step(plan);
+  const int64_t columns = config->vocabulary / 4;
+  EXPECT_EQ(ranks.gathered(), (Gathered{columns, columns, columns}));
+  EXPECT_EQ(whole.ids, sliced.ids);
+  EXPECT_EQ(whole.drafts, sliced.drafts);
+  EXPECT_EQ(sliced.drafts.size(), 8u);
+
+  plan.sample_rows[5].min_p = 0;
+  plan.draft_rows.clear();
+  plan.drafts = 0;
+  EXPECT_EQ(ranks.Step(plan).ids, sliced.ids);
+  EXPECT_EQ(ranks.gathered(), (Gathered{2 * 12}));
+}
+
+// ---- Memory and refusals -----------------------------------------------------------------------
 
 // A device allocates nothing once it is sealed, so what it has taken by then is the peak.
 TEST(TensorParallelTest, EveryRankTakesWhatWasPlanned) {

@@ -307,4 +307,34 @@ uint64_t SeedOf(const std::string& name) {
   return seed;
 }
 
+std::vector<OpCase> AllOpCases() {
+  std::vector<OpCase> all;
+  for (const auto make : {EmbedCases,           AddRmsNormCases,    LinearCases,
+                          NormRopeStoreCases,   AttentionCases,     SiluMulCases,
+                          MoeRouteCases,        MoeExpertsCases,    GatherLogitRowsCases,
+                          SampleCases,          MlaRopeStoreCases,  MlaAttentionCases,
+                          EmbedSliceCases,      RmsNormCases,       NormRopeStoreFloat8Cases,
+                          AttentionFloat8Cases, SampleFeatureCases, SampleSliceCases,
+                          StoreTokensCases,     DraftCases}) {
+    std::vector<OpCase> cases = make();
+    std::move(cases.begin(), cases.end(), std::back_inserter(all));
+  }
+  return all;
+}
+
+StepLimits LimitsOf(const std::vector<OpCase>& cases) {
+  StepLimits limits;
+  for (const OpCase& one : cases) {
+    for (int64_t StepLimits::*field :
+         {&StepLimits::tokens_max, &StepLimits::sequences_max, &StepLimits::logit_rows_max,
+          &StepLimits::hidden, &StepLimits::query_heads, &StepLimits::kv_heads,
+          &StepLimits::head_size, &StepLimits::query_latent, &StepLimits::latent,
+          &StepLimits::experts, &StepLimits::experts_per_token, &StepLimits::expert_width,
+          &StepLimits::dense_width, &StepLimits::vocabulary}) {
+      limits.*field = std::max(limits.*field, one.limits.*field);
+    }
+  }
+  return limits;
+}
+
 }  // namespace glm::test

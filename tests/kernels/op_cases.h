@@ -55,6 +55,8 @@ std::vector<OpCase> AttentionFloat8Cases();
 
 /// Penalties, edits, masks, targets and logprobs, each alone and all at once; NaN logits.
 std::vector<OpCase> SampleFeatureCases();
+/// Slices of the ids, of which choose_candidates takes the best.
+std::vector<OpCase> SampleSliceCases();
 std::vector<OpCase> StoreTokensCases();
 std::vector<OpCase> DraftCases();
 

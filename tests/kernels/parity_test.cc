@@ -46,6 +46,7 @@ TEST_F(ParityTest, MoeExperts) { RunAll(MoeExpertsCases()); }
 TEST_F(ParityTest, GatherLogitRows) { RunAll(GatherLogitRowsCases()); }
 TEST_F(ParityTest, Sample) { RunAll(SampleCases()); }
 TEST_F(ParityTest, SampleFeatures) { RunAll(SampleFeatureCases()); }
+TEST_F(ParityTest, SampleSlices) { RunAll(SampleSliceCases()); }
 TEST_F(ParityTest, StoreTokens) { RunAll(StoreTokensCases()); }
 TEST_F(ParityTest, Drafts) { RunAll(DraftCases()); }
 

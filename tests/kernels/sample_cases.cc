@@ -1,4 +1,4 @@
-// Cases of sample.
+// Cases of sample and choose_candidates.
 #include <algorithm>
 #include <cmath>
 #include <limits>
@@ -35,6 +35,7 @@ struct SampleSpec {
   bool masks = false;
   bool targets = false;   // some rows have one
   bool logprobs = false;  // some rows want them
+  int32_t slices = 1;     // ranks that have as many columns each
 };
 
 /// A case's inputs on the host.
@@ -409,19 +410,72 @@ CaseResult RunSample(Device& device, const SampleSpec& spec) {
   return verdict.Finish();
 }
 
+/// What the ranks' slices of the logits give, each with candidates of its own. `args` are those of
+/// the whole logits.
+void SampleSlices(Device& device, const SampleInputs& in, const SampleSpec& spec,
+                  const SampleArgs& args) {
+  const int64_t rows = spec.shape.rows + kPaddingRows;
+  const int64_t columns = spec.shape.vocabulary / spec.slices;
+  std::vector<int32_t> all(rows * 2 * spec.slices, -1);
+  for (int32_t s = 0; s < spec.slices; ++s) {
+    HostTensor part(DType::kF32, {rows, columns});
+    for (int64_t i = 0; i < spec.shape.rows * columns; ++i) {
+      const int64_t row = i / columns;
+      part.Set(i, in.logits.At(row * spec.shape.vocabulary + s * columns + i % columns));
+    }
+    SampleArgs slice = args;
+    slice.logits = part.Upload(device);
+    slice.out_ids = {};
+    slice.candidates = HostTensor(DType::kF32, {rows, 2}).Upload(device);
+    slice.vocabulary_begin = s * columns;
+    device.ops().sample(device, slice);
+    const std::vector<int32_t> words = DownloadInts(device, slice.candidates, rows * 2);
+    for (int64_t r = 0; r < rows; ++r) {
+      std::copy_n(words.begin() + r * 2, 2, all.begin() + (s * rows + r) * 2);
+    }
+  }
+  Tensor candidates = HostTensor::OfInts(all, {spec.slices, rows, 2}).Upload(device);
+  candidates.dtype = DType::kF32;  // raw bits
+  device.ops().choose_candidates(
+      device,
+      {.batch = args.batch, .candidates = candidates, .rows = args.rows, .out_ids = args.out_ids});
+}
+
+/// Slices give what the whole gives.
+CaseResult RunSlices(Device& device, const SampleSpec& spec) {
+  Random random(SeedOf(spec.name));
+  const SampleInputs in(random, spec);
+  const BatchView whole_view = in.batch.Upload(device);
+  const SampleArgs whole = Upload(device, in, spec, whole_view);
+  device.ops().sample(device, whole);
+  const BatchView view = in.batch.Upload(device);
+  const SampleArgs args = Upload(device, in, spec, view);
+  SampleSlices(device, in, spec, args);
+
+  Verdict verdict;
+  const auto slots = static_cast<int64_t>(in.batch.last_ids.size());
+  verdict.Equal("out_ids", DownloadInts(device, args.out_ids, spec.shape.rows),
+                DownloadInts(device, whole.out_ids, spec.shape.rows));
+  verdict.Equal("last_ids", DownloadInts(device, view.last_ids, slots),
+                DownloadInts(device, whole_view.last_ids, slots));
+  return verdict.Finish();
+}
+
 OpCase SampleCase(SampleSpec spec) {
   spec.name += " " + std::to_string(spec.shape.rows) + "x" + std::to_string(spec.shape.used) +
                " of " + std::to_string(spec.shape.vocabulary) + " temperature " +
                std::to_string(spec.temperature) + " top_p " + std::to_string(spec.top_p) +
                " min_p " + std::to_string(spec.min_p) + " top_k " + std::to_string(spec.top_k) +
-               (spec.ties ? " ties" : "");
+               (spec.ties ? " ties" : "") +
+               (spec.slices > 1 ? " slices " + std::to_string(spec.slices) : "");
   StepLimits limits;
   limits.tokens_max = 5;
   limits.sequences_max = 4;
   limits.logit_rows_max = spec.shape.rows + kPaddingRows;
   limits.vocabulary = spec.shape.vocabulary;
-  return {spec.name, DType::kBF16, limits,
-          [spec](Device& device) { return RunSample(device, spec); }};
+  return {spec.name, DType::kBF16, limits, [spec](Device& device) {
+            return spec.slices > 1 ? RunSlices(device, spec) : RunSample(device, spec);
+          }};
 }
 
 void AddLimitCases(const SampleShape& shape, bool ties, std::vector<OpCase>* cases) {
@@ -491,32 +545,40 @@ std::vector<OpCase> SampleFeatureCases() {
   return cases;
 }
 
-std::vector<OpCase> AllOpCases() {
-  std::vector<OpCase> all;
-  for (const auto make :
-       {EmbedCases, AddRmsNormCases, LinearCases, NormRopeStoreCases, AttentionCases, SiluMulCases,
-        MoeRouteCases, MoeExpertsCases, GatherLogitRowsCases, SampleCases, MlaRopeStoreCases,
-        MlaAttentionCases, EmbedSliceCases, RmsNormCases, NormRopeStoreFloat8Cases,
-        AttentionFloat8Cases, SampleFeatureCases, StoreTokensCases, DraftCases}) {
-    std::vector<OpCase> cases = make();
-    std::move(cases.begin(), cases.end(), std::back_inserter(all));
-  }
-  return all;
-}
-
-StepLimits LimitsOf(const std::vector<OpCase>& cases) {
-  StepLimits limits;
-  for (const OpCase& one : cases) {
-    for (int64_t StepLimits::*field :
-         {&StepLimits::tokens_max, &StepLimits::sequences_max, &StepLimits::logit_rows_max,
-          &StepLimits::hidden, &StepLimits::query_heads, &StepLimits::kv_heads,
-          &StepLimits::head_size, &StepLimits::query_latent, &StepLimits::latent,
-          &StepLimits::experts, &StepLimits::experts_per_token, &StepLimits::expert_width,
-          &StepLimits::dense_width, &StepLimits::vocabulary}) {
-      limits.*field = std::max(limits.*field, one.limits.*field);
+std::vector<OpCase> SampleSliceCases() {
+  // Slices that begin at no multiple of 4; that end in the vocabulary's padding, or are all
+  // padding; that a GPU samples with fewer registers than the whole.
+  const std::pair<SampleShape, int32_t> shapes[] = {{{2, 32, 30}, 2},      {{17, 1000, 937}, 4},
+                                                    {{17, 1000, 1000}, 8}, {{33, 128, 90}, 4},
+                                                    {{9, 104, 50}, 8},     {{3, 65536, 65000}, 2}};
+  std::vector<OpCase> cases;
+  for (const auto& [shape, slices] : shapes) {
+    for (const bool ties : {false, true}) {
+      // The last makes infinities of all logits, so that only ids decide.
+      for (const float temperature : {0.0f, 1.3f, 1e-38f}) {
+        SampleSpec spec{.name = "sample",
+                        .shape = shape,
+                        .temperature = temperature,
+                        .ties = ties,
+                        .slices = slices};
+        cases.push_back(SampleCase(spec));
+        spec.name += " holes";
+        spec.holes = true;
+        cases.push_back(SampleCase(spec));
+        spec.name += " penalties edits masks";
+        spec.penalties = spec.edits = spec.masks = true;
+        cases.push_back(SampleCase(spec));
+        // Limits say nothing of greedy rows.
+        if (temperature != 0) continue;
+        spec.name += " limits";
+        spec.top_p = 0.5f;
+        spec.min_p = 0.2f;
+        spec.top_k = 3;
+        cases.push_back(SampleCase(spec));
+      }
     }
   }
-  return limits;
+  return cases;
 }
 
 }  // namespace glm::test

@@ -22,9 +22,26 @@ struct Surroundings {
   std::vector<uint32_t> mask{};
 };
 
+/// Samples from `slices` parts of the logits, one behind the other, and takes the best of each row.
+void SampleSlices(Device& device, const SampleArgs& whole, int64_t slices) {
+  const int64_t rows = whole.logits.shape[0];
+  const int64_t columns = whole.logits.shape[1] / slices;
+  const Tensor all = HostTensor(DType::kF32, {slices, rows, 2}).Upload(device);
+  for (int64_t s = 0; s < slices; ++s) {
+    SampleArgs slice = whole;
+    slice.logits = whole.logits.Columns(s * columns, columns);
+    slice.candidates = all.Slice(s);
+    slice.vocabulary_begin = s * columns;
+    device.ops().sample(device, slice);
+  }
+  device.ops().choose_candidates(
+      device,
+      {.batch = whole.batch, .candidates = all, .rows = whole.rows, .out_ids = whole.out_ids});
+}
+
 /// Ids of `rows`, all from the same logits.
 std::vector<int32_t> DrawRows(const std::vector<float>& logits, std::vector<SampleRow> rows,
-                              const Surroundings& around = {}) {
+                              const Surroundings& around = {}, int64_t slices = 1) {
   const std::unique_ptr<Device> device = CreateCpuDevice(2);
   const auto vocabulary = static_cast<int32_t>(logits.size());
   const auto count = static_cast<int32_t>(rows.size());
@@ -55,7 +72,11 @@ std::vector<int32_t> DrawRows(const std::vector<float>& logits, std::vector<Samp
     const std::vector<int32_t> words(around.mask.begin(), around.mask.end());
     args.masks = HostTensor::OfInts(words, {1, static_cast<int64_t>(words.size())}).Upload(*device);
   }
-  device->ops().sample(*device, args);
+  if (slices == 1) {
+    device->ops().sample(*device, args);
+  } else {
+    SampleSlices(*device, args, slices);
+  }
   return DownloadInts(*device, args.out_ids, count);
 }
 
@@ -115,6 +136,49 @@ double ChiSquare(const std::vector<int32_t>& ids, const std::vector<double>& sha
 TEST(SampleTest, DrawsAreTheOracles) { RunOnCpu(SampleCases()); }
 
 TEST(SampleTest, FeaturesAreTheOracles) { RunOnCpu(SampleFeatureCases()); }
+
+TEST(SampleTest, SlicesGiveWhatTheWholeGives) { RunOnCpu(SampleSliceCases()); }
+
+// What a slice alone cannot know: that another has a number, or an id that the mask allows.
+TEST(SampleTest, SlicesWithoutNumbersGiveWay) {
+  const float nan = std::numeric_limits<float>::quiet_NaN();
+  struct Case {
+    std::vector<float> logits;
+    std::vector<uint32_t> mask;  // empty: none
+    int32_t greedy;
+  };
+  const std::vector<float> none(8, -kInfinity);
+  const Case cases[] = {{{nan, nan, nan, nan, nan, nan, nan, -7}, {}, 7},
+                        {{nan, nan, nan, nan, nan, nan, nan, -7}, {0b01110000}, 4},
+                        {none, {}, 0},
+                        {none, {0b11000000}, 6},
+                        {none, {0}, 0},
+                        {{3, 3, 3, 3, 3, 3, 3, 3}, {0}, 0},
+                        {{1, 2, 3, 2, 1, 3, 0, 3}, {}, 2},
+                        {{1, 2, 3, 2, 1, 3, 0, 3}, {0b11111000}, 5},
+                        {{0.0f, -0.0f, -1, -0.0f, 0.0f, -2, -3, 0.0f}, {}, 0},
+                        {{-1, kInfinity, -1, -1, kInfinity, 5, kInfinity, -1}, {}, 1},
+                        // Under a temperature like this all are minus infinity, and yet numbers.
+                        {{-5, -4, -9, -4, -5, -4, -4, -9}, {}, 1},
+                        {{-kInfinity, -kInfinity, -9, -4, -5, -4, -4, -9}, {0b10111111}, 3}};
+  for (size_t i = 0; i < std::size(cases); ++i) {
+    const Case& one = cases[i];
+    for (const float temperature : {0.0f, 1.0f, 1e-39f}) {
+      SampleRow row = Row(temperature, 1, 0);
+      row.mask = one.mask.empty() ? -1 : 0;
+      std::vector<SampleRow> rows(20, row);
+      for (size_t r = 0; r < rows.size(); ++r) rows[r].position = static_cast<uint32_t>(r);
+      const std::vector<int32_t> whole = DrawRows(one.logits, rows, {.mask = one.mask});
+      if (temperature == 0) {
+        EXPECT_EQ(whole, std::vector<int32_t>(20, one.greedy)) << "case " << i;
+      }
+      for (const int64_t slices : {2, 4, 8}) {
+        EXPECT_EQ(DrawRows(one.logits, rows, {.mask = one.mask}, slices), whole)
+            << "case " << i << ", temperature " << temperature << ", " << slices << " slices";
+      }
+    }
+  }
+}
 
 TEST(SampleTest, DrawsFollowTheDistribution) {
   const std::vector<double> shares = {0.05, 0.4, 0.1, 0.25, 0.2};
