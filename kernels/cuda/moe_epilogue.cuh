@@ -142,16 +142,16 @@ __device__ __forceinline__ void StageBf16(State& state, const ThreadRows& rows, 
   }
 }
 
-/// silu(gate) * up of two values, with one reciprocal for both: it is what an epilogue waits for.
+/// silu(gate) * up of two values. `exponent`: -log2(e) * gate; `scaled_up`: -ln(2) * up, so that
+/// their product is gate * up. There is one reciprocal for both: it is what an epilogue waits for.
 /// Below -43 silu is held where the product of the denominators stays finite, far below fp8's
 /// steps.
-__device__ __forceinline__ float2 SiluMulTwo(float2 gate, float2 up) {
-  constexpr float kLog2E = 1.44269504f;
+__device__ __forceinline__ float2 SiluMulTwo(float2 exponent, float2 scaled_up) {
   constexpr float kExponentMax = 62;
-  const float x = 1.0f + ApproximateExp2(fminf(gate.x * -kLog2E, kExponentMax));
-  const float y = 1.0f + ApproximateExp2(fminf(gate.y * -kLog2E, kExponentMax));
+  const float x = 1.0f + ApproximateExp2(fminf(exponent.x, kExponentMax));
+  const float y = 1.0f + ApproximateExp2(fminf(exponent.y, kExponentMax));
   const float inverse = ApproximateReciprocal(x * y);
-  return float2{gate.x * (inverse * y) * up.x, gate.y * (inverse * x) * up.y};
+  return float2{exponent.x * (inverse * y) * scaled_up.x, exponent.y * (inverse * x) * scaled_up.y};
 }
 
 /// Takes the largest of columns over the warp's rows. `largest`: [2j, 2j + 1] are this lane's of
@@ -187,8 +187,13 @@ __device__ __forceinline__ void Activate(const MoeGemmParams& p, State& state, c
                                          const ThreadRows& rows, const RowScales& row_scales,
                                          float (&gate)[kColumns / 2],
                                          const float (&up)[kColumns / 2]) {
+  // Rows past the last are another matrix's, and make zeros.
+  constexpr float kLog2E = 1.44269504f;
+  constexpr float kLn2 = 0.693147181f;
   const int row = tile.row + rows.low;
-  const bool row_valid[2] = {row < p.width, row + 8 < p.width};
+  const float gate_scales[2] = {row_scales.of[0][0] * -kLog2E, row_scales.of[0][1] * -kLog2E};
+  const float up_scales[2] = {row < p.width ? row_scales.of[1][0] * -kLn2 : 0.0f,
+                              row + 8 < p.width ? row_scales.of[1][1] * -kLn2 : 0.0f};
   float largest[kColumns / 4];
 #pragma unroll
   for (int j = 0; j < kColumns / 8; ++j) {
@@ -200,13 +205,12 @@ __device__ __forceinline__ void Activate(const MoeGemmParams& p, State& state, c
 #pragma unroll
     for (int r = 0; r < 2; ++r) {
       const int i = 4 * j + 2 * r;
-      const float gate_scale = row_scales.of[0][r];
-      const float up_scale = row_scales.of[1][r];
       const float2 h = SiluMulTwo(
-          {gate[i] * (gate_scale * token_scales.x), gate[i + 1] * (gate_scale * token_scales.y)},
-          {up[i] * (up_scale * token_scales.x), up[i + 1] * (up_scale * token_scales.y)});
-      gate[i] = row_valid[r] ? h.x : 0.0f;
-      gate[i + 1] = row_valid[r] ? h.y : 0.0f;
+          {gate[i] * (gate_scales[r] * token_scales.x),
+           gate[i + 1] * (gate_scales[r] * token_scales.y)},
+          {up[i] * (up_scales[r] * token_scales.x), up[i + 1] * (up_scales[r] * token_scales.y)});
+      gate[i] = h.x;
+      gate[i + 1] = h.y;
     }
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
