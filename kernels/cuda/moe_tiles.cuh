@@ -25,7 +25,7 @@ constexpr int kBoxBytes = kBoxRows * kDepthBytes;
 constexpr int kGroup = 128;  // columns that share a scale
 constexpr int kExpertsMax = 257;
 #ifndef GLM_MOE_CLUSTER
-#define GLM_MOE_CLUSTER 1
+#define GLM_MOE_CLUSTER 2
 #endif
 #ifndef GLM_MOE_TURNS
 #define GLM_MOE_TURNS 1
