@@ -5,7 +5,7 @@
 // read once. The units of the whole step, laid end to end, are dealt to the blocks in equal runs:
 // the host knows no length, and one long sequence spreads over all multiprocessors. A run that
 // covers only a part of an item leaves (max, sum, weighted values) in scratch, and the parts are
-// added in the order of the cache. With many items for the blocks, an item has two to four parts,
+// added in the order of the cache. With many items for the blocks, an item has two or three parts,
 // and its last block to arrive, found by a ticket, adds them: no second launch. With few items the
 // parts of each are many (one sequence of 8192: 128), and a second kernel adds them, a block a row;
 // on an H100 the ticket's one block took 280 us for those 128.
@@ -441,7 +441,7 @@ void Launch(cudaStream_t stream, int blocks, const AttentionParams& params, int 
   CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
   const int64_t rows = static_cast<int64_t>(params.tokens) * params.heads_per_kv;
   const int64_t items = std::min<int64_t>(params.sequences + rows / kRows, rows) * params.kv_heads;
-  const bool few = params.sequences <= kCombineSequencesMax && 4 * items < blocks;
+  const bool few = params.sequences <= kCombineSequencesMax && 2 * items < blocks;
   LaunchAfter(kernel, dim3(blocks), kThreads, bytes, stream, params, rows_max, parts,
               few ? nullptr : tickets);
   if (few) {
