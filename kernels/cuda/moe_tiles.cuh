@@ -15,8 +15,6 @@ namespace glm::cuda {
 
 constexpr int kProducers = 128;
 constexpr int kConsumers = 256;
-constexpr int kGroupThreads = 128;  // of a consumer warpgroup
-constexpr int kGroupRows = 64;      // of a box that a warpgroup multiplies
 constexpr int kThreads = kProducers + kConsumers;
 constexpr int kGatherThreads = 96;  // warps 1..3 of the producers
 constexpr int kDepthBytes = 128;    // of k a stage
@@ -24,37 +22,11 @@ constexpr int kBoxRows = 128;
 constexpr int kBoxBytes = kBoxRows * kDepthBytes;
 constexpr int kGroup = 128;  // columns that share a scale
 constexpr int kExpertsMax = 257;
-#ifndef GLM_MOE_CLUSTER
-#define GLM_MOE_CLUSTER 2
-#endif
-#ifndef GLM_MOE_TURNS
-#define GLM_MOE_TURNS 1
-#endif
-constexpr int kWideCluster = GLM_MOE_CLUSTER;
-constexpr int kTakeTurns = GLM_MOE_TURNS;
 constexpr int kGatherLag = 2;  // stages between the start of a gather and the word that it is there
-
-/// Hardware barriers of a block, of which 0 is __syncthreads'. Those with two take one of them for
-/// each consumer warpgroup.
-enum NamedBarrierIndex : int {
-  kBarrierGather = 1,
-  kBarrierConsumers = 2,
-  kBarrierGroup = 3,
-  kBarrierTurn = 5,
-};
 
 template <bool kGateUp, MoeScales kScales, int kTokens>
 struct Config {
-  static constexpr bool kOfGateUp = kGateUp;
   static constexpr bool kFp8 = kScales != MoeScales::kNone;
-  // Blocks that share the weights of a tile, each with its own tokens.
-  static constexpr int kCluster = kTokens == 128 ? kWideCluster : 1;
-  static constexpr int kTokenBox = MoeTokenBox(kTokens);
-  // Whether a tile of at most kTokenBox tokens is multiplied at that width.
-  static constexpr bool kNarrow = kFp8 && kTokenBox < kTokens;
-  // The warpgroups issue their products in turns, so that one multiplies while the other promotes.
-  static constexpr bool kTurns =
-      kFp8 && kTokens == 128 && (kTakeTurns == 1 || (kTakeTurns == 2 && kGateUp));
   static constexpr bool kGather = kGateUp && kTokens == 16;
   static constexpr int kBoxes = kGateUp || kTokens == 128 ? 2 : 1;
   static constexpr int kTileRows = kGateUp ? kBoxRows : kBoxes * kBoxRows;
@@ -66,37 +38,25 @@ struct Config {
   static constexpr bool kOverlap = !kFp8 && (kGateUp || kTokens != 128);
   static constexpr int kElementBytes = kFp8 ? 1 : 2;
   static constexpr int kOutBytes = kGateUp && kFp8 ? 1 : 2;  // of a staged value
-  static constexpr int kStagingPitch = kGroupRows * kOutBytes + 16;
+  static constexpr int kStagingPitch = kBoxRows * kOutBytes + 16;
   static constexpr int kStagingTokens = kTokens / kOutBytes;  // that are staged at a time
   static constexpr int kDepth = kDepthBytes / kElementBytes;
-  static_assert(kCluster == 1 || kCluster == kBoxes, "each block of a cluster loads one box");
 };
 
 template <int kStages, int kTokens, int kStagingBytes>
 struct SharedState {
-  alignas(16) uint8_t staging[2][kStagingBytes];  // of each consumer warpgroup
+  alignas(16) uint8_t staging[kStagingBytes];
   alignas(8) uint64_t full[kStages];
   uint64_t empty[kStages];
-  int32_t share_starts[kExpertsMax + 1];  // first share of each expert
-  int32_t place_starts[kExpertsMax];      // first place in h of each expert
-  int32_t place_counts[kExpertsMax];
-  int32_t gather_tokens[kTokens];  // token of each row of the tile being gathered
-  // down: scales of h of a stage, in the order of DepthScalePlace()
-  alignas(16) float depth_scales[kStages][kTokens];
+  int32_t tile_starts[kExpertsMax + 1];  // first tile of each expert
+  int32_t gather_tokens[kTokens];        // token of each row of the tile being gathered
+  float depth_scales[kStages][kTokens];  // down: scales of h of a stage
   float column_largest[kConsumers / kWarp][kTokens];
-  float column_scales[2][kTokens];  // gate+up: of the token, then 1 / that of its h
-  int32_t column_rows[2][kTokens];  // down: row of y
+  float column_scales[kTokens];  // gate+up: of the token, then 1 / that of its h
+  int32_t column_rows[kTokens];  // down: row of y
 };
 
-/// Where a column's scale stands, so that a thread gets those of accumulators 4j, 4j + 1, 4j + 4
-/// and 4j + 5, j even, as one vector.
-__device__ __forceinline__ int DepthScalePlace(int column) {
-  const int j = column / 8;
-  return j / 2 * 16 + column % 8 / 2 * 4 + j % 2 * 2 + column % 2;
-}
-
-/// One block's tile: an expert, weight rows from `row` on, and `count` tokens from place `first` of
-/// h on.
+/// One tile: an expert, weight rows from `row` on, and `count` tokens from place `first` of h on.
 struct Tile {
   int expert;
   int row;
@@ -111,98 +71,50 @@ __device__ __forceinline__ int2 ExpertRange(const MoeGemmParams& p, int expert) 
   return int2{first, p.expert_starts[expert + 1] - first};
 }
 
-/// How the tiles of one GEMM divide an expert: its tokens into groups that a cluster takes
-/// together, of which a last one of at most half a group is narrow, its weight rows into row tiles.
-/// What blocks take in turns are shares of about equal work: one row tile of a group, or two of a
-/// narrow one.
 template <typename C, int kTokens>
-struct Division {
-  static constexpr int kTogether = kTokens * C::kCluster;
-  static constexpr int kNarrowMax = C::kNarrow ? C::kTokenBox * C::kCluster : 0;
-
-  int row_tiles;
-
-  __device__ explicit Division(const MoeGemmParams& p)
-      : row_tiles(((C::kOfGateUp ? p.width : p.hidden) + C::kTileRows - 1) / C::kTileRows) {}
-  __device__ int WideGroups(int count) const {
-    return count / kTogether + (count % kTogether > kNarrowMax ? 1 : 0);
-  }
-  __device__ int Shares(int count) const {
-    const int wide = WideGroups(count);
-    return wide * row_tiles + (wide * kTogether < count ? (row_tiles + 1) / 2 : 0);
-  }
-};
-
-/// Fills the tables of experts in shared memory.
-template <typename C, int kTokens, typename State>
-__device__ void FillExperts(const MoeGemmParams& p, State& state) {
+__device__ void FillTileStarts(const MoeGemmParams& p, int rows, int32_t* tile_starts) {
   // The first warp scans; there are at most 257 experts.
   if (threadIdx.x >= kWarp) return;
-  const Division<C, kTokens> division(p);
   const int experts = p.experts + p.shared_experts;
+  const int row_tiles = (rows + C::kTileRows - 1) / C::kTileRows;
   const int lane = threadIdx.x;
   int total = 0;
   for (int begin = 0; begin < experts; begin += kWarp) {
     const int expert = begin + lane;
-    int shares = 0;
+    int tiles = 0;
     if (expert < experts) {
-      const int2 range = ExpertRange(p, expert);
-      state.place_starts[expert] = range.x;
-      state.place_counts[expert] = range.y;
-      shares = division.Shares(range.y);
+      tiles = (ExpertRange(p, expert).y + kTokens - 1) / kTokens * row_tiles;
     }
-    int inclusive = shares;
+    int inclusive = tiles;
 #pragma unroll
     for (int offset = 1; offset < kWarp; offset *= 2) {
       const int other = __shfl_up_sync(kAllLanes, inclusive, offset);
       if (lane >= offset) inclusive += other;
     }
-    if (expert < experts) state.share_starts[expert] = total + inclusive - shares;
+    if (expert < experts) tile_starts[expert] = total + inclusive - tiles;
     total += __shfl_sync(kAllLanes, inclusive, kWarp - 1);
   }
-  if (lane == 0) state.share_starts[experts] = total;
+  if (lane == 0) tile_starts[experts] = total;
 }
 
-/// This block's part of a row tile of a group.
-template <typename C, int kTokens, typename State>
-__device__ __forceinline__ Tile TileAt(const State& state, int expert, int row_tile, int group) {
-  constexpr int kTogether = Division<C, kTokens>::kTogether;
-  const int begin = group * kTogether;
-  Tile tile{expert, row_tile * C::kTileRows, state.place_starts[expert] + begin,
-            min(kTogether, state.place_counts[expert] - begin)};
-  if constexpr (C::kCluster == 2) {
-    const int half = (tile.count + 1) / 2;
-    const bool second = blockIdx.x % 2 != 0;
-    tile.first += second ? half : 0;
-    tile.count = second ? tile.count - half : half;
-  }
-  return tile;
-}
-
-/// Calls visit(tile) for each tile of this block.
-template <typename C, int kTokens, typename State, typename Visit>
-__device__ __forceinline__ void ForEachTile(const MoeGemmParams& p, const State& state,
-                                            const Visit& visit) {
-  const Division<C, kTokens> division(p);
-  const int shares = state.share_starts[p.experts + p.shared_experts];
-  int expert = 0;
-  for (int index = blockIdx.x / C::kCluster; index < shares; index += gridDim.x / C::kCluster) {
-    while (state.share_starts[expert + 1] <= index) ++expert;
-    const unsigned share = index - state.share_starts[expert];
-    const unsigned wide = division.WideGroups(state.place_counts[expert]);
-    const unsigned wide_shares = wide * division.row_tiles;
-    int group = static_cast<int>(wide);
-    int row_tile = static_cast<int>(share - wide_shares) * 2;
-    int row_tiles_end = min(row_tile + 2, division.row_tiles);
-    if (share < wide_shares) {
-      group = static_cast<int>(share % wide);
-      row_tile = static_cast<int>(share / wide);
-      row_tiles_end = row_tile + 1;
-    }
-    for (; row_tile < row_tiles_end; ++row_tile) {
-      visit(TileAt<C, kTokens>(state, expert, row_tile, group));
+template <typename C, int kTokens>
+__device__ Tile TileAt(const MoeGemmParams& p, const int32_t* tile_starts, int index) {
+  int low = 0;
+  int high = p.experts + p.shared_experts;
+  while (high - low > 1) {
+    const int middle = (low + high) / 2;
+    if (tile_starts[middle] <= index) {
+      low = middle;
+    } else {
+      high = middle;
     }
   }
+  const int2 range = ExpertRange(p, low);
+  const int token_tiles = (range.y + kTokens - 1) / kTokens;
+  const int within = index - tile_starts[low];
+  const int token_tile = within % token_tiles;
+  return Tile{low, within / token_tiles * C::kTileRows, range.x + token_tile * kTokens,
+              min(kTokens, range.y - token_tile * kTokens)};
 }
 
 /// Token of place `place` of h.
@@ -215,44 +127,38 @@ __device__ __forceinline__ int TokenAt(const MoeGemmParams& p, int place) {
 template <bool kGateUp, typename C, typename State, int kTokens>
 __device__ void FeedBoxes(const MoeGemmParams& p, const CUtensorMap* weight,
                           const CUtensorMap* rows, State& state, uint32_t ring, int depth_steps) {
+  const int tiles = state.tile_starts[p.experts + p.shared_experts];
   int stage = 0;
   uint32_t parity = 1;
-  ForEachTile<C, kTokens>(p, state, [&](const Tile& tile) {
-    const int token_boxes = C::kGather                                 ? 0
-                            : C::kNarrow && tile.count <= C::kTokenBox ? 1
-                                                                       : kTokens / C::kTokenBox;
+  for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
+    const Tile tile = TileAt<C, kTokens>(p, state.tile_starts, index);
     for (int step = 0; step < depth_steps; ++step) {
       BarrierWait(SharedAddress(&state.empty[stage]), parity);
       const uint32_t full = SharedAddress(&state.full[stage]);
       const uint32_t target = ring + stage * C::kStageBytes;
-      BarrierArriveExpect(full, C::kBoxes * kBoxBytes + token_boxes * C::kTokenBox * kDepthBytes);
+      BarrierArriveExpect(full, C::kBoxes * kBoxBytes + (C::kGather ? 0 : C::kTokenBytes));
 #pragma unroll
       for (int box = 0; box < C::kBoxes; ++box) {
         const int row = kGateUp ? (tile.expert * 2 + box) * p.width + tile.row
                                 : tile.expert * p.hidden + tile.row + box * kBoxRows;
-        if constexpr (C::kCluster == 1) {
-          TensorLoad2(target + box * kBoxBytes, weight, full, step * C::kDepth, row);
-        } else if (blockIdx.x % C::kCluster == box) {
-          TensorLoad2Multicast(target + box * kBoxBytes, weight, full, step * C::kDepth, row,
-                               (1 << C::kCluster) - 1);
-        }
+        TensorLoad2(target + box * kBoxBytes, weight, full, step * C::kDepth, row);
       }
-      for (int box = 0; box < token_boxes; ++box) {
-        TensorLoad2(target + C::kBoxes * kBoxBytes + box * C::kTokenBox * kDepthBytes, rows, full,
-                    step * C::kDepth, tile.first + box * C::kTokenBox);
+      if constexpr (!C::kGather) {
+        TensorLoad2(target + C::kBoxes * kBoxBytes, rows, full, step * C::kDepth, tile.first);
       }
       if (++stage == C::kStages) {
         stage = 0;
         parity ^= 1;
       }
     }
-  });
+  }
 }
 
 /// Gathers the tokens of gate+up. kGatherThreads threads, `thread` among them.
 template <typename C, typename State, int kTokens>
 __device__ void GatherTokens(const MoeGemmParams& p, State& state, uint32_t ring, int depth_steps,
                              int thread) {
+  const int tiles = state.tile_starts[p.experts + p.shared_experts];
   const int row_bytes = p.hidden * C::kElementBytes;
   int stage = 0;
   int signal_stage = 0;
@@ -263,12 +169,13 @@ __device__ void GatherTokens(const MoeGemmParams& p, State& state, uint32_t ring
     BarrierArrive(SharedAddress(&state.full[signal_stage]));
     signal_stage = signal_stage + 1 == C::kStages ? 0 : signal_stage + 1;
   };
-  ForEachTile<C, kTokens>(p, state, [&](const Tile& tile) {
-    NamedBarrier(kBarrierGather, kGatherThreads);
+  for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
+    const Tile tile = TileAt<C, kTokens>(p, state.tile_starts, index);
+    NamedBarrier(1, kGatherThreads);
     for (int i = thread; i < kTokens; i += kGatherThreads) {
       state.gather_tokens[i] = i < tile.count ? TokenAt(p, tile.first + i) : -1;
     }
-    NamedBarrier(kBarrierGather, kGatherThreads);
+    NamedBarrier(1, kGatherThreads);
     for (int step = 0; step < depth_steps; ++step) {
       BarrierWait(SharedAddress(&state.empty[stage]), parity);
       const uint32_t target = ring + stage * C::kStageBytes + C::kBoxes * kBoxBytes;
@@ -291,7 +198,7 @@ __device__ void GatherTokens(const MoeGemmParams& p, State& state, uint32_t ring
         parity ^= 1;
       }
     }
-  });
+  }
   CopyAsyncWait<0>();
   for (int i = min(started, kGatherLag); i > 0; --i) signal();
 }
@@ -299,14 +206,16 @@ __device__ void GatherTokens(const MoeGemmParams& p, State& state, uint32_t ring
 /// Brings the scales of h that belong to each stage of down. One warp.
 template <typename C, typename State, int kTokens>
 __device__ void FeedDepthScales(const MoeGemmParams& p, State& state, int depth_steps, int lane) {
+  const int tiles = state.tile_starts[p.experts + p.shared_experts];
   int stage = 0;
   uint32_t parity = 1;
-  ForEachTile<C, kTokens>(p, state, [&](const Tile& tile) {
+  for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
+    const Tile tile = TileAt<C, kTokens>(p, state.tile_starts, index);
     for (int step = 0; step < depth_steps; ++step) {
       BarrierWait(SharedAddress(&state.empty[stage]), parity);
       const float* scales = p.h_scales + static_cast<int64_t>(step) * p.pair_rows;
       for (int i = lane; i < kTokens; i += kWarp) {
-        CopyAsync4(SharedAddress(&state.depth_scales[stage][DepthScalePlace(i)]),
+        CopyAsync4(SharedAddress(&state.depth_scales[stage][i]),
                    scales + min(tile.first + i, p.pair_rows - 1));
       }
       CopyAsyncArrive(SharedAddress(&state.full[stage]));
@@ -315,7 +224,7 @@ __device__ void FeedDepthScales(const MoeGemmParams& p, State& state, int depth_
         parity ^= 1;
       }
     }
-  });
+  }
 }
 
 }  // namespace glm::cuda

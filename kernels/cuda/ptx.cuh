@@ -151,30 +151,6 @@ __device__ __forceinline__ void NamedBarrier(int index, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(index), "r"(threads) : "memory");
 }
 
-/// Arrives at a barrier of `threads` threads without waiting for the others.
-__device__ __forceinline__ void NamedBarrierArrive(int index, int threads) {
-  asm volatile("bar.arrive %0, %1;" ::"r"(index), "r"(threads) : "memory");
-}
-
-// ---- Clusters ----
-
-/// Arrives at the barrier that stands at the same address in block `rank` of the cluster.
-__device__ __forceinline__ void BarrierArriveCluster(uint32_t barrier, int rank) {
-  asm volatile(
-      "{\n"
-      ".reg .b32 remote;\n"
-      "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
-      "}\n" ::"r"(barrier),
-      "r"(rank)
-      : "memory");
-}
-/// Waits for all threads of the cluster that have not ended.
-__device__ __forceinline__ void ClusterBarrier() {
-  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
-  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
-}
-
 // ---- Bulk tensor copies ----
 
 /// Fetches the box at (column, row) of a 2D tensor map into shared memory; its bytes count at
@@ -185,17 +161,6 @@ __device__ __forceinline__ void TensorLoad2(uint32_t shared_dst, const CUtensorM
       "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
       "[%0], [%1, {%3, %4}], [%2];" ::"r"(shared_dst),
       "l"(map), "r"(barrier), "r"(column), "r"(row)
-      : "memory");
-}
-/// The same, to the same addresses of every block of the cluster whose bit is set in `blocks`; each
-/// of them counts the bytes at its own barrier.
-__device__ __forceinline__ void TensorLoad2Multicast(uint32_t shared_dst, const CUtensorMap* map,
-                                                     uint32_t barrier, int column, int row,
-                                                     int blocks) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
-      ".multicast::cluster [%0], [%1, {%3, %4}], [%2], %5;" ::"r"(shared_dst),
-      "l"(map), "r"(barrier), "r"(column), "r"(row), "h"(static_cast<uint16_t>(blocks))
       : "memory");
 }
 __device__ __forceinline__ void PrefetchTensorMap(const CUtensorMap* map) {
@@ -310,19 +275,6 @@ struct WgmmaRegisters;
   };
 GLM_WGMMA_REGISTERS(64, GLM_REGS32, GLM_OUT32, "%32, %33, %34, %35", "%36")
 GLM_WGMMA_REGISTERS(128, GLM_REGS64, GLM_OUT64, "%64, %65, %66, %67", "%68")
-
-// ---- Approximations: one instruction each, about 2 units in the last place ----
-
-__device__ __forceinline__ float ApproximateExp2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-__device__ __forceinline__ float ApproximateReciprocal(float x) {
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 
 // ---- Registers, dependent launch ----
 
