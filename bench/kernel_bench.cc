@@ -526,7 +526,7 @@ void RunReal(Bench& bench) {
     SampleBench(bench, rows, 151552 / 8, 1, 1);  // a rank's slice takes as long
   }
   for (const int64_t tokens : {2048, 8192}) MoeBench(bench, kAir, kFp8, tokens);
-  MoeBench(bench, kFlash, kBf16, 8192);
+  for (const DType type : {kFp8, kBf16}) MoeBench(bench, kFlash, type, 8192);
 }
 
 void RunSmall(Bench& bench) {
