@@ -31,8 +31,8 @@ class Communicator {
   /// one. The delta holds the sum afterwards; rows of padding are unspecified, as the op has it.
   virtual void AllReduceAddRmsNorm(Device& device, const AddRmsNormArgs& args);
 
-  /// out[r, rank * n + j] = that rank's in[r, j], bit by bit: it need not be a float. in F32 [R, n],
-  /// out F32 [R, size * n]. With one rank `in` may be `out`.
+  /// out[r, rank * n + j] = that rank's in[r, j], bit by bit: it need not be a float. in F32 [R,
+  /// n], out F32 [R, size * n]. With one rank `in` may be `out`.
   virtual void AllGatherColumns(Device& device, const Tensor& in, const Tensor& out) = 0;
 };
 

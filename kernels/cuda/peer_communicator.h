@@ -1,10 +1,10 @@
 // Ranks on GPUs that reach each other's memory: sums fused with the norm behind them, and gathers.
 //
 // All ranks are threads of one process, so an address of one GPU's memory is good on all that were
-// given access. A rank's mailbox lies in its own memory; the others write into it, and it polls what
-// is near. Every call of a communicator is one kernel and has a number, its epoch, kept in device
-// memory (a replayed graph counts on). A number written beside or behind data says that the data of
-// that call is there; numbers are 32 bits wide and never reset.
+// given access. A rank's mailbox lies in its own memory; the others write into it, and it polls
+// what is near. Every call of a communicator is one kernel and has a number, its epoch, kept in
+// device memory (a replayed graph counts on). A number written beside or behind data says that the
+// data of that call is there; numbers are 32 bits wide and never reset.
 //
 // Small sums, in one shot: every rank sends its rows to all others, 4 bytes of data beside 4 bytes
 // of epoch, written and read as 8 bytes that arrive together. So there is no fence and nothing to
