@@ -91,16 +91,16 @@ absl::StatusOr<int64_t> Rank::BlocksThatFit(const RankOptions& options, const Mo
   RankMemory needs = BufferNeeds(options, rank_config, **device, **meeting);
   needs.weight_bytes = *weights;
   const int64_t sharing = RanksSharing(options, ranks);
-  const double usable = share * static_cast<double>((*device)->BytesFree() / sharing);
+  const int64_t bytes_free = (*device)->BytesFree() / sharing;
+  const double usable = share * static_cast<double>(bytes_free);
   const int64_t left = static_cast<int64_t>(usable) - needs.planned_bytes();
   const int64_t block_bytes = KvCache::BytesPerBlock(
       rank_config, options.kv_dtype, options.block_size, options.batch.drafts_max > 0);
   if (left >= block_bytes) return left / block_bytes;
   return absl::ResourceExhaustedError(absl::StrFormat(
       "gpu_memory_utilization is %g: of %d bytes that %s has free it leaves no KV block to %d "
-      "bytes "
-      "of weights and buffers; it must be above %.3f",
-      share, (*device)->BytesFree() / sharing, (*device)->Describe(), needs.planned_bytes(),
+      "bytes of weights and buffers; it must be above %.3f",
+      share, bytes_free, (*device)->Describe(), needs.planned_bytes(),
       share * static_cast<double>(needs.planned_bytes() + block_bytes) / usable));
 }
 
