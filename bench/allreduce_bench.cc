@@ -41,7 +41,7 @@ class Exchanges {
     BatchView batch;
     batch.counts = counts_;
     const Tensor delta = delta_.Rows(0, rows);
-    const double row_bytes = static_cast<double>(rows * delta.bytes() / delta.shape[0]);
+    const auto row_bytes = static_cast<double>(delta.bytes());
     const double share = 1 - 1.0 / seat_.communicator->size();
     Communicator& communicator = *seat_.communicator;
     Report("all_reduce_sum", rows, 2 * share * row_bytes,
