@@ -25,6 +25,29 @@ absl::Status CheckOneOf(const char* name, const std::string& value,
       absl::StrFormat("%s is \"%s\", must be one of %s", name, value, list));
 }
 
+/// How ranks share the model and the GPUs.
+absl::Status CheckRanks(const EngineOptions& options) {
+  absl::Status status;
+  if (options.tensor_parallel_size != 1 && options.tensor_parallel_size != 2 &&
+      options.tensor_parallel_size != 4 && options.tensor_parallel_size != 8) {
+    status.Update(absl::InvalidArgumentError(absl::StrFormat(
+        "tensor_parallel_size is %d, must be 1, 2, 4 or 8", options.tensor_parallel_size)));
+  } else if (options.ranks_per_device < 1 ||
+             options.tensor_parallel_size % options.ranks_per_device != 0) {
+    status.Update(absl::InvalidArgumentError(
+        absl::StrFormat("ranks_per_device is %d, must divide tensor_parallel_size, which is %d",
+                        options.ranks_per_device, options.tensor_parallel_size)));
+  }
+  status.Update(CheckOneOf("gpu_exchange", options.gpu_exchange, {"auto", "peer", "nccl"}));
+  if (options.ranks_per_device > 1 && (options.device == "cpu" || options.gpu_exchange == "nccl")) {
+    status.Update(absl::InvalidArgumentError(absl::StrFormat(
+        "ranks_per_device is %d with device \"%s\" and gpu_exchange \"%s\": ranks share a GPU only "
+        "with device \"cuda\", and exchange through its memory; must be 1",
+        options.ranks_per_device, options.device, options.gpu_exchange)));
+  }
+  return status;
+}
+
 }  // namespace
 
 absl::Status EngineOptions::Validate() const {
@@ -34,22 +57,7 @@ absl::Status EngineOptions::Validate() const {
   absl::Status status;
   status.Update(CheckOneOf("device", device, {"cpu", "cuda"}));
   status.Update(CheckRange("device_index", device_index, 0, 63));
-  if (tensor_parallel_size != 1 && tensor_parallel_size != 2 && tensor_parallel_size != 4 &&
-      tensor_parallel_size != 8) {
-    status.Update(absl::InvalidArgumentError(
-        absl::StrFormat("tensor_parallel_size is %d, must be 1, 2, 4 or 8", tensor_parallel_size)));
-  } else if (ranks_per_device < 1 || tensor_parallel_size % ranks_per_device != 0) {
-    status.Update(absl::InvalidArgumentError(
-        absl::StrFormat("ranks_per_device is %d, must divide tensor_parallel_size, which is %d",
-                        ranks_per_device, tensor_parallel_size)));
-  }
-  status.Update(CheckOneOf("gpu_exchange", gpu_exchange, {"auto", "peer", "nccl"}));
-  if (ranks_per_device > 1 && (device == "cpu" || gpu_exchange == "nccl")) {
-    status.Update(absl::InvalidArgumentError(absl::StrFormat(
-        "ranks_per_device is %d with device \"%s\" and gpu_exchange \"%s\": ranks share a GPU only "
-        "with device \"cuda\", and exchange through its memory; must be 1",
-        ranks_per_device, device, gpu_exchange)));
-  }
+  status.Update(CheckRanks(*this));
   status.Update(CheckOneOf("dtype", dtype, {"auto", "bfloat16", "float32"}));
   if (device == "cuda" && dtype == "float32") {
     status.Update(absl::InvalidArgumentError(

@@ -65,8 +65,8 @@ absl::StatusOr<bool> WantMtp(const ModelConfig& config, const StoredTensors* sto
 class PagedGlm final : public Glm {
  public:
   PagedGlm(Device& device, Communicator* communicator, const ModelConfig& config, DType dtype,
-           const StepLimits& limits, GlmWeights weights, std::optional<MtpWeights> mtp_weights,
-           int64_t weight_bytes)
+           const StepLimits& limits, GlmWeights weights,
+           const std::optional<MtpWeights>& mtp_weights, int64_t weight_bytes)
       : single_(communicator == nullptr ? CreateSingleCommunicator() : nullptr),
         config_(config),
         limits_(limits),
@@ -75,7 +75,7 @@ class PagedGlm final : public Glm {
         layers_(device, communicator == nullptr ? *single_ : *communicator, config_, dtype, limits),
         hidden_(device.NewTensor(dtype, {limits.tokens_max, config.hidden_size})) {
     if (mtp_weights.has_value()) {
-      mtp_.emplace(device, config_, layers_, dtype, limits, *std::move(mtp_weights));
+      mtp_.emplace(device, config_, layers_, dtype, limits, *mtp_weights);
     }
   }
 
@@ -260,8 +260,7 @@ absl::StatusOr<std::unique_ptr<Glm>> Glm::Load(Device& device, const ModelConfig
   if (config.tie_word_embeddings) weights.head.values = weights.embedding;
   if (*with_mtp) UseModelWeights(weights.embedding, weights.head, &*mtp_weights);
   return std::make_unique<PagedGlm>(device, options.communicator, config.OfRank(slice.size), dtype,
-                                    limits, std::move(weights), std::move(mtp_weights),
-                                    plan.bytes());
+                                    limits, std::move(weights), mtp_weights, plan.bytes());
 }
 
 int64_t Glm::BufferBytes(const ModelConfig& config, DType dtype, const StepLimits& limits,

@@ -112,11 +112,11 @@ void UseModelWeights(const Tensor& embedding, const Weight& head, MtpWeights* we
 }
 
 Mtp::Mtp(Device& device, const ModelConfig& config, const Layers& layers, DType dtype,
-         const StepLimits& limits, MtpWeights weights)
+         const StepLimits& limits, const MtpWeights& weights)
     : device_(device),
       config_(config),
       layers_(layers),
-      weights_(std::move(weights)),
+      weights_(weights),
       embedded_(device.NewTensor(dtype, {limits.tokens_max, config.hidden_size})),
       joined_(device.NewTensor(dtype, {limits.tokens_max, 2 * int64_t{config.hidden_size}})) {}
 

@@ -43,7 +43,7 @@ class Mtp {
  public:
   /// Allocates. `config` and `layers`, whose buffers it uses, must outlive it.
   Mtp(Device& device, const ModelConfig& config, const Layers& layers, DType dtype,
-      const StepLimits& limits, MtpWeights weights);
+      const StepLimits& limits, const MtpWeights& weights);
 
   /// Device memory that the constructor takes.
   static int64_t BufferBytes(const ModelConfig& config, DType dtype, const StepLimits& limits);
