@@ -10,6 +10,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "engine/engine.h"
+#include "proto/base/log.h"
 #include "proto/base/mutex.h"
 
 namespace glm::bench {
@@ -53,6 +54,7 @@ class Progress {
   std::pair<EngineStats, EngineStats> AwaitEnd() {
     MutexLock lock(&mutex_);
     while (ended_ < count_) changed_.Wait(&mutex_);
+    CHECK(before_.has_value() && after_.has_value()) << "answers shorter than AnswerTokens";
     return {*before_, *after_};
   }
 

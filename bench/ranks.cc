@@ -24,21 +24,11 @@ class LoneCommunicator final : public Communicator {
   const int32_t size_;
 };
 
-absl::StatusOr<std::unique_ptr<Device>> MakeDevice(const std::string& device, int32_t index,
-                                                   int32_t cpu_threads) {
-  if (device == "cpu") return CreateCpuDevice(cpu_threads);
-  std::string error;
-  std::unique_ptr<Device> made = CreateCudaDevice(index, &error);
-  if (made == nullptr) return absl::UnavailableError(error);
-  return made;
-}
-
 /// A rank from its device to the end of `body`, on its thread.
 absl::Status RunRank(const engine::RankOptions& rank_options, Meeting* meeting, RankSeat* seat,
                      const std::function<absl::Status(RankSeat&)>& body) {
   absl::StatusOr<std::unique_ptr<Device>> device =
-      MakeDevice(rank_options.device, engine::DeviceOfRank(rank_options, seat->rank),
-                 rank_options.cpu_threads);
+      engine::CreateRankDevice(rank_options, seat->rank);
   if (!seat->gate->Pass(device.ok())) {
     return device.ok() ? absl::AbortedError("another rank failed to start") : device.status();
   }
@@ -86,9 +76,7 @@ absl::Status OnEveryRank(const RanksOptions& options, const std::string& device,
   rank_options.ranks_per_device = options.ranks_per_device;
   rank_options.cpu_threads = cpu_threads;
   rank_options.batch.step = step;
-  rank_options.exchange = options.gpu_exchange == "peer"   ? GpuExchange::kPeer
-                          : options.gpu_exchange == "nccl" ? GpuExchange::kNccl
-                                                           : GpuExchange::kAuto;
+  rank_options.exchange = engine::GpuExchangeOf(options.gpu_exchange);
   if (options.ranks_per_device > 1) PrepareSharedGpu();
   const bool lone = options.gpu_exchange == "none";
   const int32_t ranks = lone ? 1 : options.tensor_parallel_size;
@@ -113,11 +101,7 @@ absl::Status OnEveryRank(const RanksOptions& options, const std::string& device,
         [&, rank] { statuses[rank] = RunRank(rank_options, meeting.get(), &seats[rank], body); });
   }
   for (std::thread& thread : threads) thread.join();
-  absl::Status status;
-  for (const absl::Status& own : statuses) {
-    if (status.ok() || (absl::IsAborted(status) && !own.ok())) status = own;
-  }
-  return status;
+  return engine::FirstReason(statuses);
 }
 
 }  // namespace glm::bench

@@ -10,6 +10,7 @@
 #include "engine/model/config.h"
 #include "engine/model/glm.h"
 #include "engine/rank/rank_group.h"
+#include "engine/rank/rank_meeting.h"
 #include "proto/base/block_hash.h"
 #include "proto/base/log.h"
 
@@ -107,9 +108,7 @@ RankOptions PlanRank(const EngineOptions& options, const ModelConfig& config,
   rank.device = options.device;
   rank.device_index = options.device_index;
   rank.ranks_per_device = options.ranks_per_device;
-  rank.exchange = options.gpu_exchange == "peer"   ? GpuExchange::kPeer
-                  : options.gpu_exchange == "nccl" ? GpuExchange::kNccl
-                                                   : GpuExchange::kAuto;
+  rank.exchange = GpuExchangeOf(options.gpu_exchange);
   const int32_t ranks = options.tensor_parallel_size;
   const int32_t cpu_threads = options.cpu_threads > 0
                                   ? options.cpu_threads

@@ -40,18 +40,6 @@ namespace {
 // Operations of a captured step a layer, rounded up.
 constexpr int64_t kOperationsALayer = 20;
 
-absl::StatusOr<std::unique_ptr<Device>> MakeDevice(const RankOptions& options, int32_t rank) {
-  if (options.device == "cpu") return CreateCpuDevice(options.cpu_threads);
-  const int32_t index = DeviceOfRank(options, rank);
-  std::string error;
-  std::unique_ptr<Device> device = CreateCudaDevice(index, &error);
-  if (device == nullptr) {
-    return absl::FailedPreconditionError(
-        absl::StrFormat("device is \"%s\", device_index %d: %s", options.device, index, error));
-  }
-  return device;
-}
-
 /// How many of `ranks` ranks share what a device has free: ranks on the CPU the machine's memory.
 int64_t RanksSharing(const RankOptions& options, int32_t ranks) {
   return std::min(ranks, options.device == "cpu" ? ranks : options.ranks_per_device);
@@ -81,7 +69,7 @@ absl::StatusOr<int64_t> WeightBytes(const RankOptions& options, const ModelConfi
 
 absl::StatusOr<int64_t> Rank::BlocksThatFit(const RankOptions& options, const ModelConfig& config,
                                             int32_t ranks, double share) {
-  const absl::StatusOr<std::unique_ptr<Device>> device = MakeDevice(options, 0);
+  const absl::StatusOr<std::unique_ptr<Device>> device = CreateRankDevice(options, 0);
   if (!device.ok()) return device.status();
   const absl::StatusOr<int64_t> weights = WeightBytes(options, config, ranks, **device);
   if (!weights.ok()) return weights.status();
@@ -191,7 +179,7 @@ void Rank::Run() {
 }
 
 absl::Status Rank::CreateDevice() {
-  absl::StatusOr<std::unique_ptr<Device>> device = MakeDevice(options_, place_.rank);
+  absl::StatusOr<std::unique_ptr<Device>> device = CreateRankDevice(options_, place_.rank);
   if (!device.ok()) return device.status();
   machine_->device = *std::move(device);
   memory_.device = machine_->device->Describe();

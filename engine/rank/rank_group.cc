@@ -25,12 +25,9 @@ absl::StatusOr<std::unique_ptr<RankGroup>> RankGroup::Start(const RankOptions& o
         options, config,
         RankPlace{.rank = rank, .meeting = group->meeting_.get(), .gate = &group->gate_}));
   }
-  // Where one failed the others say only that; its own reason is the one to tell.
-  absl::Status status;
-  for (const auto& rank : group->ranks_) {
-    const absl::Status own = rank->AwaitStart();
-    if (status.ok() || (absl::IsAborted(status) && !own.ok())) status = own;
-  }
+  std::vector<absl::Status> statuses;
+  for (const auto& rank : group->ranks_) statuses.push_back(rank->AwaitStart());
+  const absl::Status status = FirstReason(statuses);
   if (!status.ok()) return status;
   return group;
 }

@@ -1,11 +1,15 @@
 // How the ranks of a worker come together: by device, number and the sizes of a step.
 //
-// Who calls: RankGroup, and Rank where it reckons what memory is left.
+// Who calls: RankGroup; Rank, for its device and where it reckons what memory is left; benchmarks
+// that have ranks.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <string>
+#include <vector>
 
+#include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/rank/rank.h"
 #include "kernels/communicator.h"
@@ -17,7 +21,15 @@ namespace glm::engine {
 absl::StatusOr<std::unique_ptr<Meeting>> CreateRankMeeting(const RankOptions& options,
                                                            int32_t ranks);
 
-/// The GPU of a rank.
-int32_t DeviceOfRank(const RankOptions& options, int32_t rank);
+/// The device of a rank, on the thread that will own it. FAILED_PRECONDITION for a GPU that is not
+/// there or not of a kind that the kernels are for.
+absl::StatusOr<std::unique_ptr<Device>> CreateRankDevice(const RankOptions& options, int32_t rank);
+
+/// By its name as a flag has it: "peer", "nccl"; anything else is kAuto.
+GpuExchange GpuExchangeOf(const std::string& name);
+
+/// What to tell of ranks that started: OK, or the reason of one that failed by itself. ABORTED, by
+/// which a rank says that another failed, only where there is no other.
+absl::Status FirstReason(const std::vector<absl::Status>& statuses);
 
 }  // namespace glm::engine

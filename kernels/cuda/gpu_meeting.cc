@@ -22,7 +22,8 @@ const char* LinkBetween(int from, int to) {
   return atomics != 0 ? "NVLink" : "PCIe";
 }
 
-/// Null: every pair can access each other's memory. Otherwise what to say of the first that cannot.
+/// Empty where every pair can access each other's memory; else what to say of the first that
+/// cannot.
 std::string MissingAccess(const std::vector<int32_t>& devices) {
   for (const int32_t from : devices) {
     for (const int32_t to : devices) {
