@@ -5,9 +5,11 @@
 // and values through the copy engine into two stages each; two warpgroups compute 64 rows each.
 // While a warpgroup's second product of a step runs, it already has the scores of the next step and
 // takes their softmax, so tensor cores and exponentials overlap; the two warpgroups overlap
-// besides. Tiles of late tokens are the longest and come first; the heads of one kv head are
-// neighbours, so that they find its keys and values in L2. Probabilities are rounded to bf16 for
-// the second product.
+// besides, by turns. Tiles of late tokens are the longest and come first; the heads of one kv head
+// are neighbours, so that they find its keys and values in L2. Probabilities are rounded to bf16
+// for the second product.
+
+#include <type_traits>
 
 #include "kernels/cuda/attention_params.h"
 #include "kernels/cuda/attention_tiles.cuh"
@@ -115,7 +117,7 @@ __device__ void Produce(const AttentionParams& p, const CUtensorMap* queries,
   uint32_t query_parity = 1;
   int stage = 0;
   uint32_t parity = 1;
-  for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
+  for (int round = 0, index; (index = TileOfRound(round, tiles)) >= 0; ++round) {
     const Tile tile = TileAt(p, prefix, sequences, index);
     BarrierWait(SharedAddress(&state.query_empty), query_parity);
     query_parity ^= 1;
@@ -155,6 +157,18 @@ __device__ __forceinline__ void IssueScores(uint32_t queries, uint32_t keys,
   WgmmaCommit();
 }
 
+// The warpgroups issue their products by turns, so that one takes its softmax while the other has
+// the tensor cores. Both take as many turns. One that begins its turn waits for the end of the
+// other's; the first turn of the second one ends before all.
+constexpr int kTurns = 3;  // named barriers 3 and 4; 1 and 2 are ConsumeTile's
+
+__device__ __forceinline__ void TurnBegin(int warpgroup) {
+  NamedBarrier(kTurns + warpgroup, kConsumers);
+}
+__device__ __forceinline__ void TurnEnd(int warpgroup) {
+  NamedBarrierArrive(kTurns + 1 - warpgroup, kConsumers);
+}
+
 template <int kHeadSize>
 __device__ __forceinline__ void ConsumeTile(const AttentionParams& p, const Tile& tile,
                                             SharedState& state, uint32_t base, uint8_t* base_bytes,
@@ -170,7 +184,7 @@ __device__ __forceinline__ void ConsumeTile(const AttentionParams& p, const Tile
     const int row = low_row + r * 8;
     rows.last_seen[r] = row < tile.tokens ? p.positions[tile.token + row] : -1;
   }
-  // Steps that end before the first row of this warpgroup need no mask.
+  // Steps that end with what the first row of this warpgroup sees, or before, need no mask.
   const int first_row = min(warpgroup * 64, tile.tokens - 1);
   const int unmasked = p.positions[tile.token + first_row] + 1;
   const int steps = (tile.length + kStep - 1) / kStep;
@@ -182,15 +196,6 @@ __device__ __forceinline__ void ConsumeTile(const AttentionParams& p, const Tile
   float factor[2];
 #pragma unroll
   for (int i = 0; i < kHeadSize / 2; ++i) out[i] = 0;
-  const auto pack = [&] {
-#pragma unroll
-    for (int k = 0; k < kStep / 16; ++k) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        probabilities[k][i] = PackBf16(scores[8 * k + 2 * i], scores[8 * k + 2 * i + 1]);
-      }
-    }
-  };
   const auto release = [&](uint64_t& barrier) {
     __syncwarp();
     if (lane == 0) BarrierArrive(SharedAddress(&barrier));
@@ -201,8 +206,8 @@ __device__ __forceinline__ void ConsumeTile(const AttentionParams& p, const Tile
   IssueScores<kHeadSize>(queries, L::Keys(base, stage), scores);
   WgmmaWait<0>();
   release(state.key_empty[stage]);
-  TakeSoftmax<kStep>(p.scale_log2, rows, 0, lane, kStep > unmasked, scores, factor);
-  pack();
+  TakeSoftmax<true>(p.scale_log2, rows, 0, lane, scores, factor);
+  PackProbabilities(scores, probabilities);
 
   const auto issue_out = [&](uint32_t values) {
     WgmmaFence();
@@ -214,25 +219,30 @@ __device__ __forceinline__ void ConsumeTile(const AttentionParams& p, const Tile
     WgmmaCommit();
   };
   // No branch may stand between the issue of a product and its wait: ptxas would serialise them.
-  for (int step = 0; step < steps - 1; ++step) {
+  const auto advance = [&](int step, auto masked) {
     const int next_stage = stage + 1 == kStages ? 0 : stage + 1;
     const uint32_t next_parity = next_stage == 0 ? parity ^ 1 : parity;
     BarrierWait(SharedAddress(&state.key_full[next_stage]), next_parity);
     BarrierWait(SharedAddress(&state.value_full[stage]), parity);
+    TurnBegin(warpgroup);
     IssueScores<kHeadSize>(queries, L::Keys(base, next_stage), scores);
     issue_out(L::Values(base, stage));
+    TurnEnd(warpgroup);
     WgmmaWait<1>();
     release(state.key_empty[next_stage]);
-    TakeSoftmax<kStep>(p.scale_log2, rows, (step + 1) * kStep, lane, (step + 2) * kStep > unmasked,
-                       scores, factor);
+    TakeSoftmax<masked>(p.scale_log2, rows, (step + 1) * kStep, lane, scores, factor);
+    const bool scales = ScalesSums(factor);
+    SoftmaxBeforeWait(rows, state.key_empty[next_stage]);
     WgmmaWait<0>();
     release(state.value_empty[stage]);
-#pragma unroll
-    for (int i = 0; i < kHeadSize / 2; ++i) out[i] *= factor[i % 4 / 2];
-    pack();
+    if (scales) ScaleSums(factor, out);
+    PackProbabilities(scores, probabilities);
     stage = next_stage;
     parity = next_parity;
-  }
+  };
+  int step = 0;
+  for (; step < min(steps, unmasked / kStep) - 1; ++step) advance(step, std::false_type());
+  for (; step < steps - 1; ++step) advance(step, std::true_type());
   BarrierWait(SharedAddress(&state.value_full[stage]), parity);
   if (steps * kStep > tile.length) {
     ZeroRowsPast(base_bytes + (L::Values(base, stage) - base), L::kHalves, kHalfBytes,
@@ -255,7 +265,7 @@ __device__ __forceinline__ void ConsumeTile(const AttentionParams& p, const Tile
     sum += __shfl_xor_sync(kAllLanes, sum, 2);
     const int row = low_row + r * 8;
     if (row >= tile.tokens) continue;
-    const float inverse = 1.0f / sum;
+    const float inverse = ApproximateReciprocal(sum);
     BFloat16* target =
         p.out + (tile.token + row) * p.out_stride + tile.head * kHeadSize + lane % 4 * 2;
 #pragma unroll
@@ -304,15 +314,18 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
   } else {
     RegistersTake<232>();
+    const int warpgroup = (threadIdx.x - kProducers) / 128;
+    if (warpgroup == 1) TurnEnd(warpgroup);
     int stage = 0;
     uint32_t parity = 0;
     uint32_t query_parity = 0;
-    for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
+    for (int round = 0, index; (index = TileOfRound(round, tiles)) >= 0; ++round) {
       const Tile tile = TileAt(p, prefix, sequences, index);
       ConsumeTile<kHeadSize>(p, tile, state, base, base_bytes, threadIdx.x - kProducers,
                              query_parity, stage, parity);
       query_parity ^= 1;
     }
+    if (warpgroup == 0) TurnBegin(warpgroup);  // for the last end of the other's
   }
 }
 

@@ -8,6 +8,7 @@
 // of 64. Probabilities are rounded to bf16 for the second product.
 
 #include <algorithm>
+#include <type_traits>
 
 #include "kernels/cuda/attention_tiles.cuh"
 #include "kernels/cuda/cuda_check.h"
@@ -95,7 +96,7 @@ __device__ void Produce(const MlaParams& p, const Maps& maps, SharedState& state
   uint32_t query_parity = 1;
   int stage = 0;
   uint32_t parity = 1;
-  for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
+  for (int round = 0, index; (index = TileOfRound(round, tiles)) >= 0; ++round) {
     const Tile tile = TileAt(p, prefix, sequences, index);
     BarrierWait(SharedAddress(&state.query_empty), query_parity);
     query_parity ^= 1;
@@ -157,7 +158,7 @@ __device__ __forceinline__ void StoreTile(const Tile& tile, const SoftmaxRows& r
     sum += __shfl_xor_sync(kAllLanes, sum, 2);
     const int row = low_row + r * 8;
     if (row >= tile.tokens) continue;
-    const float inverse = 1.0f / sum;
+    const float inverse = ApproximateReciprocal(sum);
     BFloat16* columns = target + (tile.first + tile.position + row) * target_stride +
                         tile.head * kHeadSize + lane % 4 * 2;
 #pragma unroll
@@ -185,7 +186,7 @@ __device__ __forceinline__ void ConsumeTile(const MlaParams& p, const Tile& tile
     const int row = low_row + r * 8;
     rows.last_seen[r] = row < tile.tokens ? tile.position + row : -1;
   }
-  // Steps that end before the first row of this warpgroup need no mask.
+  // Steps that end with what the first row of this warpgroup sees, or before, need no mask.
   const int unmasked = tile.position + min(warpgroup * 64, tile.tokens - 1) + 1;
   const int steps = tile.steps();
   const uint32_t queries = base + warpgroup * 64 * 128;
@@ -199,15 +200,6 @@ __device__ __forceinline__ void ConsumeTile(const MlaParams& p, const Tile& tile
     out[0][i] = 0;
     out[1][i] = 0;
   }
-  const auto pack = [&] {
-#pragma unroll
-    for (int k = 0; k < kStep / 16; ++k) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        probabilities[k][i] = PackBf16(scores[8 * k + 2 * i], scores[8 * k + 2 * i + 1]);
-      }
-    }
-  };
   const auto release = [&](uint64_t& barrier) {
     __syncwarp();
     if (lane == 0) BarrierArrive(SharedAddress(&barrier));
@@ -231,10 +223,10 @@ __device__ __forceinline__ void ConsumeTile(const MlaParams& p, const Tile& tile
   IssueScores(queries, KeysAt(base, stage), scores);
   WgmmaWait<0>();
   release(state.key_empty[stage]);
-  TakeSoftmax<kStep>(p.scale_log2, rows, 0, lane, kStep > unmasked, scores, factor);
-  pack();
+  TakeSoftmax<true>(p.scale_log2, rows, 0, lane, scores, factor);
+  PackProbabilities(scores, probabilities);
   // No branch may stand between the issue of a product and its wait: ptxas would serialise them.
-  for (int step = 0; step < steps - 1; ++step) {
+  const auto advance = [&](int step, auto masked) {
     const int next_stage = stage + 1 == kStages ? 0 : stage + 1;
     const uint32_t next_parity = next_stage == 0 ? parity ^ 1 : parity;
     BarrierWait(SharedAddress(&state.key_full[next_stage]), next_parity);
@@ -243,19 +235,22 @@ __device__ __forceinline__ void ConsumeTile(const MlaParams& p, const Tile& tile
     issue_out(ValuesAt(base, stage));
     WgmmaWait<1>();
     release(state.key_empty[next_stage]);
-    TakeSoftmax<kStep>(p.scale_log2, rows, (step + 1) * kStep, lane, (step + 2) * kStep > unmasked,
-                       scores, factor);
+    TakeSoftmax<masked>(p.scale_log2, rows, (step + 1) * kStep, lane, scores, factor);
+    const bool scales = ScalesSums(factor);
+    SoftmaxBeforeWait(rows, state.key_empty[next_stage]);
     WgmmaWait<0>();
     release(state.value_empty[stage]);
-#pragma unroll
-    for (int i = 0; i < kHalf / 2; ++i) {
-      out[0][i] *= factor[i % 4 / 2];
-      out[1][i] *= factor[i % 4 / 2];
+    if (scales) {
+      ScaleSums(factor, out[0]);
+      ScaleSums(factor, out[1]);
     }
-    pack();
+    PackProbabilities(scores, probabilities);
     stage = next_stage;
     parity = next_parity;
-  }
+  };
+  int step = 0;
+  for (; step < min(steps, unmasked / kStep) - 1; ++step) advance(step, std::false_type());
+  for (; step < steps - 1; ++step) advance(step, std::true_type());
   BarrierWait(SharedAddress(&state.value_full[stage]), parity);
   if (steps * kStep > tile.length()) {
     // Both warpgroups write the same zeros.
@@ -303,14 +298,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int tiles = prefix[sequences] * p.heads;
 
   if (threadIdx.x < kProducers) {
-    RegistersGive<40>();
+    RegistersGive<24>();
     if (threadIdx.x == 0) Produce(p, maps, state, base, prefix, sequences, tiles);
   } else {
-    RegistersTake<232>();
+    RegistersTake<240>();
     int stage = 0;
     uint32_t parity = 0;
     uint32_t query_parity = 0;
-    for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
+    for (int round = 0, index; (index = TileOfRound(round, tiles)) >= 0; ++round) {
       const Tile tile = TileAt(p, prefix, sequences, index);
       ConsumeTile(p, tile, state, base, base_bytes, threadIdx.x - kProducers, query_parity, stage,
                   parity, target, target_stride);

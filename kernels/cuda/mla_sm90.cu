@@ -15,6 +15,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <type_traits>
 
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/launch_after.h"
@@ -69,13 +70,13 @@ class Items {
       at_ = static_cast<int>(blockIdx.x) * run_;
       end_ = min(total, at_ + run_);
     } else {
-      at_ = blockIdx.x;
       end_ = total;
     }
   }
 
   __device__ bool Next(const MlaParams& p, Item& item) {
-    if (at_ >= end_) return false;
+    if constexpr (!kSplit) at_ = TileOfRound(round_++, end_);
+    if (at_ < 0 || at_ >= end_) return false;
     item.sequence = SequenceAt(prefix_, sequences_, at_);
     // Sequences that count nothing have the same prefix as the next; SequenceAt gives the last.
     const MlaSequence work(p, item.sequence);
@@ -94,7 +95,6 @@ class Items {
     } else {
       tile = work.tiles() - 1 - offset;
       item.part = -1;
-      at_ += gridDim.x;
     }
     item.first_row = work.first_row + tile * kRows;
     item.rows = min(kRows, work.rows - tile * kRows);
@@ -110,8 +110,9 @@ class Items {
   const int32_t* prefix_;
   int sequences_;
   int run_ = 0;
-  int at_;
+  int at_ = 0;
   int end_;
+  int round_ = 0;
 };
 
 __device__ __forceinline__ uint32_t StageAt(uint32_t base, int stage) {
@@ -208,7 +209,7 @@ __device__ __forceinline__ void StoreItem(const Item& item, const SoftmaxRows& r
     if (row >= item.rows) continue;
     const int first_column = warpgroup * 2 * kHalf + lane % 4 * 2;
     if (item.part < 0) {
-      const float inverse = 1.0f / sum;
+      const float inverse = ApproximateReciprocal(sum);
       BFloat16* target = latents + static_cast<int64_t>(item.first_row + row) * kLatent;
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
@@ -249,7 +250,7 @@ __device__ __forceinline__ void ConsumeItem(const MlaParams& p, const Item& item
     const int row = thread / kWarp * 16 + lane / 4 + r * 8;
     rows.last_seen[r] = row < item.rows ? p.positions[(item.first_row + row) / p.heads] : -1;
   }
-  // Steps that end before what the first row sees need no mask.
+  // Steps that end with what the first row sees, or before, need no mask.
   const int unmasked = p.positions[item.first_row / p.heads] + 1;
 
   float scores[kStep / 2];
@@ -261,15 +262,6 @@ __device__ __forceinline__ void ConsumeItem(const MlaParams& p, const Item& item
     out[0][i] = 0;
     out[1][i] = 0;
   }
-  const auto pack = [&] {
-#pragma unroll
-    for (int k = 0; k < kStep / 16; ++k) {
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        probabilities[k][i] = PackBf16(scores[8 * k + 2 * i], scores[8 * k + 2 * i + 1]);
-      }
-    }
-  };
   const auto release = [&](uint64_t& barrier) {
     __syncwarp();
     if (lane == 0) BarrierArrive(SharedAddress(&barrier));
@@ -294,30 +286,32 @@ __device__ __forceinline__ void ConsumeItem(const MlaParams& p, const Item& item
   BarrierWait(SharedAddress(&state.cell_full[stage]), parity);
   IssueScores(base, StageAt(base, stage), scores);
   WgmmaWait<0>();
-  TakeSoftmax<kStep>(p.scale_log2, rows, item.step_begin * kStep, lane,
-                     (item.step_begin + 1) * kStep > unmasked, scores, factor);
-  pack();
+  TakeSoftmax<true>(p.scale_log2, rows, item.step_begin * kStep, lane, scores, factor);
+  PackProbabilities(scores, probabilities);
   // No branch may stand between the issue of a product and its wait: ptxas would serialise them.
-  for (int step = item.step_begin + 1; step < item.step_end; ++step) {
+  const auto advance = [&](int step, auto masked) {
     const int next_stage = stage + 1 == kStages ? 0 : stage + 1;
     const uint32_t next_parity = next_stage == 0 ? parity ^ 1 : parity;
     BarrierWait(SharedAddress(&state.cell_full[next_stage]), next_parity);
     IssueScores(base, StageAt(base, next_stage), scores);
     issue_out(StageAt(base, stage));
     WgmmaWait<1>();
-    TakeSoftmax<kStep>(p.scale_log2, rows, step * kStep, lane, (step + 1) * kStep > unmasked,
-                       scores, factor);
+    TakeSoftmax<masked>(p.scale_log2, rows, step * kStep, lane, scores, factor);
+    const bool scales = ScalesSums(factor);
+    SoftmaxBeforeWait(rows, state.cell_empty[stage]);
     WgmmaWait<0>();
     release(state.cell_empty[stage]);
-#pragma unroll
-    for (int i = 0; i < kHalf / 2; ++i) {
-      out[0][i] *= factor[i % 4 / 2];
-      out[1][i] *= factor[i % 4 / 2];
+    if (scales) {
+      ScaleSums(factor, out[0]);
+      ScaleSums(factor, out[1]);
     }
-    pack();
+    PackProbabilities(scores, probabilities);
     stage = next_stage;
     parity = next_parity;
-  }
+  };
+  int step = item.step_begin + 1;
+  for (; step < min(item.step_end, unmasked / kStep); ++step) advance(step, std::false_type());
+  for (; step < item.step_end; ++step) advance(step, std::true_type());
   if (item.step_end * kStep > item.length) {
     ZeroPast(base_bytes + (StageAt(base, stage) - base), warpgroup,
              item.length - (item.step_end - 1) * kStep, thread);

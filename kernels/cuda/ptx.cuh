@@ -151,6 +151,11 @@ __device__ __forceinline__ void NamedBarrier(int index, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(index), "r"(threads) : "memory");
 }
 
+/// Arrives at a barrier of `threads` threads without waiting for the others.
+__device__ __forceinline__ void NamedBarrierArrive(int index, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(index), "r"(threads) : "memory");
+}
+
 // ---- Bulk tensor copies ----
 
 /// Fetches the box at (column, row) of a 2D tensor map into shared memory; its bytes count at
@@ -275,6 +280,19 @@ struct WgmmaRegisters;
   };
 GLM_WGMMA_REGISTERS(64, GLM_REGS32, GLM_OUT32, "%32, %33, %34, %35", "%36")
 GLM_WGMMA_REGISTERS(128, GLM_REGS64, GLM_OUT64, "%64, %65, %66, %67", "%68")
+
+// ---- Approximations: one instruction each, about 2 units in the last place ----
+
+__device__ __forceinline__ float ApproximateExp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float ApproximateReciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 
 // ---- Registers, dependent launch ----
 
