@@ -16,11 +16,13 @@ constexpr int kGroup = 128;
 constexpr int kCombineThreads = 256;
 constexpr int kCopyThreads = 256;
 
-/// rows[place] = in[token of place], 16 bytes a thread.
+/// rows[place] = in[token of place], 16 bytes a lane, and its scale, one a token. A warp a place.
 __global__ void __launch_bounds__(kCopyThreads)
-    PlaceRowsKernel(const MoeGemmParams p, int row_bytes, uint8_t* rows) {
-  const int place = blockIdx.x;
+    PlaceRowsKernel(const MoeGemmParams p, int row_bytes, uint8_t* rows, float* row_scales) {
+  const int place = static_cast<int>(blockIdx.x * (kCopyThreads / kWarp) + threadIdx.x / kWarp);
+  const int lane = static_cast<int>(threadIdx.x % kWarp);
   const int routed = p.tokens * p.experts_per_token;
+  if (place >= p.pair_rows) return;
   int token = place - routed;
   if (place < routed) {
     if (place >= p.expert_starts[p.experts]) return;
@@ -30,7 +32,9 @@ __global__ void __launch_bounds__(kCopyThreads)
   }
   const uint4* source = reinterpret_cast<const uint4*>(p.in + token * p.in_row_bytes);
   uint4* target = reinterpret_cast<uint4*>(rows + static_cast<int64_t>(place) * row_bytes);
-  for (int i = threadIdx.x; i < row_bytes / 16; i += kCopyThreads) target[i] = source[i];
+#pragma unroll 4
+  for (int i = lane; i < row_bytes / 16; i += kWarp) target[i] = source[i];
+  if (row_scales != nullptr && lane == 0) row_scales[place] = p.in_scales[token];
 }
 
 /// Columns column .. column + 3 of a row of y.
@@ -82,13 +86,15 @@ __global__ void __launch_bounds__(kCombineThreads)
 }
 
 struct ExpertsScratch {
-  uint8_t* rows;  // tokens by place, room for bf16
+  uint8_t* rows;      // tokens by place, room for bf16
+  float* row_scales;  // by place
   uint8_t* h;
   float* h_scales;
   float* y;
 
   ExpertsScratch(ScratchLayout& layout, int64_t pair_rows, int64_t width, int64_t hidden)
       : rows(layout.Take<uint8_t>(pair_rows * hidden * 2)),
+        row_scales(layout.Take<float>(pair_rows)),
         h(layout.Take<uint8_t>(pair_rows * HiddenRowBytes(width))),
         h_scales(layout.Take<float>(pair_rows * ((width + kGroup - 1) / kGroup))),
         y(layout.Take<float>(pair_rows * hidden)) {}
@@ -172,6 +178,7 @@ void MoeExperts(Device& device, const MoeExpertsArgs& args) {
       .in = args.in.values.Data<uint8_t>(),
       .in_row_bytes = args.in.values.stride[0] * size,
       .in_scales = args.in.scales.Data<float>(),
+      .row_scales = scratch.row_scales,
       .gate_up_scales = args.gate_up.scales.Data<float>(),
       .down_scales = args.down.scales.Data<float>(),
       .h = scratch.h,
@@ -187,12 +194,16 @@ void MoeExperts(Device& device, const MoeExpertsArgs& args) {
   const CUtensorMap down =
       MakeTensorMap(args.down.values.data, type, experts * hidden, width, width, 128);
   const int token_tile = MoeTokenTile(params, scales);
-  const CUtensorMap rows = MakeTensorMap(scratch.rows, type, pair_rows, hidden, hidden, token_tile);
+  const int token_box = MoeTokenBox(token_tile);
+  const CUtensorMap rows = MakeTensorMap(scratch.rows, type, pair_rows, hidden, hidden, token_box);
   const CUtensorMap h =
-      MakeTensorMap(scratch.h, type, pair_rows, width, params.h_row_bytes / size, token_tile);
+      MakeTensorMap(scratch.h, type, pair_rows, width, params.h_row_bytes / size, token_box);
   if (MoeNeedsRows(token_tile)) {
-    PlaceRowsKernel<<<static_cast<unsigned>(pair_rows), kCopyThreads, 0, op.stream()>>>(
-        params, static_cast<int>(hidden * size), scratch.rows);
+    constexpr int64_t kRowsPerBlock = kCopyThreads / kWarp;
+    const auto blocks = static_cast<unsigned>((pair_rows + kRowsPerBlock - 1) / kRowsPerBlock);
+    PlaceRowsKernel<<<blocks, kCopyThreads, 0, op.stream()>>>(
+        params, static_cast<int>(hidden * size), scratch.rows,
+        scales == MoeScales::kChannel ? scratch.row_scales : nullptr);
   }
   RunMoeGateUp(op.stream(), sm_count, scales, gate_up, rows, params);
   RunMoeDown(op.stream(), sm_count, scales, down, h, params);

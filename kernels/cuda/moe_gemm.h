@@ -29,6 +29,7 @@ struct MoeGemmParams {
   const uint8_t* in;  // [T, H]
   int64_t in_row_bytes;
   const float* in_scales;       // fp8: [T] or [T, H/128]
+  const float* row_scales;      // fp8, with MoeNeedsRows() and channel scales: in_scales by place
   const float* gate_up_scales;  // fp8: [E+s, 2M] or [E+s, 2M/128, H/128]
   const float* down_scales;     // fp8: [E+s, H] or [E+s, H/128, M/128]
 
@@ -39,18 +40,21 @@ struct MoeGemmParams {
 };
 
 /// h = silu(gate) * up for every pair. `rows`: the tokens by place, a map with boxes of
-/// MoeTokenTile() rows; ignored unless MoeNeedsRows().
+/// MoeTokenBox() rows; ignored unless MoeNeedsRows().
 void RunMoeGateUp(cudaStream_t stream, int sm_count, MoeScales scales, const CUtensorMap& weight,
                   const CUtensorMap& rows, const MoeGemmParams& params);
-/// y = down . h for every pair. `h`: a map with boxes of MoeTokenTile() rows.
+/// y = down . h for every pair. `h`: a map with boxes of MoeTokenBox() rows.
 void RunMoeDown(cudaStream_t stream, int sm_count, MoeScales scales, const CUtensorMap& weight,
                 const CUtensorMap& h, const MoeGemmParams& params);
 /// Tokens that a tile of these GEMMs has: 16, 64 or 128.
 int MoeTokenTile(const MoeGemmParams& params, MoeScales scales);
+/// Rows of h or of the tokens that come as one box: a wide tile takes two, or one at the ragged end
+/// of an expert.
+constexpr int MoeTokenBox(int token_tile) { return token_tile < 64 ? token_tile : 64; }
 /// Whether tokens must lie in the order of their places; small tiles gather them on the way.
-inline bool MoeNeedsRows(int token_tile) { return token_tile > 16; }
+constexpr bool MoeNeedsRows(int token_tile) { return token_tile > 16; }
 /// Whether y is bf16: at prefill, writing and reading it as float took 40 % of the time of both
 /// GEMMs.
-inline bool MoeWideTiles(int token_tile) { return token_tile == 128; }
+constexpr bool MoeWideTiles(int token_tile) { return token_tile == 128; }
 
 }  // namespace glm::cuda

@@ -29,6 +29,7 @@
 
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/launch_after.h"
+#include "kernels/cuda/moe_epilogue.cuh"
 #include "kernels/cuda/moe_gemm.h"
 #include "kernels/cuda/moe_tiles.cuh"
 #include "kernels/cuda/ptx.cuh"
@@ -37,31 +38,19 @@
 namespace glm::cuda {
 namespace {
 
-/// What a consumer thread holds of a tile: rows `low` and low + 8 of each box.
-struct ThreadRows {
-  int warp;  // 0..7
-  int lane;
-  int low;  // within the box
-
-  __device__ explicit ThreadRows(int thread)
-      : warp(thread / kWarp), lane(thread % kWarp), low(warp * 16 + lane / 4) {}
-  /// Columns of accumulators 4j and 4j + 1.
-  __device__ int Column(int j) const { return j * 8 + lane % 4 * 2; }
-};
-
-template <bool kGateUp, MoeScales kScales, int kTokens>
-struct Accumulators {
-  using C = Config<kGateUp, kScales, kTokens>;
-  float sum[C::kBoxes][kTokens / 2];
-};
+/// Tells who fill a stage that this warp has read it.
+template <typename State>
+__device__ __forceinline__ void ReleaseStage(State& state, const ThreadRows& rows, int stage) {
+  if (rows.lane == 0) BarrierArrive(SharedAddress(&state.empty[stage]));
+}
 
 /// fresh, scaled, is added to sum. Block scales of the weight: one a box row for gate+up (its up
 /// rows may straddle blocks), one a box for down.
-template <bool kGateUp, MoeScales kScales, int kTokens, typename State>
+template <bool kGateUp, MoeScales kScales, int kColumns, typename State>
 __device__ __forceinline__ void Promote(const MoeGemmParams& p, const State& state,
                                         const Tile& tile, const ThreadRows& rows, int box, int step,
-                                        int stage, const float (&fresh)[kTokens / 2],
-                                        float (&sum)[kTokens / 2], int depth_steps) {
+                                        int stage, const float (&fresh)[kColumns / 2],
+                                        float (&sum)[kColumns / 2], int depth_steps) {
   float row_scale[2] = {1, 1};
   if constexpr (kScales == MoeScales::kBlock) {
     const int outputs = kGateUp ? 2 * p.width : p.hidden;
@@ -76,20 +65,24 @@ __device__ __forceinline__ void Promote(const MoeGemmParams& p, const State& sta
                  step];
     }
   }
+  float column_scale[4] = {1, 1, 1, 1};  // of j and j + 1, j even
 #pragma unroll
-  for (int j = 0; j < kTokens / 8; ++j) {
-    float column_scale[2] = {1, 1};
+  for (int j = 0; j < kColumns / 8; ++j) {
     if constexpr (!kGateUp) {
-      const float2 pair =
-          *reinterpret_cast<const float2*>(&state.depth_scales[stage][rows.Column(j)]);
-      column_scale[0] = pair.x;
-      column_scale[1] = pair.y;
+      if (j % 2 == 0) {
+        const float4 four = *reinterpret_cast<const float4*>(
+            &state.depth_scales[stage][DepthScalePlace(rows.Column(j))]);
+        column_scale[0] = four.x;
+        column_scale[1] = four.y;
+        column_scale[2] = four.z;
+        column_scale[3] = four.w;
+      }
     } else if constexpr (kScales == MoeScales::kBlock) {
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         const int column = rows.Column(j) + c;
         if (column < tile.count) {
-          column_scale[c] =
+          column_scale[j % 2 * 2 + c] =
               p.in_scales[static_cast<int64_t>(TokenAt(p, tile.first + column)) * depth_steps +
                           step];
         }
@@ -100,276 +93,100 @@ __device__ __forceinline__ void Promote(const MoeGemmParams& p, const State& sta
       if constexpr (kGateUp && kScales == MoeScales::kChannel) {
         sum[4 * j + i] += fresh[4 * j + i];
       } else {
-        sum[4 * j + i] += fresh[4 * j + i] * (row_scale[i / 2] * column_scale[i % 2]);
+        sum[4 * j + i] += fresh[4 * j + i] * (row_scale[i / 2] * column_scale[j % 2 * 2 + i % 2]);
       }
     }
   }
 }
 
-/// Multiplies one tile; returns with its sums in registers.
-template <bool kGateUp, MoeScales kScales, int kTokens, typename State>
+/// The next stage that the consumers read.
+struct RingPlace {
+  int stage = 0;
+  uint32_t parity = 0;
+};
+
+/// Multiplies kColumns tokens of one tile; returns with its sums in registers.
+template <bool kGateUp, MoeScales kScales, int kTokens, int kColumns, typename State, int kBoxes>
 __device__ __forceinline__ void Multiply(const MoeGemmParams& p, State& state, const Tile& tile,
                                          const ThreadRows& rows, uint32_t ring, int depth_steps,
-                                         int& stage, uint32_t& parity,
-                                         Accumulators<kGateUp, kScales, kTokens>& accumulators) {
+                                         RingPlace& place, float (&sum)[kBoxes][kColumns / 2]) {
   using C = Config<kGateUp, kScales, kTokens>;
-  auto& sum = accumulators.sum;
-  const uint32_t rows_offset = rows.warp / 4 * 64 * kDepthBytes;
+  const uint32_t rows_offset = rows.group * kGroupRows * kDepthBytes;
 #pragma unroll
-  for (int box = 0; box < C::kBoxes; ++box) {
+  for (int box = 0; box < kBoxes; ++box) {
 #pragma unroll
-    for (int i = 0; i < kTokens / 2; ++i) sum[box][i] = 0;
+    for (int i = 0; i < kColumns / 2; ++i) sum[box][i] = 0;
   }
+  const auto before = [&] { return place.stage == 0 ? C::kStages - 1 : place.stage - 1; };
   for (int step = 0; step < depth_steps; ++step) {
-    BarrierWait(SharedAddress(&state.full[stage]), parity);
-    const uint32_t base = ring + stage * C::kStageBytes;
-    const uint64_t tokens = WgmmaDescriptor(base + C::kBoxes * kBoxBytes);
+    BarrierWait(SharedAddress(&state.full[place.stage]), place.parity);
+    const uint32_t base = ring + place.stage * C::kStageBytes;
+    const uint64_t tokens = WgmmaDescriptor(base + kBoxes * kBoxBytes);
     if constexpr (C::kFp8) {
 #pragma unroll
-      for (int box = 0; box < C::kBoxes; ++box) {
-        float fresh[kTokens / 2];
+      for (int box = 0; box < kBoxes; ++box) {
+        float fresh[kColumns / 2];
         const uint64_t weights = WgmmaDescriptor(base + box * kBoxBytes + rows_offset);
         WgmmaFence();
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-          Wgmma<true, kTokens>::Run(fresh, weights + 2 * k, tokens + 2 * k, k > 0);
+          Wgmma<true, kColumns>::Run(fresh, weights + 2 * k, tokens + 2 * k, k > 0);
         }
         WgmmaCommit();
         WgmmaWait<0>();
-        Promote<kGateUp, kScales, kTokens>(p, state, tile, rows, box, step, stage, fresh, sum[box],
-                                           depth_steps);
+        Promote<kGateUp, kScales, kColumns>(p, state, tile, rows, box, step, place.stage, fresh,
+                                            sum[box], depth_steps);
       }
     } else {
       WgmmaFence();
 #pragma unroll
-      for (int box = 0; box < C::kBoxes; ++box) {
+      for (int box = 0; box < kBoxes; ++box) {
         const uint64_t weights = WgmmaDescriptor(base + box * kBoxBytes + rows_offset);
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-          Wgmma<false, kTokens>::Run(sum[box], weights + 2 * k, tokens + 2 * k, 1);
+          Wgmma<false, kColumns>::Run(sum[box], weights + 2 * k, tokens + 2 * k, 1);
         }
       }
       WgmmaCommit();
       WgmmaWait<C::kOverlap ? 1 : 0>();
     }
     __syncwarp();
-    if (rows.lane == 0 && (!C::kOverlap || step > 0)) {
-      const int done = !C::kOverlap ? stage : stage == 0 ? C::kStages - 1 : stage - 1;
-      BarrierArrive(SharedAddress(&state.empty[done]));
+    if (!C::kOverlap || step > 0) {
+      ReleaseStage(state, rows, C::kOverlap ? before() : place.stage);
     }
-    if (++stage == C::kStages) {
-      stage = 0;
-      parity ^= 1;
+    if (++place.stage == C::kStages) {
+      place.stage = 0;
+      place.parity ^= 1;
     }
   }
   if constexpr (C::kOverlap) {
     WgmmaWait<0>();
-    if (rows.lane == 0) {
-      BarrierArrive(SharedAddress(&state.empty[stage == 0 ? C::kStages - 1 : stage - 1]));
-    }
+    ReleaseStage(state, rows, before());
   }
 }
 
-/// What a column of the tile needs at its end, looked up before the tile is multiplied.
-struct Column {
-  float scale = 1;
-  int row = 0;
-};
-
-template <bool kGateUp, MoeScales kScales>
-__device__ __forceinline__ Column LookUpColumn(const MoeGemmParams& p, const Tile& tile,
-                                               int column) {
-  Column result;
-  if (column >= tile.count) return result;
-  const int place = tile.first + column;
+/// One tile of at most kColumns tokens, from the products to global memory.
+template <bool kGateUp, MoeScales kScales, int kTokens, int kColumns, typename State>
+__device__ __forceinline__ void RunTile(const MoeGemmParams& p, State& state, const Tile& tile,
+                                        const ThreadRows& rows, uint32_t ring, int depth_steps,
+                                        RingPlace& place) {
+  using C = Config<kGateUp, kScales, kTokens>;
+  const Column own = LookUpColumn<kGateUp, kScales, kTokens>(p, tile, rows.thread);
+  const RowScales row_scales = LookUpRows<kGateUp, kScales, C::kBoxes>(p, tile, rows);
+  float sum[C::kBoxes][kColumns / 2];
+  Multiply<kGateUp, kScales, kTokens, kColumns>(p, state, tile, rows, ring, depth_steps, place,
+                                                sum);
+  // Between these no thread reads the columns: not of the last tile, not yet of this one.
+  GroupBarrier(rows);
+  if (rows.thread < kColumns) {
+    state.column_scales[rows.group][rows.thread] = own.scale;
+    state.column_rows[rows.group][rows.thread] = own.row;
+  }
+  GroupBarrier(rows);
   if constexpr (kGateUp) {
-    if constexpr (kScales == MoeScales::kChannel) result.scale = p.in_scales[TokenAt(p, place)];
+    StoreHidden<kScales, kTokens, kColumns>(p, state, tile, rows, row_scales, sum[0], sum[1]);
   } else {
-    const int routed = p.tokens * p.experts_per_token;
-    result.row = place < routed ? p.pair_order[place] : place;
-  }
-  return result;
-}
-
-/// Copies staged rows of 128 values to 16-byte vectors of global memory. target(column): where the
-/// row of that column of the pass starts, or null.
-template <typename C, typename State, typename Target>
-__device__ __forceinline__ void CopyStaged(const State& state, int thread, int valid_bytes,
-                                           const Target& target) {
-  constexpr int kVectors = kBoxRows * C::kOutBytes / 16;
-  NamedBarrier(2, kConsumers);
-  for (int i = thread; i < C::kStagingTokens * kVectors; i += kConsumers) {
-    const int column = i / kVectors;
-    const int offset = i % kVectors * 16;
-    uint8_t* row = target(column);
-    if (row != nullptr && offset < valid_bytes) {
-      *reinterpret_cast<uint4*>(row + offset) =
-          *reinterpret_cast<const uint4*>(state.staging + column * C::kStagingPitch + offset);
-    }
-  }
-  NamedBarrier(2, kConsumers);
-}
-
-/// Stages the columns [pass * kStagingTokens, ...) of one box of bf16 values.
-template <typename C, int kTokens, typename State>
-__device__ __forceinline__ void StageBf16(State& state, const ThreadRows& rows, int pass,
-                                          const float (&values)[kTokens / 2]) {
-  static_assert(C::kStagingTokens % 8 == 0);
-  constexpr int kTiles = C::kStagingTokens / 8;
-  // Tile i of a store: rows + 8 * (i % 2), columns of j + i / 2.
-  const int tile = rows.lane / 8;
-  const uint32_t address = SharedAddress(state.staging) +
-                           (tile / 2 * 8 + rows.lane % 8) * C::kStagingPitch +
-                           (rows.warp * 16 + tile % 2 * 8) * 2;
-#pragma unroll
-  for (int j = 0; j < kTokens / 8; ++j) {
-    if (j / kTiles != pass || (j % kTiles) % 2 != 0) continue;
-    // With a single tile of columns, the second one's place is the first one's again.
-    const int next = kTiles == 1 ? j : j + 1;
-    const uint32_t column_bytes = j % kTiles * 8 * C::kStagingPitch;
-    const uint32_t fold = kTiles == 1 ? tile / 2 * 8 * C::kStagingPitch : 0;
-    StoreMatrix4Transposed(address + column_bytes - fold,
-                           PackBf16(values[4 * j], values[4 * j + 1]),
-                           PackBf16(values[4 * j + 2], values[4 * j + 3]),
-                           PackBf16(values[4 * next], values[4 * next + 1]),
-                           PackBf16(values[4 * next + 2], values[4 * next + 3]));
-  }
-}
-
-/// SwiGLU of the tile's sums, to h: bf16, or fp8 with one scale a (token, tile).
-template <MoeScales kScales, int kTokens, typename State>
-__device__ __forceinline__ void StoreHidden(const MoeGemmParams& p, State& state, const Tile& tile,
-                                            const ThreadRows& rows, float (&gate)[kTokens / 2],
-                                            const float (&up)[kTokens / 2]) {
-  using C = Config<true, kScales, kTokens>;
-  const int thread = rows.warp * kWarp + rows.lane;
-  const int row = tile.row + rows.low;
-  const bool row_valid[2] = {row < p.width, row + 8 < p.width};
-  float row_scales[2][2] = {{1, 1}, {1, 1}};
-  if constexpr (kScales == MoeScales::kChannel) {
-#pragma unroll
-    for (int r = 0; r < 2; ++r) {
-      const int at = min(row + r * 8, p.width - 1);
-      const float* scales = p.gate_up_scales + static_cast<int64_t>(tile.expert) * 2 * p.width;
-      row_scales[0][r] = scales[at];
-      row_scales[1][r] = scales[p.width + at];
-    }
-  }
-#pragma unroll
-  for (int j = 0; j < kTokens / 8; ++j) {
-    float2 token_scales = {1, 1};
-    if constexpr (kScales == MoeScales::kChannel) {
-      token_scales = *reinterpret_cast<const float2*>(&state.column_scales[rows.Column(j)]);
-    }
-    float largest[2] = {0, 0};
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      const float token_scale = i % 2 == 0 ? token_scales.x : token_scales.y;
-      const float g = gate[4 * j + i] * (row_scales[0][i / 2] * token_scale);
-      const float u = up[4 * j + i] * (row_scales[1][i / 2] * token_scale);
-      gate[4 * j + i] = row_valid[i / 2] ? SiluMulOne(g, u) : 0.0f;
-      largest[i % 2] = fmaxf(largest[i % 2], fabsf(gate[4 * j + i]));
-    }
-    if constexpr (C::kFp8) {
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-#pragma unroll
-        for (int offset = 4; offset < kWarp; offset *= 2) {
-          largest[c] = fmaxf(largest[c], __shfl_xor_sync(kAllLanes, largest[c], offset));
-        }
-        if (rows.lane < 4) state.column_largest[rows.warp][rows.Column(j) + c] = largest[c];
-      }
-    }
-  }
-  const int valid_bytes =
-      min(kBoxRows * C::kOutBytes, static_cast<int>(p.h_row_bytes) - tile.row * C::kOutBytes);
-  const auto target_of = [&](int column) {
-    return column < tile.count
-               ? p.h + (tile.first + column) * p.h_row_bytes + tile.row * C::kOutBytes
-               : nullptr;
-  };
-  if constexpr (!C::kFp8) {
-#pragma unroll
-    for (int pass = 0; pass < C::kOutBytes; ++pass) {
-      StageBf16<C, kTokens>(state, rows, pass, gate);
-      CopyStaged<C>(state, thread, valid_bytes,
-                    [&](int column) { return target_of(pass * C::kStagingTokens + column); });
-    }
-    return;
-  }
-  NamedBarrier(2, kConsumers);
-  if (thread < kTokens) {
-    float largest = 0;
-#pragma unroll
-    for (int w = 0; w < kConsumers / kWarp; ++w) {
-      largest = fmaxf(largest, state.column_largest[w][thread]);
-    }
-    const float scale = Fp8Scale(largest);
-    state.column_scales[thread] = 1.0f / scale;
-    if (thread < tile.count) {
-      p.h_scales[static_cast<int64_t>(tile.row / kGroup) * p.pair_rows + tile.first + thread] =
-          scale;
-    }
-  }
-  NamedBarrier(2, kConsumers);
-#pragma unroll
-  for (int j = 0; j < kTokens / 8; ++j) {
-    const float2 inverse = *reinterpret_cast<const float2*>(&state.column_scales[rows.Column(j)]);
-#pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      const float factor = c == 0 ? inverse.x : inverse.y;
-      uint8_t* staged = state.staging + (rows.Column(j) + c) * C::kStagingPitch + rows.low;
-      const uint16_t pair = PackFp8(gate[4 * j + c] * factor, gate[4 * j + c + 2] * factor);
-      staged[0] = static_cast<uint8_t>(pair);
-      staged[8] = static_cast<uint8_t>(pair >> 8);
-    }
-  }
-  CopyStaged<C>(state, thread, valid_bytes, target_of);
-}
-
-/// The tile's sums, scaled, to the rows of y: float, or bf16 in wide tiles.
-template <MoeScales kScales, int kTokens, int kBoxes, typename State>
-__device__ __forceinline__ void StoreOutputs(const MoeGemmParams& p, State& state, const Tile& tile,
-                                             const ThreadRows& rows,
-                                             float (&sum)[kBoxes][kTokens / 2]) {
-  using C = Config<false, kScales, kTokens>;
-#pragma unroll
-  for (int box = 0; box < kBoxes; ++box) {
-    const int first_row = tile.row + box * kBoxRows;
-    const int row = first_row + rows.low;
-    if constexpr (kScales == MoeScales::kChannel) {
-      const float* scales = p.down_scales + static_cast<int64_t>(tile.expert) * p.hidden;
-      const float row_scales[2] = {scales[min(row, p.hidden - 1)],
-                                   scales[min(row + 8, p.hidden - 1)]};
-#pragma unroll
-      for (int i = 0; i < kTokens / 2; ++i) sum[box][i] *= row_scales[i % 4 / 2];
-    }
-    if constexpr (kTokens == 128) {
-#pragma unroll
-      for (int pass = 0; pass < C::kOutBytes; ++pass) {
-        StageBf16<C, kTokens>(state, rows, pass, sum[box]);
-        CopyStaged<C>(state, rows.warp * kWarp + rows.lane, (p.hidden - first_row) * 2,
-                      [&](int staged) -> uint8_t* {
-                        const int column = pass * C::kStagingTokens + staged;
-                        if (column >= tile.count) return nullptr;
-                        const int64_t at =
-                            static_cast<int64_t>(state.column_rows[column]) * p.hidden + first_row;
-                        return reinterpret_cast<uint8_t*>(static_cast<BFloat16*>(p.y) + at);
-                      });
-      }
-    } else {
-#pragma unroll
-      for (int j = 0; j < kTokens / 8; ++j) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int column = rows.Column(j) + i % 2;
-          if (column >= tile.count || row + i / 2 * 8 >= p.hidden) continue;
-          static_cast<float*>(
-              p.y)[static_cast<int64_t>(state.column_rows[column]) * p.hidden + row + i / 2 * 8] =
-              sum[box][4 * j + i];
-        }
-      }
-    }
+    StoreOutputs<kScales, kTokens, kColumns>(p, state, tile, rows, row_scales, sum);
   }
 }
 
@@ -398,7 +215,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     BarrierInitFence();
   }
   DependencyStart();
-  FillTileStarts<C, kTokens>(p, kGateUp ? p.width : p.hidden, state.tile_starts);
+  FillExperts<C, kTokens>(p, state);
   __syncthreads();
 
   if (threadIdx.x < kProducers) {
@@ -417,30 +234,17 @@ __global__ void __launch_bounds__(kThreads, 1)
   } else {
     RegistersTake<232>();
     const ThreadRows rows(threadIdx.x - kProducers);
-    const int tiles = state.tile_starts[p.experts + p.shared_experts];
-    int stage = 0;
-    uint32_t parity = 0;
-    for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
-      const Tile tile = TileAt<C, kTokens>(p, state.tile_starts, index);
-      const int thread = threadIdx.x - kProducers;
-      const Column own = LookUpColumn<kGateUp, kScales>(p, tile, thread);
-      Accumulators<kGateUp, kScales, kTokens> accumulators;
-      Multiply<kGateUp, kScales, kTokens>(p, state, tile, rows, ring, depth_steps, stage, parity,
-                                          accumulators);
-      // Between these no thread reads the columns: not of the last tile, not yet of this one.
-      NamedBarrier(2, kConsumers);
-      if (thread < kTokens) {
-        state.column_scales[thread] = own.scale;
-        state.column_rows[thread] = own.row;
+    RingPlace place;
+    ForEachTile<C, kTokens>(p, state, [&](const Tile& tile) {
+      if constexpr (C::kNarrow) {
+        if (tile.count <= C::kTokenBox) {
+          RunTile<kGateUp, kScales, kTokens, C::kTokenBox>(p, state, tile, rows, ring, depth_steps,
+                                                           place);
+          return;
+        }
       }
-      NamedBarrier(2, kConsumers);
-      if constexpr (kGateUp) {
-        StoreHidden<kScales, kTokens>(p, state, tile, rows, accumulators.sum[0],
-                                      accumulators.sum[1]);
-      } else {
-        StoreOutputs<kScales, kTokens>(p, state, tile, rows, accumulators.sum);
-      }
-    }
+      RunTile<kGateUp, kScales, kTokens, kTokens>(p, state, tile, rows, ring, depth_steps, place);
+    });
   }
 }
 
