@@ -398,7 +398,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     BarrierInitFence();
   }
   DependencyStart();
-  FillTileStarts<C, kTokens>(p, kGateUp ? p.width : p.hidden, state.tile_starts);
+  FillTileStarts<C, kTokens>(p, kGateUp ? p.width : p.outputs, state.tile_starts);
   __syncthreads();
 
   if (threadIdx.x < kProducers) {

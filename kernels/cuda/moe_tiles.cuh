@@ -113,8 +113,8 @@ __device__ Tile TileAt(const MoeGemmParams& p, const int32_t* tile_starts, int i
   const int token_tiles = (range.y + kTokens - 1) / kTokens;
   const int within = index - tile_starts[low];
   const int token_tile = within % token_tiles;
-  return Tile{low, within / token_tiles * C::kTileRows, range.x + token_tile * kTokens,
-              min(kTokens, range.y - token_tile * kTokens)};
+  return Tile{low, p.first_output + within / token_tiles * C::kTileRows,
+              range.x + token_tile * kTokens, min(kTokens, range.y - token_tile * kTokens)};
 }
 
 /// Token of place `place` of h.

@@ -14,6 +14,7 @@
 #include "kernels/cuda/norm_row.cuh"
 #include "kernels/cuda/peer_memory.cuh"
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/side_stream.h"
 
 namespace glm::cuda {
 namespace {
@@ -47,6 +48,7 @@ struct Peers {
 
 struct SumParams {
   BFloat16* values;       // [rows, columns], this rank's part, then the sum
+  int64_t stride;         // of rows, the same on all ranks
   const int32_t* counts;  // null: all rows are valid
   int rows;
   int columns;
@@ -136,13 +138,12 @@ __global__ void __launch_bounds__(kRowThreadsMax)
   if constexpr (kNorm) weight = LoadWords(s.norm.weight, column, s.columns);
   DependencyWait();
   // The first row is asked for together with the count of rows.
-  uint4 part =
-      LoadWords(s.values + static_cast<int64_t>(blockIdx.x) * s.columns, column, s.columns);
+  uint4 part = LoadWords(s.values + static_cast<int64_t>(blockIdx.x) * s.stride, column, s.columns);
   const uint32_t epoch = EpochOf(p);
   const int valid = ValidRows(s);
   const int64_t half = (epoch % 2) * kRanks;
   for (int row = static_cast<int>(blockIdx.x); row < valid; row += static_cast<int>(gridDim.x)) {
-    BFloat16* values = s.values + static_cast<int64_t>(row) * s.columns + column;
+    BFloat16* values = s.values + row * s.stride + column;
     const int64_t place = static_cast<int64_t>(row) * 2 * vectors + threadIdx.x;
     float sum[kVector] = {};
     uint4 residual = {};
@@ -223,7 +224,7 @@ __device__ __forceinline__ void SumOwnRows(const Peers<kRanks>& p, const SumPara
   if (row >= valid) return;
   AwaitTensors(p, epoch, addresses);
   for (; row < valid; row += step) {
-    const int64_t offset = (static_cast<int64_t>(row) * s.columns + column) * sizeof(BFloat16);
+    const int64_t offset = (row * s.stride + column) * static_cast<int64_t>(sizeof(BFloat16));
     if (column < s.columns) {
       uint4 parts[kRanks];
 #pragma unroll
@@ -278,7 +279,7 @@ __global__ void __launch_bounds__(kRowThreadsMax)
     if constexpr (kNorm) {
       float sum[kVector] = {};
       if (active) {
-        AddPart(LoadShared16(s.values + static_cast<int64_t>(row) * s.columns + column), sum);
+        AddPart(LoadShared16(s.values + row * s.stride + column), sum);
       }
       FinishRow(s.norm, row, column, weight, residual, sum, shared);
     }
@@ -377,7 +378,7 @@ class PeerCommunicator final : public Communicator {
  public:
   PeerCommunicator(CudaDevice& device, const GpuMeetingOptions& options, int32_t rank,
                    const std::vector<Mailbox>& boxes)
-      : device_(device), rows_max_(options.rows_max) {
+      : device_(device), rows_max_(options.rows_max), side_(device) {
     peers_.rank = rank;
     peers_.small_vectors = SmallVectors(options);
     std::copy(boxes.begin(), boxes.end(), peers_.boxes);
@@ -393,6 +394,24 @@ class PeerCommunicator final : public Communicator {
   void AllReduceSum(Device& device, const Tensor& values) override {
     const OpScope op(device, "all_reduce_sum");
     Sum<false>(op, values, {});
+  }
+
+  // Both follow work of the other stream, of which a kernel that starts early would know nothing.
+  void BeginSum(Device& device, const Tensor& first) override {
+    const OpScope op(device, "begin_sum");
+    const cudaStream_t side = side_.Fork();
+    Issue<false>(op, first, {}, [&](auto kernel, int threads, const SumParams& params) {
+      const dim3 grid = Grid(std::min(params.rows, SideStream::kSms));
+      kernel<<<grid, threads, 0, side>>>(peers_, params);
+    });
+  }
+
+  void EndSum(Device& device, const Tensor& others) override {
+    const OpScope op(device, "end_sum");
+    side_.Join();
+    Issue<false>(op, others, {}, [&](auto kernel, int threads, const SumParams& params) {
+      kernel<<<Grid(params.rows), threads, 0, op.stream()>>>(peers_, params);
+    });
   }
 
   void AllReduceAddRmsNorm(Device& device, const AddRmsNormArgs& args) override {
@@ -442,12 +461,22 @@ class PeerCommunicator final : public Communicator {
 
   template <bool kNorm>
   void Sum(const OpScope& op, const Tensor& values, const NormParams& norm) {
+    Issue<kNorm>(op, values, norm, [&](auto kernel, int threads, const SumParams& params) {
+      LaunchAfter(kernel, Grid(params.rows), threads, 0, op.stream(), peers_, params);
+    });
+  }
+
+  /// Calls launch(kernel, threads, params) with what sums `values`.
+  template <bool kNorm, typename Launch>
+  void Issue(const OpScope& op, const Tensor& values, const NormParams& norm,
+             const Launch& launch) {
     CheckDevice(op);
     CheckShape(values, DType::kBF16, {-1, -1}, "all_reduce.values");
-    CHECK(values.contiguous() && VectorRows(values)) << "all_reduce.values";
+    CHECK(VectorRows(values)) << "all_reduce.values";
     const int64_t rows = values.shape[0];
     CHECK_LE(rows, rows_max_) << "rows of " << values.ToString();
     const SumParams params = {.values = values.Data<BFloat16>(),
+                              .stride = values.stride[0],
                               .counts = kNorm ? norm.counts : nullptr,
                               .rows = static_cast<int>(rows),
                               .columns = static_cast<int>(values.shape[1]),
@@ -455,12 +484,13 @@ class PeerCommunicator final : public Communicator {
     const int threads = NormThreads(values.shape[1]);
     CHECK_LE(threads, kRowThreadsMax) << "all_reduce: hidden of at most " << kRowThreadsMax * 8;
     const bool small = rows * 2 * (values.shape[1] / kVector) <= peers_.small_vectors;
-    LaunchAfter(small ? SumInOneShotKernel<kRanks, kNorm> : SumInTwoShotsKernel<kRanks, kNorm>,
-                Grid(rows), threads, 0, op.stream(), peers_, params);
+    launch(small ? SumInOneShotKernel<kRanks, kNorm> : SumInTwoShotsKernel<kRanks, kNorm>, threads,
+           params);
   }
 
   CudaDevice& device_;
   const int64_t rows_max_;
+  SideStream side_;
   Peers<kRanks> peers_;
   int blocks_max_ = 0;
 };

@@ -21,6 +21,14 @@
 // Either way the sum is taken in rank order in float and rounded once: the same bits on every rank
 // and by every way.
 //
+// A sum in two calls has its first columns summed on a stream of its own, by few blocks, beside the
+// product of the others (side_stream.h). Its calls are in the order of all calls: the second waits
+// for the first, and the next one for the second.
+//
+// Ranks that share a GPU wait for each other by kernels that hold SMs meanwhile. A rank has one
+// such kernel at a time, on either stream, and all of them together have at most half of the SMs in
+// blocks: what a rank must compute before it comes finds the other half free.
+//
 // Who calls: the rank threads, each its own communicator. NVLink multicast is not used.
 #pragma once
 
