@@ -88,8 +88,9 @@ struct GpuMeetingOptions {
 std::unique_ptr<Meeting> CreateGpuMeeting(const GpuMeetingOptions& options, std::string* error);
 
 /// Before the first other call here where ranks will share a GPU: their kernels wait for each
-/// other, and must not wait for the loading of code or stand in one queue. Sets variables of this
-/// process's environment that the driver reads.
+/// other, and must not wait for the loading of code or stand in one queue (a rank has two streams;
+/// there are queues for 16 ranks then). Sets variables of this process's environment that the
+/// driver reads.
 void PrepareSharedGpu();
 
 /// How the GPUs of this host reach each other, a line a GPU: for logs and benchmarks. Says so where

@@ -45,6 +45,7 @@ struct GlmOptions {
   Communicator* communicator = nullptr;
   /// Steps of so many tokens sum over the ranks what of a product is done while the rest of it is
   /// multiplied. With fewer the sums are short, and a product in two parts costs more than they do.
+  /// More than StepGraphs::kTokensMax, so captured steps, those of decoding, have none of it.
   int64_t overlap_tokens_min = 1024;
   /// As overlap_tokens_min: never.
   static constexpr int64_t kNoOverlap = std::numeric_limits<int64_t>::max();

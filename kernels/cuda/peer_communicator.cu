@@ -24,6 +24,7 @@ constexpr int kRanksMax = 8;
 // ranks but which wait twice, are taken to be faster: at 450 GB/s this is 5 us of NVLink.
 constexpr int64_t kSmallInboundBytes = 2 << 20;
 constexpr int kRowThreadsMax = 768;  // 8 values each: rows of at most 6144
+constexpr int kGroupsMax = 8;        // of a block that sums rows beside each other
 constexpr int kGatherThreads = 256;
 constexpr int kGatherPiece = 4 * kGatherThreads;  // values that a block moves at a time
 
@@ -52,6 +53,7 @@ struct SumParams {
   const int32_t* counts;  // null: all rows are valid
   int rows;
   int columns;
+  int row_threads;  // of a row; in two shots a block may be several of these
   NormParams norm;  // of the fused form
 };
 
@@ -213,75 +215,100 @@ __device__ __forceinline__ void AwaitTensors(const Peers<kRanks>& p, uint32_t ep
   __syncthreads();
 }
 
-/// Sums the rows of this rank, where they lie on all ranks.
+/// Sums the rows of this rank, where they lie on all ranks. Groups of s.row_threads threads take
+/// rows apart from each other, and several at a time: what one group loads is on its way while
+/// another waits for its stores to be seen.
 template <int kRanks>
 __device__ __forceinline__ void SumOwnRows(const Peers<kRanks>& p, const SumParams& s,
-                                           uint32_t epoch, int valid, int column,
-                                           uint64_t* addresses) {
-  const int step = static_cast<int>(gridDim.x) * kRanks;
-  int row = static_cast<int>(blockIdx.x) * kRanks + p.rank;
+                                           uint32_t epoch, int valid, uint64_t* addresses) {
+  constexpr int kTogether = 8 / kRanks;  // rows whose parts a thread's registers hold
+  const int groups = static_cast<int>(blockDim.x) / s.row_threads;
+  const int group = static_cast<int>(threadIdx.x) / s.row_threads;
+  const int thread = static_cast<int>(threadIdx.x) % s.row_threads;
+  const int column = thread * kVector;
+  // Of its own rows the rank's n-th is row n * kRanks + rank.
+  const int own = (valid - p.rank + kRanks - 1) / kRanks;
+  const int apart = static_cast<int>(gridDim.x) * groups;
+  const int first = static_cast<int>(blockIdx.x) * groups;
   // A block without such a row need not wait, and must not: the others may be at a later call.
-  if (row >= valid) return;
+  if (first >= own) return;
   AwaitTensors(p, epoch, addresses);
-  for (; row < valid; row += step) {
-    const int64_t offset = (row * s.stride + column) * static_cast<int64_t>(sizeof(BFloat16));
+  for (int begin = first + group; begin < own; begin += apart * kTogether) {
+    const auto row_of = [&](int i) { return (begin + i * apart) * kRanks + p.rank; };
+    const auto offset_of = [&](int i) {
+      return (row_of(i) * s.stride + column) * static_cast<int64_t>(sizeof(BFloat16));
+    };
     if (column < s.columns) {
-      uint4 parts[kRanks];
+      uint4 parts[kTogether][kRanks];
 #pragma unroll
-      for (int rank = 0; rank < kRanks; ++rank) {
-        parts[rank] = LoadShared16(reinterpret_cast<const void*>(addresses[rank] + offset));
+      for (int i = 0; i < kTogether; ++i) {
+        if (row_of(i) >= valid) continue;
+#pragma unroll
+        for (int rank = 0; rank < kRanks; ++rank) {
+          parts[i][rank] =
+              LoadShared16(reinterpret_cast<const void*>(addresses[rank] + offset_of(i)));
+        }
       }
-      float sum[kVector] = {};
 #pragma unroll
-      for (int rank = 0; rank < kRanks; ++rank) {
-        AddPart(parts[rank], sum);
-      }
-      const uint4 packed = RoundSum(sum);
+      for (int i = 0; i < kTogether; ++i) {
+        if (row_of(i) >= valid) continue;
+        float sum[kVector] = {};
 #pragma unroll
-      for (int i = 0; i < kRanks; ++i) {
-        const int rank = (p.rank + i) % kRanks;
-        StoreHalves(reinterpret_cast<uint4*>(addresses[rank] + offset), packed);
+        for (int rank = 0; rank < kRanks; ++rank) {
+          AddPart(parts[i][rank], sum);
+        }
+        const uint4 packed = RoundSum(sum);
+#pragma unroll
+        for (int r = 0; r < kRanks; ++r) {
+          const int rank = (p.rank + r) % kRanks;
+          StoreHalves(reinterpret_cast<uint4*>(addresses[rank] + offset_of(i)), packed);
+        }
       }
     }
-    __syncthreads();
-    if (threadIdx.x < kRanks) {
+    NamedBarrier(1 + group, s.row_threads);
+    if (thread < kRanks) {
       __threadfence_system();
-      StoreRelease(&p.boxes[threadIdx.x].row_epochs[row], epoch);
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {
+        if (row_of(i) < valid) StoreRelease(&p.boxes[thread].row_epochs[row_of(i)], epoch);
+      }
     }
   }
 }
 
+// Every row is awaited, so that the kernel's end says that the tensor holds the sums and nobody
+// reads or writes it any more. Without the norm each thread awaits rows of its own.
 template <int kRanks, bool kNorm>
 __global__ void __launch_bounds__(kRowThreadsMax)
     SumInTwoShotsKernel(const __grid_constant__ Peers<kRanks> p, const SumParams s) {
   __shared__ float shared[kWarp];
   __shared__ uint64_t addresses[kRanks];
   const int column = static_cast<int>(threadIdx.x) * kVector;
-  const bool active = column < s.columns;
   uint4 weight = {};
   if constexpr (kNorm) weight = LoadWords(s.norm.weight, column, s.columns);
   DependencyWait();
   const uint32_t epoch = EpochOf(p);
   const int valid = ValidRows(s);
+  const auto await_row = [&](int row) {
+    PollUntil([&] { return LoadAcquire(&p.own().row_epochs[row]) == epoch; });
+  };
   Announce(p, epoch, s.values);
-  SumOwnRows(p, s, epoch, valid, column, addresses);
-  // Every row is awaited, so that the kernel's end says that the tensor holds the sums and nobody
-  // reads or writes it any more.
-  for (int row = static_cast<int>(blockIdx.x); row < valid; row += static_cast<int>(gridDim.x)) {
-    uint4 residual = {};
-    if constexpr (kNorm) {
-      residual = LoadWords(s.norm.residual + row * s.norm.residual_stride, column, s.columns);
-    }
-    if (threadIdx.x == 0) {
-      PollUntil([&] { return LoadAcquire(&p.own().row_epochs[row]) == epoch; });
-    }
-    __syncthreads();
-    if constexpr (kNorm) {
+  SumOwnRows(p, s, epoch, valid, addresses);
+  if constexpr (kNorm) {
+    for (int row = static_cast<int>(blockIdx.x); row < valid; row += static_cast<int>(gridDim.x)) {
+      const uint4 residual =
+          LoadWords(s.norm.residual + row * s.norm.residual_stride, column, s.columns);
+      if (threadIdx.x == 0) await_row(row);
+      __syncthreads();
       float sum[kVector] = {};
-      if (active) {
-        AddPart(LoadShared16(s.values + row * s.stride + column), sum);
-      }
+      if (column < s.columns) AddPart(LoadShared16(s.values + row * s.stride + column), sum);
       FinishRow(s.norm, row, column, weight, residual, sum, shared);
+    }
+  } else {
+    const int threads = static_cast<int>(gridDim.x * blockDim.x);
+    for (int row = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x); row < valid;
+         row += threads) {
+      await_row(row);
     }
   }
   DependencyRelease();
@@ -480,12 +507,14 @@ class PeerCommunicator final : public Communicator {
                               .counts = kNorm ? norm.counts : nullptr,
                               .rows = static_cast<int>(rows),
                               .columns = static_cast<int>(values.shape[1]),
+                              .row_threads = NormThreads(values.shape[1]),
                               .norm = norm};
-    const int threads = NormThreads(values.shape[1]);
-    CHECK_LE(threads, kRowThreadsMax) << "all_reduce: hidden of at most " << kRowThreadsMax * 8;
+    CHECK_LE(params.row_threads, kRowThreadsMax)
+        << "all_reduce: hidden of at most " << kRowThreadsMax * 8;
     const bool small = rows * 2 * (values.shape[1] / kVector) <= peers_.small_vectors;
-    launch(small ? SumInOneShotKernel<kRanks, kNorm> : SumInTwoShotsKernel<kRanks, kNorm>, threads,
-           params);
+    if (small) return launch(SumInOneShotKernel<kRanks, kNorm>, params.row_threads, params);
+    const int groups = kNorm ? 1 : std::min(kGroupsMax, kRowThreadsMax / params.row_threads);
+    launch(SumInTwoShotsKernel<kRanks, kNorm>, groups * params.row_threads, params);
   }
 
   CudaDevice& device_;

@@ -14,7 +14,8 @@
 // Large sums, in two: rows are dealt to the ranks by number modulo ranks. Each reads its rows from
 // all ranks' memory, adds them in rank order, and writes the sum where it read, in the memory of
 // all, then the row's epoch into all mailboxes. No rank but that one touches a row before its epoch
-// is there, so this is in place.
+// is there, so this is in place. A block sums several rows at a time, in groups of threads that
+// wait apart from each other, since a row's loads and its stores each take some 2 us over a link.
 //
 // Gathers read the others' tensors where they lie, and end when all have read.
 //

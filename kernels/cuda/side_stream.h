@@ -8,9 +8,10 @@
 // CudaDevice::product_sms(), which leaves kSms to the exchange, and the exchange has at most kSms
 // blocks, one for each SM so that it keeps none of the product's blocks waiting.
 //
-// How many: 20 of 132. A block of a sum over 8 ranks has 40 KB under way (2560 columns), 20 have
-// 0.8 MB, which is what 450 GB/s of NVLink need at 2 us; the product meanwhile is 18 % slower,
-// for half of its columns. Not measured: no host with NVLink was to be had.
+// How many: 20 of 132. Such a block has 80 KB under way (two rows of 2560 columns on 8 ranks, or as
+// much in more rows on fewer), half of the time; 20 of them keep 450 GB/s of NVLink busy at 2 us
+// a round. The product meanwhile is some 18 % slower, for half of its columns. That is arithmetic:
+// no host with NVLink was to be had to measure it on.
 //
 // Who calls: communicators, on the rank thread. Can be captured: Join ends what Fork began.
 #pragma once

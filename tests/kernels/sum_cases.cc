@@ -216,6 +216,9 @@ std::vector<SumCase> SumLargeCases() {
 
 std::vector<uint8_t> ValidBytes(Device& device, const SumCase& one, const Tensor& out) {
   const HostTensor host = HostTensor::Download(device, out);
+  for (int64_t i = 0; i < one.rows * host.columns(); ++i) {
+    CHECK(std::isfinite(host.At(i))) << one.name << ": element " << i;
+  }
   const int64_t bytes = out.bytes() / out.shape[0] * one.rows;
   return {host.bytes().begin(), host.bytes().begin() + bytes};
 }

@@ -37,7 +37,7 @@ std::vector<SumCase> SumCases();
 /// BF16, of sizes at which GPU kernels take their other paths; at most 400 rows of 5120.
 std::vector<SumCase> SumLargeCases();
 
-/// The bytes of a product's valid rows.
+/// The bytes of a product's valid rows, which must be finite.
 std::vector<uint8_t> ValidBytes(Device& device, const SumCase& one, const Tensor& out);
 
 }  // namespace glm::test
