@@ -63,6 +63,8 @@ CLI::App* AddStep(CLI::App& app, StepBenchOptions& options) {
   step->add_option("--model", options.model, "Folder with a config.json")->required();
   step->add_option("--device", options.device, "cpu or cuda");
   AddRanks(step, options.ranks);
+  step->add_option("--gpu-exchange-overlap", options.gpu_exchange_overlap,
+                   "Sum over ranks beside products, in steps of 1024 tokens and more");
   step->add_option("--cpu-threads", options.cpu_threads, "Threads of the CPU backend");
   step->add_option("--load-threads", options.load_threads, "Threads that make weights");
   step->add_option("--layers", options.layers, "The first so many layers only; 0: all");

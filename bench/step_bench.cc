@@ -113,9 +113,12 @@ absl::Status Machine::SetUp(const StepLimits& step, int64_t length_max, int64_t 
   source.random = true;
   source.quantize = options_.quantization == "fp8";
   source.threads = options_.load_threads;
-  absl::StatusOr<std::unique_ptr<Glm>> model =
-      Glm::Load(device_, config_, source, dtype, limits_.step,
-                {.mtp = drafts(), .communicator = &communicator_});
+  absl::StatusOr<std::unique_ptr<Glm>> model = Glm::Load(
+      device_, config_, source, dtype, limits_.step,
+      {.mtp = drafts(),
+       .communicator = &communicator_,
+       .overlap_tokens_min = options_.gpu_exchange_overlap ? engine::GlmOptions{}.overlap_tokens_min
+                                                           : engine::GlmOptions::kNoOverlap});
   if (!model.ok()) return model.status();
   model_ = *std::move(model);
   const int64_t needed =
@@ -363,8 +366,11 @@ void StepBench::Report(const char* phase, int32_t sequences, int32_t tokens, dou
       phase, sequences, decode ? "context" : "tokens", tokens, config_.layers, seconds * 1e3,
       (decode ? sequences * TokensAStep(options_) : tokens) / seconds);
   if (options_.ranks.tensor_parallel_size > 1) {
-    std::printf(", \"tensor_parallel_size\": %d, \"gpu_exchange\": \"%s\"",
-                options_.ranks.tensor_parallel_size, options_.ranks.gpu_exchange.c_str());
+    std::printf(
+        ", \"tensor_parallel_size\": %d, \"gpu_exchange\": \"%s\", "
+        "\"gpu_exchange_overlap\": %s",
+        options_.ranks.tensor_parallel_size, options_.ranks.gpu_exchange.c_str(),
+        options_.gpu_exchange_overlap ? "true" : "false");
   }
   if (decode && options_.drafts > 0) {
     std::printf(", \"drafts\": %d, \"acceptance\": %.2f", options_.drafts, options_.acceptance);

@@ -90,6 +90,9 @@ class TimedCommunicator final : public Communicator {
     static_cast<TimedDevice&>(device).Time(
         "all_reduce_sum", [&](Device& real) { inner_->AllReduceSum(real, values); });
   }
+  // Called by ops of the inner device, whose time they are part of.
+  void BeginSum(Device& device, const Tensor& first) override { inner_->BeginSum(device, first); }
+  void EndSum(Device& device, const Tensor& others) override { inner_->EndSum(device, others); }
   void AllReduceAddRmsNorm(Device& device, const AddRmsNormArgs& args) override {
     static_cast<TimedDevice&>(device).Time(
         "all_reduce_add_rms_norm", [&](Device& real) { inner_->AllReduceAddRmsNorm(real, args); });

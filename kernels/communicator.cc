@@ -30,6 +30,9 @@ class SingleMeeting final : public Meeting {
 
 }  // namespace
 
+void Communicator::BeginSum(Device& device, const Tensor& first) { AllReduceSum(device, first); }
+void Communicator::EndSum(Device& device, const Tensor& others) { AllReduceSum(device, others); }
+
 void Communicator::AllReduceAddRmsNorm(Device& device, const AddRmsNormArgs& args) {
   AllReduceSum(device, args.delta);
   device.ops().add_rms_norm(device, args);

@@ -24,8 +24,15 @@ class Communicator {
   virtual int32_t size() const = 0;
 
   /// values = sum over ranks, in rank order, float, rounded once. The same bits on every rank.
-  /// act or F32 [T, H], contiguous rows.
+  /// act or F32 [T, H]; may be a view of columns, of rows that are as far apart on all ranks.
   virtual void AllReduceSum(Device& device, const Tensor& values) = 0;
+
+  /// AllReduceSum of a tensor in two calls: of its first columns, then of the others. What the
+  /// device is given between the two runs beside the first sum where the backend can do that, and
+  /// must not touch `first`; after EndSum all of it is there. No other call may come between them.
+  /// These two take one sum after the other.
+  virtual void BeginSum(Device& device, const Tensor& first);
+  virtual void EndSum(Device& device, const Tensor& others);
 
   /// AllReduceSum of args.delta, then the op add_rms_norm of it; one kernel where the backend has
   /// one. The delta holds the sum afterwards; rows of padding are unspecified, as the op has it.
@@ -81,8 +88,9 @@ struct GpuMeetingOptions {
 std::unique_ptr<Meeting> CreateGpuMeeting(const GpuMeetingOptions& options, std::string* error);
 
 /// Before the first other call here where ranks will share a GPU: their kernels wait for each
-/// other, and must not wait for the loading of code or stand in one queue. Sets variables of this
-/// process's environment that the driver reads.
+/// other, and must not wait for the loading of code or stand in one queue (a rank has two streams;
+/// there are queues for 16 ranks then). Sets variables of this process's environment that the
+/// driver reads.
 void PrepareSharedGpu();
 
 /// How the GPUs of this host reach each other, a line a GPU: for logs and benchmarks. Says so where

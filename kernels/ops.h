@@ -41,6 +41,11 @@
 //                value * scale, rounded to act, while loading.
 //              - An FP8 cache stores act values x / scale; attention reads value * scale as float.
 //              tests/golden/make_fp8.py says the same in float64, and is what tests hold us to.
+//   Sums       An op with `sum_over` gives the sum over those ranks of what each of them computes,
+//              as Communicator::AllReduceSum takes it, from values rounded to act. All ranks make
+//              the same call. The columns are computed and summed in two parts (output_parts.h), so
+//              that a backend can sum the first while it computes the second; what a column is does
+//              not depend on that, but for the order of a product's sums on a GPU.
 //   Optional   A Tensor or Activation that may be left out has an initialiser.
 //   Bounds     Shapes are CHECKed: a wrong one is our bug. Values in device memory (ids, lengths,
 //              block numbers) were checked by who made the plan.
@@ -54,6 +59,8 @@
 #include "kernels/tensor.h"
 
 namespace glm {
+
+class Communicator;
 
 /// A step's input, in device memory. T tokens of S sequences, sequence after sequence.
 struct BatchView {
@@ -129,11 +136,12 @@ struct AddRmsNormArgs {
 
 struct LinearArgs {
   const BatchView& batch;
-  Activation in;               // [T, K]
-  Weight weight;               // [N, K]
-  Tensor bias{};               // act [N], or empty
-  Tensor out;                  // act or F32 [T, N]
-  bool per_logit_row = false;  // rows are logit rows: R, and counts[2] of them are valid
+  Activation in;                     // [T, K]
+  Weight weight;                     // [N, K]
+  Tensor bias{};                     // act [N], or empty
+  Tensor out;                        // act or F32 [T, N]
+  bool per_logit_row = false;        // rows are logit rows: R, and counts[2] of them are valid
+  Communicator* sum_over = nullptr;  // null: `out` is this rank's; not with bias or per_logit_row
 };
 
 struct NormRopeStoreArgs {
@@ -214,6 +222,7 @@ struct MoeExpertsArgs {
   Weight down;                 // [E + s, H, M]
   int64_t shared_experts = 0;  // s, 0 or 1: the last expert, applied to every token with weight 1
   Tensor out;                  // act [T, H]
+  Communicator* sum_over = nullptr;  // null: `out` is this rank's
 };
 
 struct GatherLogitRowsArgs {

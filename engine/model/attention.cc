@@ -96,7 +96,7 @@ int64_t Attention::BufferBytes(const ModelConfig& config, DType dtype, const Ste
 
 void Attention::Forward(const BatchView& batch, const AttentionWeights& weights,
                         const KvLayer& cache, const LinearInput& in, const Tensor& out,
-                        const TraceScope& trace) const {
+                        Communicator* sum_over, const TraceScope& trace) const {
   const OpTable& ops = device_.ops();
   const int64_t tokens = out.shape[0];
   const Tensor qkv = qkv_.Rows(0, tokens);
@@ -133,7 +133,8 @@ void Attention::Forward(const BatchView& batch, const AttentionWeights& weights,
                        .in = LinearInput(heads, quantized).For(weights.out),
                        .weight = weights.out,
                        .bias = {},
-                       .out = out});
+                       .out = out,
+                       .sum_over = sum_over});
 }
 
 }  // namespace glm::engine

@@ -88,16 +88,16 @@ int64_t Ffn::BufferBytes(const ModelConfig& config, DType dtype, const StepLimit
 }
 
 void Ffn::Forward(const BatchView& batch, const FfnWeights& weights, const LinearInput& in,
-                  const Tensor& out, const TraceScope& trace) const {
+                  const Tensor& out, Communicator* sum_over, const TraceScope& trace) const {
   if (weights.dense()) {
-    Dense(batch, weights, in, out, trace);
+    Dense(batch, weights, in, out, sum_over, trace);
   } else {
-    Mixture(batch, weights, in, out, trace);
+    Mixture(batch, weights, in, out, sum_over, trace);
   }
 }
 
 void Ffn::Dense(const BatchView& batch, const FfnWeights& weights, const LinearInput& in,
-                const Tensor& out, const TraceScope& trace) const {
+                const Tensor& out, Communicator* sum_over, const TraceScope& trace) const {
   const OpTable& ops = device_.ops();
   const int64_t tokens = out.shape[0];
   const Tensor gate_up = gate_up_.Rows(0, tokens);
@@ -118,11 +118,12 @@ void Ffn::Dense(const BatchView& batch, const FfnWeights& weights, const LinearI
                        .in = LinearInput(product, quantized).For(weights.down),
                        .weight = weights.down,
                        .bias = {},
-                       .out = out});
+                       .out = out,
+                       .sum_over = sum_over});
 }
 
 void Ffn::Mixture(const BatchView& batch, const FfnWeights& weights, const LinearInput& in,
-                  const Tensor& out, const TraceScope& trace) const {
+                  const Tensor& out, Communicator* sum_over, const TraceScope& trace) const {
   const OpTable& ops = device_.ops();
   const int64_t tokens = out.shape[0];
   const Routing routing = {
@@ -145,7 +146,8 @@ void Ffn::Mixture(const BatchView& batch, const FfnWeights& weights, const Linea
                             .gate_up = weights.experts_gate_up,
                             .down = weights.experts_down,
                             .shared_experts = config_.shared_experts,
-                            .out = out});
+                            .out = out,
+                            .sum_over = sum_over});
 }
 
 }  // namespace glm::engine

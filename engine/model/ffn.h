@@ -42,15 +42,16 @@ class Ffn {
   static int64_t BufferBytes(const ModelConfig& config, DType dtype, const StepLimits& limits);
 
   /// in: [T, H], normalised, with the plain form too before a mixture, whose router reads it; out:
-  /// act [T, H], to be summed over the ranks and added to the residual.
+  /// act [T, H], to be added to the residual: summed over the ranks `sum_over`, or, when that is
+  /// null, to be summed yet.
   void Forward(const BatchView& batch, const FfnWeights& weights, const LinearInput& in,
-               const Tensor& out, const TraceScope& trace) const;
+               const Tensor& out, Communicator* sum_over, const TraceScope& trace) const;
 
  private:
   void Dense(const BatchView& batch, const FfnWeights& weights, const LinearInput& in,
-             const Tensor& out, const TraceScope& trace) const;
+             const Tensor& out, Communicator* sum_over, const TraceScope& trace) const;
   void Mixture(const BatchView& batch, const FfnWeights& weights, const LinearInput& in,
-               const Tensor& out, const TraceScope& trace) const;
+               const Tensor& out, Communicator* sum_over, const TraceScope& trace) const;
 
   Device& device_;
   const ModelConfig& config_;

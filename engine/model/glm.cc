@@ -64,15 +64,16 @@ absl::StatusOr<bool> WantMtp(const ModelConfig& config, const StoredTensors* sto
 
 class PagedGlm final : public Glm {
  public:
-  PagedGlm(Device& device, Communicator* communicator, const ModelConfig& config, DType dtype,
+  PagedGlm(Device& device, const GlmOptions& options, const ModelConfig& config, DType dtype,
            const StepLimits& limits, GlmWeights weights,
            const std::optional<MtpWeights>& mtp_weights, int64_t weight_bytes)
-      : single_(communicator == nullptr ? CreateSingleCommunicator() : nullptr),
+      : single_(options.communicator == nullptr ? CreateSingleCommunicator() : nullptr),
         config_(config),
         limits_(limits),
         weights_(std::move(weights)),
         weight_bytes_(weight_bytes),
-        layers_(device, communicator == nullptr ? *single_ : *communicator, config_, dtype, limits),
+        layers_(device, single_ != nullptr ? *single_ : *options.communicator, config_, dtype,
+                limits, options.overlap_tokens_min),
         hidden_(device.NewTensor(dtype, {limits.tokens_max, config.hidden_size})) {
     if (mtp_weights.has_value()) {
       mtp_.emplace(device, config_, layers_, dtype, limits, *mtp_weights);
@@ -259,8 +260,8 @@ absl::StatusOr<std::unique_ptr<Glm>> Glm::Load(Device& device, const ModelConfig
   if (!status.ok()) return status;
   if (config.tie_word_embeddings) weights.head.values = weights.embedding;
   if (*with_mtp) UseModelWeights(weights.embedding, weights.head, &*mtp_weights);
-  return std::make_unique<PagedGlm>(device, options.communicator, config.OfRank(slice.size), dtype,
-                                    limits, std::move(weights), mtp_weights, plan.bytes());
+  return std::make_unique<PagedGlm>(device, options, config.OfRank(slice.size), dtype, limits,
+                                    std::move(weights), mtp_weights, plan.bytes());
 }
 
 int64_t Glm::BufferBytes(const ModelConfig& config, DType dtype, const StepLimits& limits,

@@ -8,6 +8,7 @@
 
 #include <cstdint>
 #include <functional>
+#include <limits>
 #include <memory>
 #include <string>
 #include <vector>
@@ -42,6 +43,12 @@ struct GlmOptions {
   /// The ranks that share the model, this one's place among them; must outlive the model. Null:
   /// there is only one. All ranks call Forward and ForwardMtp for the same steps in the same order.
   Communicator* communicator = nullptr;
+  /// Steps of so many tokens sum over the ranks what of a product is done while the rest of it is
+  /// multiplied. With fewer the sums are short, and a product in two parts costs more than they do.
+  /// More than StepGraphs::kTokensMax, so captured steps, those of decoding, have none of it.
+  int64_t overlap_tokens_min = 1024;
+  /// As overlap_tokens_min: never.
+  static constexpr int64_t kNoOverlap = std::numeric_limits<int64_t>::max();
 };
 
 /// Where the weights of a model come from, and in which form they are held.

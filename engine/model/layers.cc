@@ -69,10 +69,11 @@ void PlanLayer(const ModelConfig& config, DType dtype, const std::string& prefix
 }
 
 Layers::Layers(Device& device, Communicator& communicator, const ModelConfig& config, DType dtype,
-               const StepLimits& limits)
+               const StepLimits& limits, int64_t overlap_tokens_min)
     : device_(device),
       communicator_(communicator),
       config_(config),
+      overlap_tokens_min_(overlap_tokens_min),
       ffn_(device, config, dtype, limits),
       residual_(device.NewTensor(dtype, {limits.tokens_max, config.hidden_size})),
       normed_(device.NewTensor(dtype, {limits.tokens_max, config.hidden_size})),
@@ -112,33 +113,36 @@ void Layers::Embed(const BatchView& batch, const Tensor& table, const Tensor& ou
 
 void Layers::Run(const BatchView& batch, const LayerWeights& weights, const KvLayer& cache,
                  bool first, const TraceScope& trace) const {
-  const Tensor delta = delta_.Rows(0, batch.token_ids.shape[0]);
+  const int64_t tokens = batch.token_ids.shape[0];
+  const Tensor delta = delta_.Rows(0, tokens);
+  Communicator* const sum_over = SumOver(tokens);
   // What a layer's feed-forward part adds is summed over the ranks where it is added, at the head
-  // of the next layer; a trace wants to see it before.
-  const Delta last = first ? Delta::kNone : trace.on() ? Delta::kSummed : Delta::kParts;
+  // of the next layer, unless it was overlapped; a trace wants to see it before.
+  const Delta made = sum_over != nullptr ? Delta::kSummed : Delta::kParts;
+  const Delta last = first ? Delta::kNone : trace.on() ? Delta::kSummed : made;
   if (latent_attention_.has_value()) {
     const LatentAttentionWeights& attention = weights.latent_attention;
     const LinearInput in = AddNorm(batch, last, weights.input_norm, attention.down, false);
-    latent_attention_->Forward(batch, attention, cache, in, delta, trace);
+    latent_attention_->Forward(batch, attention, cache, in, delta, sum_over, trace);
   } else {
     const AttentionWeights& attention = weights.attention;
     const LinearInput in = AddNorm(batch, last, weights.input_norm, attention.qkv, false);
-    attention_->Forward(batch, attention, cache, in, delta, trace);
+    attention_->Forward(batch, attention, cache, in, delta, sum_over, trace);
   }
   // The router of a mixture reads plain rows whatever the experts read.
-  const LinearInput in =
-      AddNorm(batch, Delta::kParts, weights.post_attention_norm, weights.ffn.first(),
-              /*plain_too=*/!weights.ffn.dense());
+  const LinearInput in = AddNorm(batch, made, weights.post_attention_norm, weights.ffn.first(),
+                                 /*plain_too=*/!weights.ffn.dense());
   trace("attention", delta);
-  ffn_.Forward(batch, weights.ffn, in, delta, trace);
+  ffn_.Forward(batch, weights.ffn, in, delta, sum_over, trace);
   if (!trace.on()) return;
-  communicator_.AllReduceSum(device_, delta);
+  if (made == Delta::kParts) communicator_.AllReduceSum(device_, delta);
   trace("ffn", delta);
 }
 
 void Layers::End(const BatchView& batch, const Tensor& weight, const Tensor& out,
                  bool traced) const {
-  AddNorm(batch, traced ? Delta::kSummed : Delta::kParts, weight, LinearInput(out));
+  const bool summed = traced || SumOver(batch.token_ids.shape[0]) != nullptr;
+  AddNorm(batch, summed ? Delta::kSummed : Delta::kParts, weight, LinearInput(out));
 }
 
 LinearInput Layers::AddNorm(const BatchView& batch, Delta delta, const Tensor& weight,

@@ -3,7 +3,10 @@
 //
 // Ranks that share the model hold the same residual stream. Each computes its heads, its part of
 // every expert's width and its rows of the vocabulary; what attention and the feed-forward part add
-// to the stream is summed over the ranks, each once a layer, from values rounded to act.
+// to the stream is summed over the ranks, each once a layer, from values rounded to act. In a step
+// of few tokens the sum is one operation with the norm behind it. In one of many tokens, where sums
+// take as long as the products before them, the product itself sums what of it is done while the
+// rest is multiplied (sum_over of kernels/ops.h), and the norm comes alone.
 //
 // Who calls: Glm for its layers and Mtp for its one, on the thread that owns the device. One pass
 // over layers runs at a time.
@@ -43,9 +46,9 @@ void PlanLayer(const ModelConfig& config, DType dtype, const std::string& prefix
 class Layers {
  public:
   /// Allocates; `dtype` is the activation type. `config` is a rank's; it and `communicator`, of as
-  /// many ranks, must outlive this.
+  /// many ranks, must outlive this. `overlap_tokens_min`: as GlmOptions has it.
   Layers(Device& device, Communicator& communicator, const ModelConfig& config, DType dtype,
-         const StepLimits& limits);
+         const StepLimits& limits, int64_t overlap_tokens_min);
   /// Device memory that the constructor takes.
   static int64_t BufferBytes(const ModelConfig& config, DType dtype, const StepLimits& limits);
 
@@ -70,6 +73,11 @@ class Layers {
   /// What delta_ holds for the stream: nothing yet, this rank's part of a sum, or the sum.
   enum class Delta { kNone, kParts, kSummed };
 
+  /// By whom attention and the feed-forward part of so many tokens sum what they give; null: that
+  /// is done where it is added.
+  Communicator* SumOver(int64_t tokens) const {
+    return communicator_.size() > 1 && tokens >= overlap_tokens_min_ ? &communicator_ : nullptr;
+  }
   /// Adds the delta, summed over the ranks, to the stream. Returns its normalised rows in the form
   /// that `next` reads, in the layers' buffers; in the plain form besides when told so.
   LinearInput AddNorm(const BatchView& batch, Delta delta, const Tensor& weight, const Weight& next,
@@ -80,6 +88,7 @@ class Layers {
   Device& device_;
   Communicator& communicator_;
   const ModelConfig& config_;
+  const int64_t overlap_tokens_min_;
   std::optional<Attention> attention_;               // one of the two
   std::optional<LatentAttention> latent_attention_;  // is there
   const Ffn ffn_;

@@ -63,7 +63,7 @@ int64_t LatentAttention::BufferBytes(const ModelConfig& config, DType dtype,
 
 void LatentAttention::Forward(const BatchView& batch, const LatentAttentionWeights& weights,
                               const KvLayer& cache, const LinearInput& in, const Tensor& out,
-                              const TraceScope& trace) const {
+                              Communicator* sum_over, const TraceScope& trace) const {
   const OpTable& ops = device_.ops();
   const int64_t tokens = out.shape[0];
   const Tensor latents = latents_.Rows(0, tokens);
@@ -116,7 +116,8 @@ void LatentAttention::Forward(const BatchView& batch, const LatentAttentionWeigh
                        .in = LinearInput(heads, quantized).For(weights.out),
                        .weight = weights.out,
                        .bias = {},
-                       .out = out});
+                       .out = out,
+                       .sum_over = sum_over});
 }
 
 }  // namespace glm::engine

@@ -40,10 +40,11 @@ class LatentAttention {
   /// Device memory that the constructor takes.
   static int64_t BufferBytes(const ModelConfig& config, DType dtype, const StepLimits& limits);
 
-  /// in: [T, H], normalised; out: act [T, H], to be summed over the ranks and added
-  /// to the residual.
+  /// in: [T, H], normalised; out: act [T, H], to be added to the residual: summed over the ranks
+  /// `sum_over`, or, when that is null, to be summed yet.
   void Forward(const BatchView& batch, const LatentAttentionWeights& weights, const KvLayer& cache,
-               const LinearInput& in, const Tensor& out, const TraceScope& trace) const;
+               const LinearInput& in, const Tensor& out, Communicator* sum_over,
+               const TraceScope& trace) const;
 
  private:
   Device& device_;

@@ -227,7 +227,9 @@ absl::Status Rank::LoadModel() {
   source.admit = [this](int64_t weight_bytes) { return PlanMemory(weight_bytes); };
   absl::StatusOr<std::unique_ptr<Glm>> model =
       Glm::Load(*machine_->device, config_, source, options_.dtype, options_.batch.step,
-                {.mtp = drafts(), .communicator = machine_->communicator.get()});
+                {.mtp = drafts(),
+                 .communicator = machine_->communicator.get(),
+                 .overlap_tokens_min = options_.overlap_tokens_min});
   if (!model.ok()) return model.status();
   if (drafts() && !(*model)->has_mtp()) {
     return absl::InvalidArgumentError(absl::StrCat("num_speculative_tokens is ",

@@ -16,6 +16,7 @@
 #include "absl/status/status.h"
 #include "absl/status/statusor.h"
 #include "engine/model/config.h"
+#include "engine/model/glm.h"
 #include "engine/rank/batch.h"
 #include "engine/rank/start_gate.h"
 #include "kernels/communicator.h"
@@ -30,6 +31,7 @@ struct RankOptions {
   int32_t device_index = 0;      // of rank 0's GPU; the others have the next ones
   int32_t ranks_per_device = 1;  // that share a GPU
   GpuExchange exchange = GpuExchange::kAuto;
+  int64_t overlap_tokens_min = GlmOptions{}.overlap_tokens_min;
   int32_t cpu_threads = 1;       // of this rank's CPU device, at least 1
   DType dtype = DType::kF32;     // of activations
   DType kv_dtype = DType::kF32;  // of the KV cache: as activations, or FP8

@@ -6,6 +6,7 @@
 #include "kernels/cpu/cpu_device.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/lanes.h"
+#include "kernels/output_parts.h"
 
 namespace glm::cpu {
 namespace {
@@ -212,7 +213,9 @@ void CheckActivation(const Activation& in, const Weight& weight, const char* nam
   }
 }
 
-void Linear(Device& device, const LinearArgs& args) {
+namespace {
+
+void MultiplyLinear(Device& device, const LinearArgs& args) {
   const int64_t rows_max = args.in.values.shape[0];
   const int64_t k = args.in.values.shape[1];
   const int64_t outputs = args.weight.values.shape[0];
@@ -248,6 +251,15 @@ void Linear(Device& device, const LinearArgs& args) {
     const int64_t output = i / row_cuts * cut.outputs;
     ComputeRectangle(product, row, std::min(row + cut.rows, rows), output,
                      std::min(output + cut.outputs, outputs));
+  });
+}
+
+}  // namespace
+
+void Linear(Device& device, const LinearArgs& args) {
+  if (args.sum_over == nullptr) return MultiplyLinear(device, args);
+  SumInParts(device, *args.sum_over, args.out, [&](int64_t first, int64_t count) {
+    MultiplyLinear(device, OutputsOf(args, first, count));
   });
 }
 

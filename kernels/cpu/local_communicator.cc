@@ -52,18 +52,25 @@ struct Shared {
   Barrier barrier;
 };
 
+/// Of elements begin .. end - 1, row after row.
 template <typename T>
 void SumElements(const std::vector<Tensor>& tensors, int64_t begin, int64_t end) {
+  const int64_t columns = tensors[0].shape[1];
   float sums[kSumElements];
-  for (int64_t at = begin; at < end; at += kSumElements) {
-    const int64_t count = std::min(kSumElements, end - at);
+  int64_t count = 0;
+  for (int64_t at = begin; at < end; at += count) {
+    const int64_t column = at % columns;
+    count = std::min({kSumElements, end - at, columns - column});
+    const auto values_of = [&](const Tensor& tensor) {
+      return tensor.Row<T>(at / columns) + column;
+    };
     std::fill_n(sums, count, 0.0f);
     for (const Tensor& tensor : tensors) {
-      const T* values = tensor.Data<T>() + at;
+      const T* values = values_of(tensor);
       for (int64_t i = 0; i < count; ++i) sums[i] += ToFloat(values[i]);
     }
     for (const Tensor& tensor : tensors) {
-      T* values = tensor.Data<T>() + at;
+      T* values = values_of(tensor);
       for (int64_t i = 0; i < count; ++i) values[i] = FromFloat<T>(sums[i]);
     }
   }
@@ -78,7 +85,7 @@ class LocalCommunicator final : public Communicator {
   int32_t size() const override { return static_cast<int32_t>(shared_->tensors.size()); }
 
   void AllReduceSum(Device& /*device*/, const Tensor& values) override {
-    CHECK(values.contiguous()) << "all_reduce_sum.values";
+    CHECK_EQ(values.rank, 2) << "all_reduce_sum.values";
     CHECK(values.dtype == DType::kF32 || values.dtype == DType::kBF16) << values.ToString();
     Meet(values);
     // This rank's share of the elements, in the memory of all.

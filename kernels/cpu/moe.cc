@@ -5,6 +5,7 @@
 #include "kernels/cpu/cpu_device.h"
 #include "kernels/cpu/cpu_ops.h"
 #include "kernels/cpu/gemm.h"
+#include "kernels/output_parts.h"
 
 namespace glm::cpu {
 namespace {
@@ -130,9 +131,9 @@ MatrixProduct DownProduct(const ExpertsRun& run, int64_t e) {
   return product;
 }
 
-/// One product for every expert with rows, cut by outputs.
+/// Outputs first .. first + outputs - 1 of one product for every expert with rows, cut by outputs.
 template <typename MakeProduct>
-void RunExperts(Device& device, const ExpertsRun& run, int64_t outputs, int64_t k,
+void RunExperts(Device& device, const ExpertsRun& run, int64_t first, int64_t outputs, int64_t k,
                 const MakeProduct& make_product) {
   const int64_t experts_all = run.experts + run.args.shared_experts;
   const Cut cut = CutFor(std::max<int64_t>(1, run.pairs() / run.experts), k);
@@ -140,9 +141,9 @@ void RunExperts(Device& device, const ExpertsRun& run, int64_t outputs, int64_t 
   ParallelFor(CpuDevice::Of(device).pool(), experts_all * output_cuts, 1, [&](int64_t i) {
     const int64_t e = i / output_cuts;
     if (run.RowCount(e) == 0) return;
-    const int64_t begin = i % output_cuts * cut.outputs;
+    const int64_t begin = first + i % output_cuts * cut.outputs;
     ComputeRectangle(make_product(run, e), 0, run.RowCount(e), begin,
-                     std::min(begin + cut.outputs, outputs));
+                     std::min(begin + cut.outputs, first + outputs));
   });
 }
 
@@ -161,14 +162,15 @@ void ActivateRow(const ExpertsRun& run, int64_t row) {
   }
 }
 
-void CombineToken(const ExpertsRun& run, int64_t t) {
+/// Columns first .. first + count - 1 of a token.
+void CombineToken(const ExpertsRun& run, int64_t t, int64_t first, int64_t count) {
   const float* weights = run.args.routing.expert_weights.Row<float>(t);
   const float* pairs = run.scratch.expert_out + t * run.k * run.hidden;
   const float* shared = run.scratch.expert_out + (run.pairs() + t) * run.hidden;
   WithActivationType(run.act, [&](auto type) {
     using T = decltype(type);
     T* out = run.args.out.Row<T>(t);
-    for (int64_t i = 0; i < run.hidden; ++i) {
+    for (int64_t i = first; i < first + count; ++i) {
       float sum = 0;
       for (int64_t j = 0; j < run.k; ++j) sum += weights[j] * pairs[j * run.hidden + i];
       if (run.args.shared_experts > 0) sum += shared[i];
@@ -236,12 +238,16 @@ void MoeExperts(Device& device, const MoeExpertsArgs& args) {
       << scratch.pair_rows;
   run.in = FloatRows(device, args.in.values, run.tokens, &run.in_stride);
 
-  RunExperts(device, run, 2 * width, hidden, GateUpProduct);
+  RunExperts(device, run, 0, 2 * width, hidden, GateUpProduct);
   ParallelFor(cpu.pool(), rows_all, std::max<int64_t>(1, 4096 / width),
               [&](int64_t row) { ActivateRow(run, row); });
-  RunExperts(device, run, hidden, width, DownProduct);
-  ParallelFor(cpu.pool(), run.tokens, std::max<int64_t>(1, 8192 / (hidden * (run.k + 1))),
-              [&](int64_t t) { CombineToken(run, t); });
+  const auto compute = [&](int64_t first, int64_t count) {
+    RunExperts(device, run, first, count, width, DownProduct);
+    ParallelFor(cpu.pool(), run.tokens, std::max<int64_t>(1, 8192 / (count * (run.k + 1))),
+                [&](int64_t t) { CombineToken(run, t, first, count); });
+  };
+  if (args.sum_over == nullptr) return compute(0, hidden);
+  SumInParts(device, *args.sum_over, args.out, compute);
 }
 
 }  // namespace glm::cpu

@@ -43,6 +43,10 @@ class CudaDevice final : public Device {
 
   cudaStream_t stream() const { return stream_; }
   int sm_count() const { return sm_count_; }
+  /// SMs that a product may fill: those that no exchange beside it has (side_stream.h).
+  int product_sms() const { return sm_count_ - exchange_sms_; }
+  int exchange_sms() const { return exchange_sms_; }
+  void set_exchange_sms(int sms) { exchange_sms_ = sms; }
   LtGemms& gemms() { return *gemms_; }
 
   /// The scratch piece, which must hold `bytes`; valid for the current op only.
@@ -61,6 +65,7 @@ class CudaDevice final : public Device {
   const std::string name_;
   const int sm_count_;
   const bool synchronous_ops_;
+  int exchange_sms_ = 0;
   bool sealed_ = false;
   bool capturing_ = false;
   const char* current_op_ = "none";

@@ -5,6 +5,7 @@
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/lt_gemms.h"
 #include "kernels/cuda/small_gemm.h"
+#include "kernels/output_parts.h"
 
 namespace glm::cuda {
 namespace {
@@ -32,10 +33,7 @@ void CheckLinear(const LinearArgs& args, int64_t rows, int64_t outputs, int64_t 
   }
 }
 
-}  // namespace
-
-void Linear(Device& device, const LinearArgs& args) {
-  const OpScope op(device, "linear");
+void Multiply(const OpScope& op, const LinearArgs& args) {
   const int64_t rows = args.in.values.shape[0];
   const int64_t depth = args.in.values.shape[1];
   const int64_t outputs = args.weight.values.shape[0];
@@ -61,7 +59,7 @@ void Linear(Device& device, const LinearArgs& args) {
       .valid_rows = args.batch.counts.Data<int32_t>() + (args.per_logit_row ? 2 : 0),
   };
   if (TakesSmallGemm(small)) {
-    RunSmallGemm(op.stream(), op.device().sm_count(), small);
+    RunSmallGemm(op.stream(), op.device().product_sms(), small);
     return;
   }
   const bool bias_apart = !args.bias.empty() && args.out.dtype == DType::kF32;
@@ -80,6 +78,7 @@ void Linear(Device& device, const LinearArgs& args) {
       .row_scales = small.row_scales,
       .output_scales = small.output_scales,
       .bias = bias_apart ? nullptr : small.bias,
+      .sms = op.device().exchange_sms() > 0 ? op.device().product_sms() : 0,
   };
   if (small.block_scales || !LtGemms::Takes(large)) {
     RunPlainGemm(op.stream(), small);
@@ -89,6 +88,15 @@ void Linear(Device& device, const LinearArgs& args) {
   if (bias_apart) {
     AddBias(op.stream(), args.out.Data<float>(), args.out.stride[0], small.bias, rows, outputs);
   }
+}
+
+}  // namespace
+
+void Linear(Device& device, const LinearArgs& args) {
+  const OpScope op(device, "linear");
+  if (args.sum_over == nullptr) return Multiply(op, args);
+  SumInParts(device, *args.sum_over, args.out,
+             [&](int64_t first, int64_t count) { Multiply(op, OutputsOf(args, first, count)); });
 }
 
 }  // namespace glm::cuda

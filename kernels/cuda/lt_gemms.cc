@@ -91,6 +91,7 @@ LtGemms::Plan& LtGemms::PlanOf(const LtProblem& problem) {
                 problem.out_dtype,
                 problem.bias != nullptr,
                 problem.weight_by_depth,
+                problem.sms,
                 problem.batch};
   std::unique_ptr<Plan>& plan = plans_[key];
   if (plan != nullptr) return *plan;
@@ -112,6 +113,9 @@ LtGemms::Plan& LtGemms::PlanOf(const LtProblem& problem) {
   if (problem.bias != nullptr) {
     plan->Set(CUBLASLT_MATMUL_DESC_EPILOGUE, CUBLASLT_EPILOGUE_BIAS);
     plan->Set(CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, CUDA_R_16BF);
+  }
+  if (problem.sms > 0) {
+    plan->Set(CUBLASLT_MATMUL_DESC_SM_COUNT_TARGET, static_cast<int32_t>(problem.sms));
   }
   plan->SetPointers(problem);
   CUBLAS_CHECK(

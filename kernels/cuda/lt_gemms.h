@@ -34,6 +34,7 @@ struct LtProblem {
   const float* output_scales = nullptr;  // F32 [n], with fp8
   const void* bias = nullptr;            // BF16 [n] or null; only with BF16 out
   bool weight_by_depth = false;          // the weight is [k, n]; only with BF16
+  int sms = 0;                           // that it may fill; 0: all
 
   /// Several products of these sizes, `in`, `weight` and `out` elements apart.
   struct Batch {
@@ -64,7 +65,7 @@ class LtGemms {
  private:
   struct Plan;
   using Key = std::tuple<int64_t, int64_t, int64_t, int64_t, int64_t, int64_t, DType, DType, bool,
-                         bool, LtProblem::Batch>;
+                         bool, int, LtProblem::Batch>;
 
   Plan& PlanOf(const LtProblem& problem);
 

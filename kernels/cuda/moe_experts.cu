@@ -8,6 +8,7 @@
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/tensor_map.h"
 #include "kernels/cuda/warp.cuh"
+#include "kernels/output_parts.h"
 
 namespace glm::cuda {
 namespace {
@@ -49,7 +50,8 @@ __device__ __forceinline__ float4 LoadRow4(const void* y, int64_t at) {
   }
 }
 
-/// out[t] = sum_j weight_j * y[t * k + j] + y[shared row of t], in that order.
+/// out[t] = sum_j weight_j * y[t * k + j] + y[shared row of t], in that order; of the columns that
+/// down has computed.
 template <bool kBf16Rows>
 __global__ void __launch_bounds__(kCombineThreads)
     CombineKernel(const MoeGemmParams p, const float* expert_weights, BFloat16* out,
@@ -57,8 +59,9 @@ __global__ void __launch_bounds__(kCombineThreads)
   DependencyStart();
   const int64_t token = blockIdx.y;
   const int tokens = p.counts[0];  // awaited together with the rows, of which padding has some too
-  const int column = (blockIdx.x * kCombineThreads + threadIdx.x) * 4;
-  if (column >= p.hidden) return;
+  const int within = (blockIdx.x * kCombineThreads + threadIdx.x) * 4;
+  if (within >= p.outputs) return;
+  const int column = p.first_output + within;
   const int k = p.experts_per_token;
   const auto row_at = [&](int64_t row) {
     return LoadRow4<kBf16Rows>(p.y, row * p.hidden + column);
@@ -148,6 +151,41 @@ int64_t MoeExpertsScratchBytes(const StepLimits& limits) {
   return layout.bytes();
 }
 
+namespace {
+
+MoeGemmParams ParamsOf(const MoeExpertsArgs& args, const ExpertsScratch& scratch) {
+  const int64_t tokens = args.in.values.shape[0];
+  const int64_t experts = args.gate_up.values.shape[0];
+  const int64_t width = args.gate_up.values.shape[1] / 2;
+  const int64_t k = args.routing.expert_ids.shape[1];
+  return {
+      .counts = args.batch.counts.Data<int32_t>(),
+      .pair_order = args.routing.pair_order.Data<int32_t>(),
+      .expert_starts = args.routing.expert_starts.Data<int32_t>(),
+      .tokens = static_cast<int>(tokens),
+      .experts = static_cast<int>(experts - args.shared_experts),
+      .shared_experts = static_cast<int>(args.shared_experts),
+      .experts_per_token = static_cast<int>(k),
+      .width = static_cast<int>(width),
+      .hidden = static_cast<int>(args.in.values.shape[1]),
+      .pair_rows = static_cast<int>(tokens * (k + args.shared_experts)),
+      .first_output = 0,
+      .outputs = static_cast<int>(args.in.values.shape[1]),
+      .in = args.in.values.Data<uint8_t>(),
+      .in_row_bytes = args.in.values.stride[0] * ByteSize(args.in.values.dtype),
+      .in_scales = args.in.scales.Data<float>(),
+      .row_scales = scratch.row_scales,
+      .gate_up_scales = args.gate_up.scales.Data<float>(),
+      .down_scales = args.down.scales.Data<float>(),
+      .h = scratch.h,
+      .h_row_bytes = ExpertsScratch::HiddenRowBytes(width),
+      .h_scales = scratch.h_scales,
+      .y = scratch.y,
+  };
+}
+
+}  // namespace
+
 void MoeExperts(Device& device, const MoeExpertsArgs& args) {
   const OpScope op(device, "moe_experts");
   const int64_t tokens = args.in.values.shape[0];
@@ -164,28 +202,7 @@ void MoeExperts(Device& device, const MoeExpertsArgs& args) {
   ExpertsScratch scratch(sizes, pair_rows, width, hidden);
   ScratchLayout layout(op.device().Scratch(sizes.bytes()));
   scratch = ExpertsScratch(layout, pair_rows, width, hidden);
-  const MoeGemmParams params = {
-      .counts = args.batch.counts.Data<int32_t>(),
-      .pair_order = args.routing.pair_order.Data<int32_t>(),
-      .expert_starts = args.routing.expert_starts.Data<int32_t>(),
-      .tokens = static_cast<int>(tokens),
-      .experts = static_cast<int>(experts - args.shared_experts),
-      .shared_experts = static_cast<int>(args.shared_experts),
-      .experts_per_token = static_cast<int>(k),
-      .width = static_cast<int>(width),
-      .hidden = static_cast<int>(hidden),
-      .pair_rows = static_cast<int>(pair_rows),
-      .in = args.in.values.Data<uint8_t>(),
-      .in_row_bytes = args.in.values.stride[0] * size,
-      .in_scales = args.in.scales.Data<float>(),
-      .row_scales = scratch.row_scales,
-      .gate_up_scales = args.gate_up.scales.Data<float>(),
-      .down_scales = args.down.scales.Data<float>(),
-      .h = scratch.h,
-      .h_row_bytes = ExpertsScratch::HiddenRowBytes(width),
-      .h_scales = scratch.h_scales,
-      .y = scratch.y,
-  };
+  const MoeGemmParams params = ParamsOf(args, scratch);
   CHECK(reinterpret_cast<uintptr_t>(params.in) % 16 == 0 && params.in_row_bytes % 16 == 0)
       << "moe_experts.in must have 16-byte aligned rows";
   const int sm_count = op.device().sm_count();
@@ -206,13 +223,20 @@ void MoeExperts(Device& device, const MoeExpertsArgs& args) {
         scales == MoeScales::kChannel ? scratch.row_scales : nullptr);
   }
   RunMoeGateUp(op.stream(), sm_count, scales, gate_up, rows, params);
-  RunMoeDown(op.stream(), sm_count, scales, down, h, params);
-  const dim3 grid(static_cast<unsigned>((hidden / 4 + kCombineThreads - 1) / kCombineThreads),
-                  static_cast<unsigned>(tokens));
   const auto combine = MoeWideTiles(token_tile) ? CombineKernel<true> : CombineKernel<false>;
-  LaunchAfter(combine, grid, kCombineThreads, 0, op.stream(), params,
-              args.routing.expert_weights.Data<float>(), args.out.Data<BFloat16>(),
-              args.out.stride[0]);
+  const auto compute = [&](int64_t first, int64_t count) {
+    MoeGemmParams part = params;
+    part.first_output = static_cast<int>(first);
+    part.outputs = static_cast<int>(count);
+    RunMoeDown(op.stream(), op.device().product_sms(), scales, down, h, part);
+    const dim3 grid(static_cast<unsigned>((count / 4 + kCombineThreads - 1) / kCombineThreads),
+                    static_cast<unsigned>(tokens));
+    LaunchAfter(combine, grid, kCombineThreads, 0, op.stream(), part,
+                args.routing.expert_weights.Data<float>(), args.out.Data<BFloat16>(),
+                args.out.stride[0]);
+  };
+  if (args.sum_over == nullptr) return compute(0, hidden);
+  SumInParts(device, *args.sum_over, args.out, compute);
 }
 
 }  // namespace glm::cuda

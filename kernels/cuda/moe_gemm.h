@@ -25,6 +25,10 @@ struct MoeGemmParams {
   int width;                     // M
   int hidden;                    // H
   int pair_rows;  // T * (k + s): rows of h and y; those of the shared expert are last
+  // Columns of y that down computes: `outputs` from `first_output` on, a multiple of 8. Its last
+  // tiles may write columns behind them, with the right values. For gate+up first_output is 0.
+  int first_output;
+  int outputs;
 
   const uint8_t* in;  // [T, H]
   int64_t in_row_bytes;

@@ -102,7 +102,7 @@ __device__ void FillExperts(const MoeGemmParams& p, State& state) {
   // The first warp scans; there are at most 257 experts.
   if (threadIdx.x >= kWarp) return;
   const int experts = p.experts + p.shared_experts;
-  const int row_tiles = ((C::kOfGateUp ? p.width : p.hidden) + C::kTileRows - 1) / C::kTileRows;
+  const int row_tiles = ((C::kOfGateUp ? p.width : p.outputs) + C::kTileRows - 1) / C::kTileRows;
   const int lane = threadIdx.x;
   int total = 0;
   for (int begin = 0; begin < experts; begin += kWarp) {
@@ -139,7 +139,7 @@ __device__ __forceinline__ void ForEachTile(const MoeGemmParams& p, const State&
     const unsigned within = index - state.tile_starts[expert];
     const unsigned token_tiles = (state.place_counts[expert] + kTokens - 1) / kTokens;
     const int begin = static_cast<int>(within % token_tiles) * kTokens;
-    visit(Tile{expert, static_cast<int>(within / token_tiles) * C::kTileRows,
+    visit(Tile{expert, p.first_output + static_cast<int>(within / token_tiles) * C::kTileRows,
                state.place_starts[expert] + begin,
                min(kTokens, state.place_counts[expert] - begin)});
   }

@@ -10,6 +10,7 @@
 #include "kernels/communicator.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_device.h"
+#include "kernels/cuda/side_stream.h"
 #include "kernels/cuda/warp.cuh"
 
 namespace glm {
@@ -71,15 +72,16 @@ unsigned BlocksFor(int64_t count) {
 __device__ __forceinline__ void StoreRounded(float* to, float value) { *to = value; }
 __device__ __forceinline__ void StoreRounded(BFloat16* to, float value) { *to = ToBFloat16(value); }
 
-/// out[i] = sum over ranks of parts[rank * count + i], in rank order.
+/// Element i of out, row after row, = sum over ranks of parts[rank * count + i], in rank order.
 template <typename T>
 __global__ void __launch_bounds__(kThreads)
-    SumRanksKernel(const T* parts, int ranks, int64_t count, T* out) {
+    SumRanksKernel(const T* parts, int ranks, int64_t count, T* out, int64_t columns,
+                   int64_t stride) {
   const int64_t i = static_cast<int64_t>(blockIdx.x) * kThreads + threadIdx.x;
   if (i >= count) return;
   float sum = 0;
   for (int rank = 0; rank < ranks; ++rank) sum += ToFloat(parts[rank * count + i]);
-  StoreRounded(out + i, sum);
+  StoreRounded(out + i / columns * stride + i % columns, sum);
 }
 
 /// out[r, rank * n + j] = parts[rank][r, j].
@@ -101,6 +103,7 @@ class NcclCommunicator final : public Communicator {
         rank_(rank),
         size_(size),
         elements_max_(elements_max),
+        side_(device),
         parts_(device.Allocate(elements_max * size * static_cast<int64_t>(sizeof(float)))) {
     Nccl().Check(Nccl().comm_init_rank(&communicator_, size, id, rank), "meeting of the ranks");
   }
@@ -111,17 +114,18 @@ class NcclCommunicator final : public Communicator {
 
   void AllReduceSum(Device& device, const Tensor& values) override {
     const OpScope op(device, "all_reduce_sum");
-    CHECK(values.contiguous()) << "all_reduce_sum.values";
-    Gather(op, values);
-    const int64_t count = values.elements();
-    if (values.dtype == DType::kF32) {
-      SumRanksKernel<<<BlocksFor(count), kThreads, 0, op.stream()>>>(
-          static_cast<const float*>(parts_), size_, count, values.Data<float>());
-    } else {
-      CHECK(values.dtype == DType::kBF16) << values.ToString();
-      SumRanksKernel<<<BlocksFor(count), kThreads, 0, op.stream()>>>(
-          static_cast<const BFloat16*>(parts_), size_, count, values.Data<BFloat16>());
-    }
+    Sum(op, values, op.stream());
+  }
+
+  void BeginSum(Device& device, const Tensor& first) override {
+    const OpScope op(device, "begin_sum");
+    Sum(op, first, side_.Fork());
+  }
+
+  void EndSum(Device& device, const Tensor& others) override {
+    const OpScope op(device, "end_sum");
+    side_.Join();
+    Sum(op, others, op.stream());
   }
 
   void AllGatherColumns(Device& device, const Tensor& in, const Tensor& out) override {
@@ -131,18 +135,44 @@ class NcclCommunicator final : public Communicator {
     CheckShape(in, DType::kF32, {-1, -1}, "all_gather_columns.in");
     CheckShape(out, DType::kF32, {rows, columns * size_}, "all_gather_columns.out");
     CHECK(in.contiguous()) << "all_gather_columns.in";
-    Gather(op, in);
+    Gather(op, in, op.stream());
     PlaceColumnsKernel<<<BlocksFor(in.elements() * size_), kThreads, 0, op.stream()>>>(
         static_cast<const float*>(parts_), size_, rows, columns, out.Data<float>(), out.stride[0]);
   }
 
  private:
+  void Sum(const OpScope& op, const Tensor& values, cudaStream_t stream) {
+    CHECK_EQ(values.rank, 2) << "all_reduce_sum.values";
+    Gather(op, values, stream);
+    const int64_t count = values.elements();
+    if (values.dtype == DType::kF32) {
+      SumRanksKernel<<<BlocksFor(count), kThreads, 0, stream>>>(static_cast<const float*>(parts_),
+                                                                size_, count, values.Data<float>(),
+                                                                values.shape[1], values.stride[0]);
+    } else {
+      CHECK(values.dtype == DType::kBF16) << values.ToString();
+      SumRanksKernel<<<BlocksFor(count), kThreads, 0, stream>>>(
+          static_cast<const BFloat16*>(parts_), size_, count, values.Data<BFloat16>(),
+          values.shape[1], values.stride[0]);
+    }
+  }
+
   /// parts_ = the tensors of all ranks, behind each other.
-  void Gather(const OpScope& op, const Tensor& tensor) {
+  void Gather(const OpScope& op, const Tensor& tensor, cudaStream_t stream) {
     CHECK_EQ(&op.device(), &device_) << "a communicator belongs to one device";
     CHECK_LE(tensor.elements(), elements_max_) << "elements of " << tensor.ToString();
-    Nccl().Check(Nccl().all_gather(tensor.data, parts_, static_cast<size_t>(tensor.bytes()),
-                                   kNcclUint8, communicator_, op.stream()),
+    const void* from = tensor.data;
+    const auto bytes = static_cast<size_t>(tensor.bytes());
+    if (!tensor.contiguous()) {
+      // NCCL takes what is in one piece: this rank's place in parts_, from where it gathers.
+      char* const own = static_cast<char*>(parts_) + bytes * static_cast<size_t>(rank_);
+      const auto rows = static_cast<size_t>(tensor.shape[0]);
+      CUDA_CHECK(cudaMemcpy2DAsync(own, bytes / rows, from,
+                                   static_cast<size_t>(tensor.stride[0] * ByteSize(tensor.dtype)),
+                                   bytes / rows, rows, cudaMemcpyDeviceToDevice, stream));
+      from = own;
+    }
+    Nccl().Check(Nccl().all_gather(from, parts_, bytes, kNcclUint8, communicator_, stream),
                  "gather");
   }
 
@@ -150,6 +180,7 @@ class NcclCommunicator final : public Communicator {
   const int32_t rank_;
   const int32_t size_;
   const int64_t elements_max_;
+  SideStream side_;
   void* const parts_;  // room for elements_max floats of every rank
   NcclComm communicator_ = nullptr;
 };

@@ -14,6 +14,7 @@
 #include "kernels/cuda/norm_row.cuh"
 #include "kernels/cuda/peer_memory.cuh"
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/side_stream.h"
 
 namespace glm::cuda {
 namespace {
@@ -23,6 +24,7 @@ constexpr int kRanksMax = 8;
 // ranks but which wait twice, are taken to be faster: at 450 GB/s this is 5 us of NVLink.
 constexpr int64_t kSmallInboundBytes = 2 << 20;
 constexpr int kRowThreadsMax = 768;  // 8 values each: rows of at most 6144
+constexpr int kGroupsMax = 8;        // of a block that sums rows beside each other
 constexpr int kGatherThreads = 256;
 constexpr int kGatherPiece = 4 * kGatherThreads;  // values that a block moves at a time
 
@@ -47,9 +49,11 @@ struct Peers {
 
 struct SumParams {
   BFloat16* values;       // [rows, columns], this rank's part, then the sum
+  int64_t stride;         // of rows, the same on all ranks
   const int32_t* counts;  // null: all rows are valid
   int rows;
   int columns;
+  int row_threads;  // of a row; in two shots a block may be several of these
   NormParams norm;  // of the fused form
 };
 
@@ -136,13 +140,12 @@ __global__ void __launch_bounds__(kRowThreadsMax)
   if constexpr (kNorm) weight = LoadWords(s.norm.weight, column, s.columns);
   DependencyWait();
   // The first row is asked for together with the count of rows.
-  uint4 part =
-      LoadWords(s.values + static_cast<int64_t>(blockIdx.x) * s.columns, column, s.columns);
+  uint4 part = LoadWords(s.values + static_cast<int64_t>(blockIdx.x) * s.stride, column, s.columns);
   const uint32_t epoch = EpochOf(p);
   const int valid = ValidRows(s);
   const int64_t half = (epoch % 2) * kRanks;
   for (int row = static_cast<int>(blockIdx.x); row < valid; row += static_cast<int>(gridDim.x)) {
-    BFloat16* values = s.values + static_cast<int64_t>(row) * s.columns + column;
+    BFloat16* values = s.values + row * s.stride + column;
     const int64_t place = static_cast<int64_t>(row) * 2 * vectors + threadIdx.x;
     float sum[kVector] = {};
     uint4 residual = {};
@@ -212,75 +215,100 @@ __device__ __forceinline__ void AwaitTensors(const Peers<kRanks>& p, uint32_t ep
   __syncthreads();
 }
 
-/// Sums the rows of this rank, where they lie on all ranks.
+/// Sums the rows of this rank, where they lie on all ranks. Groups of s.row_threads threads take
+/// rows apart from each other, and several at a time: what one group loads is on its way while
+/// another waits for its stores to be seen.
 template <int kRanks>
 __device__ __forceinline__ void SumOwnRows(const Peers<kRanks>& p, const SumParams& s,
-                                           uint32_t epoch, int valid, int column,
-                                           uint64_t* addresses) {
-  const int step = static_cast<int>(gridDim.x) * kRanks;
-  int row = static_cast<int>(blockIdx.x) * kRanks + p.rank;
+                                           uint32_t epoch, int valid, uint64_t* addresses) {
+  constexpr int kTogether = 8 / kRanks;  // rows whose parts a thread's registers hold
+  const int groups = static_cast<int>(blockDim.x) / s.row_threads;
+  const int group = static_cast<int>(threadIdx.x) / s.row_threads;
+  const int thread = static_cast<int>(threadIdx.x) % s.row_threads;
+  const int column = thread * kVector;
+  // Of its own rows the rank's n-th is row n * kRanks + rank.
+  const int own = (valid - p.rank + kRanks - 1) / kRanks;
+  const int apart = static_cast<int>(gridDim.x) * groups;
+  const int first = static_cast<int>(blockIdx.x) * groups;
   // A block without such a row need not wait, and must not: the others may be at a later call.
-  if (row >= valid) return;
+  if (first >= own) return;
   AwaitTensors(p, epoch, addresses);
-  for (; row < valid; row += step) {
-    const int64_t offset = (static_cast<int64_t>(row) * s.columns + column) * sizeof(BFloat16);
+  for (int begin = first + group; begin < own; begin += apart * kTogether) {
+    const auto row_of = [&](int i) { return (begin + i * apart) * kRanks + p.rank; };
+    const auto offset_of = [&](int i) {
+      return (row_of(i) * s.stride + column) * static_cast<int64_t>(sizeof(BFloat16));
+    };
     if (column < s.columns) {
-      uint4 parts[kRanks];
+      uint4 parts[kTogether][kRanks];
 #pragma unroll
-      for (int rank = 0; rank < kRanks; ++rank) {
-        parts[rank] = LoadShared16(reinterpret_cast<const void*>(addresses[rank] + offset));
+      for (int i = 0; i < kTogether; ++i) {
+        if (row_of(i) >= valid) continue;
+#pragma unroll
+        for (int rank = 0; rank < kRanks; ++rank) {
+          parts[i][rank] =
+              LoadShared16(reinterpret_cast<const void*>(addresses[rank] + offset_of(i)));
+        }
       }
-      float sum[kVector] = {};
 #pragma unroll
-      for (int rank = 0; rank < kRanks; ++rank) {
-        AddPart(parts[rank], sum);
-      }
-      const uint4 packed = RoundSum(sum);
+      for (int i = 0; i < kTogether; ++i) {
+        if (row_of(i) >= valid) continue;
+        float sum[kVector] = {};
 #pragma unroll
-      for (int i = 0; i < kRanks; ++i) {
-        const int rank = (p.rank + i) % kRanks;
-        StoreHalves(reinterpret_cast<uint4*>(addresses[rank] + offset), packed);
+        for (int rank = 0; rank < kRanks; ++rank) {
+          AddPart(parts[i][rank], sum);
+        }
+        const uint4 packed = RoundSum(sum);
+#pragma unroll
+        for (int r = 0; r < kRanks; ++r) {
+          const int rank = (p.rank + r) % kRanks;
+          StoreHalves(reinterpret_cast<uint4*>(addresses[rank] + offset_of(i)), packed);
+        }
       }
     }
-    __syncthreads();
-    if (threadIdx.x < kRanks) {
+    NamedBarrier(1 + group, s.row_threads);
+    if (thread < kRanks) {
       __threadfence_system();
-      StoreRelease(&p.boxes[threadIdx.x].row_epochs[row], epoch);
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) {
+        if (row_of(i) < valid) StoreRelease(&p.boxes[thread].row_epochs[row_of(i)], epoch);
+      }
     }
   }
 }
 
+// Every row is awaited, so that the kernel's end says that the tensor holds the sums and nobody
+// reads or writes it any more. Without the norm each thread awaits rows of its own.
 template <int kRanks, bool kNorm>
 __global__ void __launch_bounds__(kRowThreadsMax)
     SumInTwoShotsKernel(const __grid_constant__ Peers<kRanks> p, const SumParams s) {
   __shared__ float shared[kWarp];
   __shared__ uint64_t addresses[kRanks];
   const int column = static_cast<int>(threadIdx.x) * kVector;
-  const bool active = column < s.columns;
   uint4 weight = {};
   if constexpr (kNorm) weight = LoadWords(s.norm.weight, column, s.columns);
   DependencyWait();
   const uint32_t epoch = EpochOf(p);
   const int valid = ValidRows(s);
+  const auto await_row = [&](int row) {
+    PollUntil([&] { return LoadAcquire(&p.own().row_epochs[row]) == epoch; });
+  };
   Announce(p, epoch, s.values);
-  SumOwnRows(p, s, epoch, valid, column, addresses);
-  // Every row is awaited, so that the kernel's end says that the tensor holds the sums and nobody
-  // reads or writes it any more.
-  for (int row = static_cast<int>(blockIdx.x); row < valid; row += static_cast<int>(gridDim.x)) {
-    uint4 residual = {};
-    if constexpr (kNorm) {
-      residual = LoadWords(s.norm.residual + row * s.norm.residual_stride, column, s.columns);
-    }
-    if (threadIdx.x == 0) {
-      PollUntil([&] { return LoadAcquire(&p.own().row_epochs[row]) == epoch; });
-    }
-    __syncthreads();
-    if constexpr (kNorm) {
+  SumOwnRows(p, s, epoch, valid, addresses);
+  if constexpr (kNorm) {
+    for (int row = static_cast<int>(blockIdx.x); row < valid; row += static_cast<int>(gridDim.x)) {
+      const uint4 residual =
+          LoadWords(s.norm.residual + row * s.norm.residual_stride, column, s.columns);
+      if (threadIdx.x == 0) await_row(row);
+      __syncthreads();
       float sum[kVector] = {};
-      if (active) {
-        AddPart(LoadShared16(s.values + static_cast<int64_t>(row) * s.columns + column), sum);
-      }
+      if (column < s.columns) AddPart(LoadShared16(s.values + row * s.stride + column), sum);
       FinishRow(s.norm, row, column, weight, residual, sum, shared);
+    }
+  } else {
+    const int threads = static_cast<int>(gridDim.x * blockDim.x);
+    for (int row = static_cast<int>(blockIdx.x * blockDim.x + threadIdx.x); row < valid;
+         row += threads) {
+      await_row(row);
     }
   }
   DependencyRelease();
@@ -377,7 +405,7 @@ class PeerCommunicator final : public Communicator {
  public:
   PeerCommunicator(CudaDevice& device, const GpuMeetingOptions& options, int32_t rank,
                    const std::vector<Mailbox>& boxes)
-      : device_(device), rows_max_(options.rows_max) {
+      : device_(device), rows_max_(options.rows_max), side_(device) {
     peers_.rank = rank;
     peers_.small_vectors = SmallVectors(options);
     std::copy(boxes.begin(), boxes.end(), peers_.boxes);
@@ -393,6 +421,24 @@ class PeerCommunicator final : public Communicator {
   void AllReduceSum(Device& device, const Tensor& values) override {
     const OpScope op(device, "all_reduce_sum");
     Sum<false>(op, values, {});
+  }
+
+  // Both follow work of the other stream, of which a kernel that starts early would know nothing.
+  void BeginSum(Device& device, const Tensor& first) override {
+    const OpScope op(device, "begin_sum");
+    const cudaStream_t side = side_.Fork();
+    Issue<false>(op, first, {}, [&](auto kernel, int threads, const SumParams& params) {
+      const dim3 grid = Grid(std::min(params.rows, SideStream::kSms));
+      kernel<<<grid, threads, 0, side>>>(peers_, params);
+    });
+  }
+
+  void EndSum(Device& device, const Tensor& others) override {
+    const OpScope op(device, "end_sum");
+    side_.Join();
+    Issue<false>(op, others, {}, [&](auto kernel, int threads, const SumParams& params) {
+      kernel<<<Grid(params.rows), threads, 0, op.stream()>>>(peers_, params);
+    });
   }
 
   void AllReduceAddRmsNorm(Device& device, const AddRmsNormArgs& args) override {
@@ -442,25 +488,38 @@ class PeerCommunicator final : public Communicator {
 
   template <bool kNorm>
   void Sum(const OpScope& op, const Tensor& values, const NormParams& norm) {
+    Issue<kNorm>(op, values, norm, [&](auto kernel, int threads, const SumParams& params) {
+      LaunchAfter(kernel, Grid(params.rows), threads, 0, op.stream(), peers_, params);
+    });
+  }
+
+  /// Calls launch(kernel, threads, params) with what sums `values`.
+  template <bool kNorm, typename Launch>
+  void Issue(const OpScope& op, const Tensor& values, const NormParams& norm,
+             const Launch& launch) {
     CheckDevice(op);
     CheckShape(values, DType::kBF16, {-1, -1}, "all_reduce.values");
-    CHECK(values.contiguous() && VectorRows(values)) << "all_reduce.values";
+    CHECK(VectorRows(values)) << "all_reduce.values";
     const int64_t rows = values.shape[0];
     CHECK_LE(rows, rows_max_) << "rows of " << values.ToString();
     const SumParams params = {.values = values.Data<BFloat16>(),
+                              .stride = values.stride[0],
                               .counts = kNorm ? norm.counts : nullptr,
                               .rows = static_cast<int>(rows),
                               .columns = static_cast<int>(values.shape[1]),
+                              .row_threads = NormThreads(values.shape[1]),
                               .norm = norm};
-    const int threads = NormThreads(values.shape[1]);
-    CHECK_LE(threads, kRowThreadsMax) << "all_reduce: hidden of at most " << kRowThreadsMax * 8;
+    CHECK_LE(params.row_threads, kRowThreadsMax)
+        << "all_reduce: hidden of at most " << kRowThreadsMax * 8;
     const bool small = rows * 2 * (values.shape[1] / kVector) <= peers_.small_vectors;
-    LaunchAfter(small ? SumInOneShotKernel<kRanks, kNorm> : SumInTwoShotsKernel<kRanks, kNorm>,
-                Grid(rows), threads, 0, op.stream(), peers_, params);
+    if (small) return launch(SumInOneShotKernel<kRanks, kNorm>, params.row_threads, params);
+    const int groups = kNorm ? 1 : std::min(kGroupsMax, kRowThreadsMax / params.row_threads);
+    launch(SumInTwoShotsKernel<kRanks, kNorm>, groups * params.row_threads, params);
   }
 
   CudaDevice& device_;
   const int64_t rows_max_;
+  SideStream side_;
   Peers<kRanks> peers_;
   int blocks_max_ = 0;
 };

@@ -14,12 +14,21 @@
 // Large sums, in two: rows are dealt to the ranks by number modulo ranks. Each reads its rows from
 // all ranks' memory, adds them in rank order, and writes the sum where it read, in the memory of
 // all, then the row's epoch into all mailboxes. No rank but that one touches a row before its epoch
-// is there, so this is in place.
+// is there, so this is in place. A block sums several rows at a time, in groups of threads that
+// wait apart from each other, since a row's loads and its stores each take some 2 us over a link.
 //
 // Gathers read the others' tensors where they lie, and end when all have read.
 //
 // Either way the sum is taken in rank order in float and rounded once: the same bits on every rank
 // and by every way.
+//
+// A sum in two calls has its first columns summed on a stream of its own, by few blocks, beside the
+// product of the others (side_stream.h). Its calls are in the order of all calls: the second waits
+// for the first, and the next one for the second.
+//
+// Ranks that share a GPU wait for each other by kernels that hold SMs meanwhile. A rank has one
+// such kernel at a time, on either stream, and all of them together have at most half of the SMs in
+// blocks: what a rank must compute before it comes finds the other half free.
 //
 // Who calls: the rank threads, each its own communicator. NVLink multicast is not used.
 #pragma once

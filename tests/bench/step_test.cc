@@ -3,6 +3,7 @@
 #include <gtest/gtest.h>
 
 #include "bench/timed_device.h"
+#include "engine/model/glm.h"
 
 namespace glm::bench {
 namespace {
@@ -51,6 +52,26 @@ TEST(StepBenchTest, RanksRunTogetherOrOneAlone) {
     ASSERT_TRUE(status.ok()) << status;
     EXPECT_EQ(CountOf(out, "\"tensor_parallel_size\": 2"), 3) << out;
     EXPECT_EQ(CountOf(out, "\"op\": \"all_reduce_add_rms_norm\""), 3) << out;
+  }
+  for (const bool overlap : {true, false}) {
+    StepBenchOptions options = Tiny("glm4_moe/air");
+    options.model = std::string(GLM_SOURCE_DIR) + "/deploy/demo-model";
+    options.layers = 1;
+    options.ranks.tensor_parallel_size = 2;
+    options.gpu_exchange_overlap = overlap;
+    options.batch = {};
+    options.prompt = {static_cast<int32_t>(engine::GlmOptions{}.overlap_tokens_min)};
+    options.max_num_batched_tokens = options.prompt[0];
+    testing::internal::CaptureStdout();
+    const absl::Status status = RunStepBench(options);
+    const std::string out = testing::internal::GetCapturedStdout();
+    ASSERT_TRUE(status.ok()) << status;
+    EXPECT_EQ(CountOf(out, overlap ? "\"gpu_exchange_overlap\": true"
+                                   : "\"gpu_exchange_overlap\": false"),
+              1)
+        << out;
+    // Then the sums are part of the products' time.
+    EXPECT_EQ(CountOf(out, "\"op\": \"all_reduce_add_rms_norm\""), overlap ? 0 : 1) << out;
   }
   StepBenchOptions options = Tiny("glm4_moe/air");
   options.ranks.tensor_parallel_size = 8;

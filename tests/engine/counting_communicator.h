@@ -29,6 +29,8 @@ class CountingCommunicator final : public Communicator {
   void AllReduceSum(Device& device, const Tensor& values) override {
     inner_->AllReduceSum(device, values);
   }
+  void BeginSum(Device& device, const Tensor& first) override { inner_->BeginSum(device, first); }
+  void EndSum(Device& device, const Tensor& others) override { inner_->EndSum(device, others); }
   void AllReduceAddRmsNorm(Device& device, const AddRmsNormArgs& args) override {
     inner_->AllReduceAddRmsNorm(device, args);
   }

@@ -235,9 +235,12 @@ TEST_F(CudaTest, RanksThatShareTheGpuAnswerAsOne) {
   for (const DriverOptions& options :
        {DriverOptions{.ranks = 2, .device = "cuda"}, DriverOptions{.ranks = 4, .device = "cuda"},
         DriverOptions{.ranks = 2, .drafts = 3, .device = "cuda"},
-        DriverOptions{.ranks = 2, .chunk = 7, .device = "cuda"}}) {
-    std::printf("%d ranks, %d drafts, chunks of %d\n", options.ranks, options.drafts,
-                options.chunk);
+        DriverOptions{.ranks = 2, .chunk = 7, .device = "cuda"},
+        // More than any captured step has, fewer than the prompts.
+        DriverOptions{.ranks = 2, .device = "cuda", .overlap_tokens_min = 520},
+        DriverOptions{.ranks = 4, .device = "cuda", .overlap_tokens_min = 520}}) {
+    std::printf("%d ranks, %d drafts, chunks of %d, overlap from %ld tokens on\n", options.ranks,
+                options.drafts, options.chunk, static_cast<long>(options.overlap_tokens_min));
     EXPECT_LE(Compare(kDemoModel, prompts, want, Answers(kDemoModel, options, prompts)), 15);
   }
 }

@@ -22,7 +22,8 @@ constexpr int32_t kAnswer = 24;
 
 int Main(const std::string& folder, int32_t rank, int32_t size, const std::string& id_path,
          const std::string& out_path) {
-  StepperOptions options{.cuda = true};
+  // The longer prompts are summed beside their products, the others and single tokens after them.
+  StepperOptions options{.cuda = true, .overlap_tokens_min = 32};
   if (size > 1) {
     options.join = [&](Device& device) {
       NcclId id;

@@ -23,6 +23,7 @@ struct DriverOptions {
   DType dtype = DType::kF32;
   int32_t sequences_max = 8;
   const char* device = "cpu";
+  int64_t overlap_tokens_min = engine::GlmOptions{}.overlap_tokens_min;
 };
 
 class RankDriver {
@@ -38,6 +39,7 @@ class RankDriver {
     rank.device = options.device;
     // Ranks on a GPU share the first one.
     if (rank.device == "cuda") rank.ranks_per_device = options.ranks;
+    rank.overlap_tokens_min = options.overlap_tokens_min;
     rank.dtype = rank.kv_dtype = options.dtype;
     rank.kv_blocks = int64_t{options.sequences_max} * kBlocksMax;
     rank.block_size = kBlockSize;

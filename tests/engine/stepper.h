@@ -71,8 +71,9 @@ struct StepperOptions {
   int threads = 2;
   bool mtp = false;
   bool float8_cache = false;
-  bool cuda = false;                     // REQUIRES that there is a GPU
-  bool quantize = false;                 // linears to FP8 while loading
+  bool cuda = false;      // REQUIRES that there is a GPU
+  bool quantize = false;  // linears to FP8 while loading
+  int64_t overlap_tokens_min = engine::GlmOptions{}.overlap_tokens_min;
   Communicator* communicator = nullptr;  // of the ranks that share the model; null: there is one
   // Makes the communicator, where that needs the device.
   std::function<std::unique_ptr<Communicator>(Device&)> join{};
@@ -96,7 +97,9 @@ class Stepper {
     source.quantize = options.quantize;
     source.threads = options.threads;
     auto model = Glm::Load(*device_, config_, source, dtype, limits_,
-                           {.mtp = options.mtp, .communicator = communicator});
+                           {.mtp = options.mtp,
+                            .communicator = communicator,
+                            .overlap_tokens_min = options.overlap_tokens_min});
     EXPECT_TRUE(model.ok()) << model.status();
     model_ = *std::move(model);
     const int64_t blocks = kSequencesMax * kBlocksMax + 1;

@@ -44,12 +44,16 @@ const std::string kDemoModel = std::string(GLM_SOURCE_DIR) + "/deploy/demo-model
 // A model on several ranks, each with a stepper of its own, run step by step.
 class RankSteppers {
  public:
-  RankSteppers(const std::string& folder, DType dtype, int32_t ranks, bool mtp = false)
+  RankSteppers(const std::string& folder, DType dtype, int32_t ranks, bool mtp = false,
+               int64_t overlap_tokens_min = GlmOptions{}.overlap_tokens_min)
       : communicators_(CreateLocalCommunicators(ranks, kElementsMax)) {
     for (const auto& communicator : communicators_) {
-      steppers_.push_back(std::make_unique<Stepper>(
-          folder, dtype,
-          test::StepperOptions{.threads = 1, .mtp = mtp, .communicator = communicator.get()}));
+      steppers_.push_back(
+          std::make_unique<Stepper>(folder, dtype,
+                                    test::StepperOptions{.threads = 1,
+                                                         .mtp = mtp,
+                                                         .overlap_tokens_min = overlap_tokens_min,
+                                                         .communicator = communicator.get()}));
     }
   }
 
@@ -131,6 +135,48 @@ INSTANTIATE_TEST_SUITE_P(Checkpoints, GoldenRanksTest,
                            std::replace(name.begin(), name.end(), '/', '_');
                            return name + "_" + std::to_string(param.param.ranks);
                          });
+
+// Sums beside products are those behind them, to the bit: with all kinds of weights, in BF16 too,
+// in steps above and below the bound, and in the draft layer.
+TEST(TensorParallelTest, OverlapChangesNoBit) {
+  const std::vector<TinyModelOptions> models = {
+      {.query_heads = 8, .kv_heads = 4, .mtp_layers = 1},
+      {.query_heads = 8, .kv_heads = 4, .mtp_layers = 1, .float8 = TinyFloat8::kChannel},
+      {.hidden_size = 256,
+       .layers = 2,
+       .query_heads = 16,
+       .kv_heads = 16,
+       .dense_width = 336,
+       .experts = 4,
+       .expert_width = 176,
+       .mtp_layers = 1,
+       .float8 = TinyFloat8::kBlock}};
+  TempFolder folders[3];
+  std::vector<std::string> paths = {kGolden + "glm4_moe_lite/bfloat16"};
+  for (size_t i = 0; i < models.size(); ++i) {
+    test::WriteTinyModel(folders[i].path(), models[i]);
+    paths.push_back(folders[i].path());
+  }
+  Ids prompt, next;
+  for (int32_t i = 0; i < 40; ++i) {
+    prompt.push_back(i * 37 % 60);
+    next.push_back((i + 1) * 37 % 60);
+  }
+  for (const std::string& path : paths) {
+    for (const DType dtype : {DType::kF32, DType::kBF16}) {
+      for (const int32_t size : {2, 4}) {
+        RankSteppers beside(path, dtype, size, /*mtp=*/true, /*overlap_tokens_min=*/10);
+        RankSteppers behind(path, dtype, size, /*mtp=*/true, GlmOptions::kNoOverlap);
+        EXPECT_TRUE(beside.Step({{0, prompt}}) == behind.Step({{0, prompt}})) << path;
+        EXPECT_TRUE(beside.Draft(next) == behind.Draft(next)) << path;
+        const std::vector<Chunk> mixed = {{0, {7}}, {1, prompt}};
+        EXPECT_TRUE(beside.Step(mixed) == behind.Step(mixed)) << path;
+        const std::vector<Chunk> few = {{0, {7}}, {1, {9}}};
+        EXPECT_TRUE(beside.Step(few) == behind.Step(few)) << path;
+      }
+    }
+  }
+}
 
 // In BF16 each rank's part of a sum is rounded before the parts are summed, so the distance to
 // float32 may grow, but not past one and a half times that of one

@@ -85,6 +85,29 @@ TEST_P(CommunicatorTest, SumsOfBFloat16AreRoundedOnce) {
   });
 }
 
+// In two calls, and of views: what lies beside the columns stays.
+TEST_P(CommunicatorTest, ColumnsAreSummedInTwoCalls) {
+  constexpr int64_t kRows = 7, kColumns = 50, kFirst = 17, kMargin = 3;
+  OnEveryRank([&](Communicator& communicator, Device& device) {
+    for (int64_t call = 0; call < 4; ++call) {
+      std::vector<float> values(kRows * (kColumns + kMargin), -1.0f);
+      std::vector<float> want = values;
+      const Tensor all(values.data(), DType::kF32, {kRows, kColumns + kMargin});
+      for (int64_t r = 0; r < kRows; ++r) {
+        for (int64_t j = 0; j < kColumns; ++j) {
+          const int64_t at = r * (kColumns + kMargin) + j;
+          values[at] = ValueOf(communicator.rank(), call, at);
+          want[at] = 0;
+          for (int32_t rank = 0; rank < size_; ++rank) want[at] += ValueOf(rank, call, at);
+        }
+      }
+      communicator.BeginSum(device, all.Columns(0, kFirst));
+      communicator.EndSum(device, all.Columns(kFirst, kColumns - kFirst));
+      EXPECT_EQ(values, want) << "rank " << communicator.rank() << " call " << call;
+    }
+  });
+}
+
 // A rank's columns may be a view of something wider; what lies beside the output stays.
 TEST_P(CommunicatorTest, ColumnsAreGathered) {
   constexpr int64_t kRows = 5, kColumns = 6, kMargin = 2;

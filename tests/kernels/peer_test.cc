@@ -12,6 +12,7 @@
 
 #include "kernels/communicator.h"
 #include "tests/kernels/case_parts.h"
+#include "tests/kernels/sum_cases.h"
 
 namespace glm::test {
 namespace {
@@ -208,6 +209,65 @@ TEST_P(PeerTest, ColumnsAreGathered) {
         }
       }
     }
+  });
+}
+
+// Sums beside products: what ranks compute and then sum, to the bit, and the same on all. Twice, so
+// that an exchange also follows the one before.
+TEST_P(PeerTest, SumsBesideProductsAreThoseBehindThem) {
+  std::vector<SumCase> cases;
+  std::vector<OpCase> sizes;
+  for (const std::vector<SumCase>& some : {SumCases(), SumLargeCases()}) {
+    for (const SumCase& one : some) {
+      if (one.act != DType::kBF16) continue;
+      cases.push_back(one);
+      sizes.push_back({one.name, one.act, one.limits, {}});
+    }
+  }
+  std::vector<std::vector<std::vector<uint8_t>>> sums(GetParam());  // of each rank and case
+  OnEveryRank([&](Communicator& communicator, Device& device) {
+    device.PlanScratch(LimitsOf(sizes));
+    for (const SumCase& one : cases) {
+      const RankProduct product = one.prepare(device, communicator.rank());
+      Together(device);
+      product.issue(device, nullptr, product.apart);
+      communicator.AllReduceSum(device, product.apart);
+      product.issue(device, &communicator, product.beside);
+      product.issue(device, &communicator, product.beside);
+      Together(device);
+      const std::vector<uint8_t> sum = ValidBytes(device, one, product.apart);
+      EXPECT_TRUE(ValidBytes(device, one, product.beside) == sum)
+          << one.name << " rank " << communicator.rank();
+      sums[communicator.rank()].push_back(sum);
+    }
+  });
+  for (size_t i = 0; i < cases.size(); ++i) {
+    for (const auto& rank : sums) EXPECT_TRUE(rank[i] == sums[0][i]) << cases[i].name;
+  }
+}
+
+// As in a captured step: the graph has both streams. Two ranks, since a graph's branches are put
+// into queues of the driver's, of which ranks that share a GPU may then get the same.
+TEST_P(PeerTest, SumsBesideProductsReplay) {
+  if (GetParam() > 2) GTEST_SKIP() << "2 ranks only";
+  const SumCase one = SumLargeCases()[1];
+  OnEveryRank([&](Communicator& communicator, Device& device) {
+    device.PlanScratch(one.limits);
+    const RankProduct product = one.prepare(device, communicator.rank());
+    Together(device);
+    product.issue(device, nullptr, product.apart);
+    communicator.AllReduceSum(device, product.apart);
+    product.issue(device, &communicator, product.beside);
+    Together(device);
+    device.BeginCapture();
+    product.issue(device, &communicator, product.beside);
+    const auto graph = device.EndCapture();
+    device.Fill(product.beside.data, 0, product.beside.bytes());
+    Together(device);
+    for (int i = 0; i < 3; ++i) graph->Launch();
+    Together(device);
+    EXPECT_TRUE(ValidBytes(device, one, product.beside) == ValidBytes(device, one, product.apart))
+        << one.name << " rank " << communicator.rank();
   });
 }
 
