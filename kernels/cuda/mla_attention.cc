@@ -194,7 +194,7 @@ void MlaAttention(Device& device, const MlaAttentionArgs& args) {
       GatherCells(op.stream(), params, scratch.cells);
       op.device().gemms().Run(op.stream(), KeysAndValues(params, scratch));
       RunMlaPrefill(op.stream(), sm_count, params, kMlaSplitRowsMax, scratch.cells,
-                    scratch.expanded, out.Data<BFloat16>(), out.stride[0]);
+                    scratch.expanded, op.device().counters(), out.Data<BFloat16>(), out.stride[0]);
     }
   } else {
     RunPlainMla(op.stream(), params, args.cache.keys.dtype, out.Data<BFloat16>(), out.stride[0]);

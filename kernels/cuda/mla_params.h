@@ -64,10 +64,10 @@ bool TakesMlaPrefill(const MlaParams& params);
 /// cells, [T, L + rope] = those of the step's tokens, of a BF16 cache.
 void GatherCells(cudaStream_t stream, const MlaParams& params, BFloat16* cells);
 /// expanded, [T, N * (nope + v)]: kv_up times the latents of `cells`. out, [T, N * v]: of the
-/// tokens of those prompts.
+/// tokens of those prompts. counters: two words that are zero, and are left so.
 void RunMlaPrefill(cudaStream_t stream, int sm_count, const MlaParams& params, int rows_min,
-                   const BFloat16* cells, const BFloat16* expanded, BFloat16* out,
-                   int64_t out_stride);
+                   const BFloat16* cells, const BFloat16* expanded, int32_t* counters,
+                   BFloat16* out, int64_t out_stride);
 
 /// Any sizes, a block a (token, head), absorption and values included: out, BF16 [T, N * v].
 void RunPlainMla(cudaStream_t stream, const MlaParams& params, DType cache_dtype, BFloat16* out,

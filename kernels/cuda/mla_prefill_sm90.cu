@@ -45,6 +45,7 @@ struct SharedState {
   uint64_t key_empty[kStages];
   uint64_t value_full[kStages];
   uint64_t value_empty[kStages];
+  int32_t tile;  // that the queries are of; -1: there are no more
 };
 
 struct Tile {
@@ -65,12 +66,18 @@ __device__ void CountTiles(const MlaParams& p, int sequences, int rows_min, int3
   });
 }
 
-/// Tiles of late tokens are the longest and come first; the heads of a tile are neighbours.
-__device__ Tile TileAt(const MlaParams& p, const int32_t* prefix, int sequences, int index) {
-  const int of_head = index / p.heads;
+/// Tiles go by groups of heads, whose keys and values stay in L2; in a group those of late tokens,
+/// the longest, come first, and the heads of a tile are neighbours.
+__device__ Tile TileAt(const MlaParams& p, const int32_t* prefix, int sequences, int heads_a_group,
+                       int index) {
+  const int of_group = prefix[sequences] * heads_a_group;
+  const int first_head = index / of_group * heads_a_group;
+  const int heads = min(heads_a_group, p.heads - first_head);
+  const int within = index % of_group;
+  const int of_head = within / heads;
   const int low = SequenceAt(prefix, sequences, of_head);
   Tile tile;
-  tile.head = index % p.heads;
+  tile.head = first_head + within % heads;
   tile.first = p.query_starts[low];
   const int count = p.query_starts[low + 1] - tile.first;
   tile.position = (prefix[low + 1] - 1 - of_head) * kTileTokens;
@@ -91,16 +98,27 @@ struct Maps {
   CUtensorMap cells;     // [T, 512 + 64]
 };
 
+/// Blocks take tiles as they come free. counters: of tiles taken behind each block's first, and of
+/// blocks that are done; the last one leaves them zero.
 __device__ void Produce(const MlaParams& p, const Maps& maps, SharedState& state, uint32_t base,
-                        const int32_t* prefix, int sequences, int tiles) {
+                        const int32_t* prefix, int sequences, int heads_a_group,
+                        int32_t* counters) {
+  const int tiles = prefix[sequences] * p.heads;
   uint32_t query_parity = 1;
   int stage = 0;
   uint32_t parity = 1;
-  for (int round = 0, index; (index = TileOfRound(round, tiles)) >= 0; ++round) {
-    const Tile tile = TileAt(p, prefix, sequences, index);
+  for (int index = static_cast<int>(blockIdx.x);;
+       index = static_cast<int>(gridDim.x) + atomicAdd(&counters[0], 1)) {
     BarrierWait(SharedAddress(&state.query_empty), query_parity);
     query_parity ^= 1;
     const uint32_t query_full = SharedAddress(&state.query_full);
+    if (index >= tiles) {
+      state.tile = -1;
+      BarrierArrive(query_full);
+      break;
+    }
+    state.tile = index;
+    const Tile tile = TileAt(p, prefix, sequences, heads_a_group, index);
     BarrierArriveExpect(query_full, kQueryBytes);
 #pragma unroll
     for (int box = 0; box < kBoxes; ++box) {
@@ -133,6 +151,10 @@ __device__ void Produce(const MlaParams& p, const Maps& maps, SharedState& state
         parity ^= 1;
       }
     }
+  }
+  if (atomicAdd(&counters[1], 1) == static_cast<int>(gridDim.x) - 1) {
+    counters[0] = 0;
+    counters[1] = 0;
   }
 }
 
@@ -174,9 +196,8 @@ __device__ __forceinline__ void StoreTile(const Tile& tile, const SoftmaxRows& r
 
 __device__ __forceinline__ void ConsumeTile(const MlaParams& p, const Tile& tile,
                                             SharedState& state, uint32_t base, uint8_t* base_bytes,
-                                            int thread, uint32_t query_parity, int& stage,
-                                            uint32_t& parity, BFloat16* target,
-                                            int64_t target_stride) {
+                                            int thread, int& stage, uint32_t& parity,
+                                            BFloat16* target, int64_t target_stride) {
   const int warpgroup = thread / 128;
   const int lane = thread % kWarp;
   const int low_row = warpgroup * 64 + thread % 128 / kWarp * 16 + lane / 4;
@@ -188,7 +209,9 @@ __device__ __forceinline__ void ConsumeTile(const MlaParams& p, const Tile& tile
   }
   // Steps that end with what the first row of this warpgroup sees, or before, need no mask.
   const int unmasked = tile.position + min(warpgroup * 64, tile.tokens - 1) + 1;
-  const int steps = tile.steps();
+  // Steps up to the last row of this warpgroup; the first one's rows end before the tile's.
+  const int last_row = min((warpgroup + 1) * 64, tile.tokens);
+  const int steps = (tile.position + last_row + kStep - 1) / kStep;
   const uint32_t queries = base + warpgroup * 64 * 128;
 
   float scores[kStep / 2];
@@ -218,7 +241,6 @@ __device__ __forceinline__ void ConsumeTile(const MlaParams& p, const Tile& tile
     WgmmaCommit();
   };
 
-  BarrierWait(SharedAddress(&state.query_full), query_parity);
   BarrierWait(SharedAddress(&state.key_full[stage]), parity);
   IssueScores(queries, KeysAt(base, stage), scores);
   WgmmaWait<0>();
@@ -261,9 +283,20 @@ __device__ __forceinline__ void ConsumeTile(const MlaParams& p, const Tile& tile
   issue_out(ValuesAt(base, stage));
   WgmmaWait<0>();
   release(state.value_empty[stage]);
-  if (++stage == kStages) {
-    stage = 0;
-    parity ^= 1;
+  const auto pass_stage = [&] {
+    if (++stage == kStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  };
+  pass_stage();
+  for (int step = steps; step < tile.steps(); ++step) {
+    // Only what has come may be given back: else it would count for the stage's use before.
+    BarrierWait(SharedAddress(&state.key_full[stage]), parity);
+    release(state.key_empty[stage]);
+    BarrierWait(SharedAddress(&state.value_full[stage]), parity);
+    release(state.value_empty[stage]);
+    pass_stage();
   }
   release(state.query_empty);
   StoreTile(tile, rows, low_row, lane, out, target, target_stride);
@@ -271,7 +304,8 @@ __device__ __forceinline__ void ConsumeTile(const MlaParams& p, const Tile& tile
 
 __global__ void __launch_bounds__(kThreads, 1)
     MlaPrefillKernel(const __grid_constant__ Maps maps, const MlaParams p, int rows_min,
-                     BFloat16* target, int64_t target_stride) {
+                     int heads_a_group, int32_t* counters, BFloat16* target,
+                     int64_t target_stride) {
   extern __shared__ __align__(1024) uint8_t shared[];
   __shared__ SharedState state;
   const uint32_t padding = (1024 - SharedAddress(shared) % 1024) % 1024;
@@ -295,21 +329,25 @@ __global__ void __launch_bounds__(kThreads, 1)
   DependencyStart();
   const int sequences = p.counts[1];
   CountTiles(p, sequences, rows_min, prefix);
-  const int tiles = prefix[sequences] * p.heads;
 
   if (threadIdx.x < kProducers) {
     RegistersGive<24>();
-    if (threadIdx.x == 0) Produce(p, maps, state, base, prefix, sequences, tiles);
+    if (threadIdx.x == 0) {
+      Produce(p, maps, state, base, prefix, sequences, heads_a_group, counters);
+    }
   } else {
     RegistersTake<240>();
     int stage = 0;
     uint32_t parity = 0;
     uint32_t query_parity = 0;
-    for (int round = 0, index; (index = TileOfRound(round, tiles)) >= 0; ++round) {
-      const Tile tile = TileAt(p, prefix, sequences, index);
-      ConsumeTile(p, tile, state, base, base_bytes, threadIdx.x - kProducers, query_parity, stage,
-                  parity, target, target_stride);
+    for (;;) {
+      BarrierWait(SharedAddress(&state.query_full), query_parity);
       query_parity ^= 1;
+      const int index = state.tile;
+      if (index < 0) break;
+      const Tile tile = TileAt(p, prefix, sequences, heads_a_group, index);
+      ConsumeTile(p, tile, state, base, base_bytes, threadIdx.x - kProducers, stage, parity, target,
+                  target_stride);
     }
   }
 }
@@ -330,6 +368,14 @@ __global__ void __launch_bounds__(kThreads) GatherCellsKernel(const MlaParams p,
   }
 }
 
+/// So many that the keys and values of a group are about this; all that blocks read at a time then
+/// comes from L2 (50 MB, of which each half of the chip has its own copy).
+int64_t HeadGroups(const MlaParams& p) {
+  constexpr int64_t kGroupBytes = 30 << 20;
+  const int64_t bytes = static_cast<int64_t>(p.tokens) * p.heads * (kPlain + kHeadSize) * 2;
+  return std::clamp<int64_t>((bytes + kGroupBytes / 2) / kGroupBytes, 1, p.heads);
+}
+
 }  // namespace
 
 bool TakesMlaPrefill(const MlaParams& p) {
@@ -344,8 +390,8 @@ void GatherCells(cudaStream_t stream, const MlaParams& p, BFloat16* cells) {
 }
 
 void RunMlaPrefill(cudaStream_t stream, int sm_count, const MlaParams& p, int rows_min,
-                   const BFloat16* cells, const BFloat16* expanded, BFloat16* out,
-                   int64_t out_stride) {
+                   const BFloat16* cells, const BFloat16* expanded, int32_t* counters,
+                   BFloat16* out, int64_t out_stride) {
   const int64_t columns = static_cast<int64_t>(p.heads) * kHeadSize;
   const int64_t expanded_columns = static_cast<int64_t>(p.heads) * (kPlain + kHeadSize);
   const int cell = p.latent + p.rope;
@@ -357,8 +403,10 @@ void RunMlaPrefill(cudaStream_t stream, int sm_count, const MlaParams& p, int ro
   const int bytes = kRingBytes + 1024 + (p.sequences + 1) * 4;
   CUDA_CHECK(
       cudaFuncSetAttribute(MlaPrefillKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, bytes));
+  const int64_t groups = HeadGroups(p);
+  const auto heads_a_group = static_cast<int>((p.heads + groups - 1) / groups);
   LaunchAfter(MlaPrefillKernel, dim3(static_cast<unsigned>(sm_count)), kThreads, bytes, stream,
-              maps, p, rows_min, out, out_stride);
+              maps, p, rows_min, heads_a_group, counters, out, out_stride);
 }
 
 }  // namespace glm::cuda

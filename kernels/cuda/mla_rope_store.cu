@@ -88,16 +88,32 @@ __device__ void MakeCell(const MlaRopeParams& p, int token, int position, const 
   }
 }
 
-template <typename Cell, int kHeads>
+/// Two neighbours; in one load where they lie on 4 bytes.
+template <bool kAligned>
+__device__ __forceinline__ uint32_t LoadPair(const BFloat16* pair) {
+  if constexpr (kAligned) return *reinterpret_cast<const uint32_t*>(pair);
+  const auto* values = reinterpret_cast<const uint16_t*>(pair);
+  return values[0] | static_cast<uint32_t>(values[1]) << 16;
+}
+template <bool kAligned>
+__device__ __forceinline__ void StorePair(BFloat16* pair, float2 values) {
+  if constexpr (kAligned) {
+    *reinterpret_cast<uint32_t*>(pair) = PackBf16(values.x, values.y);
+  } else {
+    pair[0] = ToBFloat16(values.x);
+    pair[1] = ToBFloat16(values.y);
+  }
+}
+
+template <typename Cell, int kHeads, bool kAligned>
 __global__ void __launch_bounds__(kThreads) MlaRopeStoreKernel(const MlaRopeParams p) {
   const int token = blockIdx.x;
   DependencyStart();
   const int tokens = p.counts[0];  // awaited together with the position
   const int position = p.positions[token];
-  if (token >= tokens) return;
-  const float* angles = p.rope + position * p.rope_stride;
   if (blockIdx.y == 0) {
-    MakeCell<Cell>(p, token, position, angles);
+    if (token >= tokens) return;
+    MakeCell<Cell>(p, token, position, p.rope + position * p.rope_stride);
     return;
   }
   const int first_head =
@@ -107,15 +123,25 @@ __global__ void __launch_bounds__(kThreads) MlaRopeStoreKernel(const MlaRopePara
   BFloat16* first = p.queries + token * p.queries_stride +
                     static_cast<int64_t>(first_head + 1) * p.query_size - p.rope_size;
   for (int i = threadIdx.x % kWarp; i < half; i += kWarp) {
+    // What is rotated does not wait for the position; padding has some too.
+    uint32_t pairs[kHeads];
+#pragma unroll
+    for (int h = 0; h < kHeads; ++h) {
+      pairs[h] = 0;
+      if (first_head + h < p.heads) {
+        pairs[h] = LoadPair<kAligned>(first + static_cast<int64_t>(h) * p.query_size + 2 * i);
+      }
+    }
+    if (token >= tokens) return;
+    const float* angles = p.rope + position * p.rope_stride;
     const float cosine = angles[i];
     const float sine = angles[half + i];
 #pragma unroll
     for (int h = 0; h < kHeads; ++h) {
       if (first_head + h >= p.heads) break;
-      BFloat16* part = first + static_cast<int64_t>(h) * p.query_size + 2 * i;
-      const float2 pair = Rotate(cosine, sine, ToFloat(part[0]), ToFloat(part[1]));
-      part[0] = ToBFloat16(pair.x);
-      part[1] = ToBFloat16(pair.y);
+      StorePair<kAligned>(first + static_cast<int64_t>(h) * p.query_size + 2 * i,
+                          Rotate(cosine, sine, __uint_as_float(pairs[h] << 16),
+                                 __uint_as_float(pairs[h] & 0xFFFF0000u)));
     }
   }
 }
@@ -161,7 +187,9 @@ void MlaRopeStore(Device& device, const MlaRopeStoreArgs& args) {
       .cell_scale = args.cache.key_scale,
       .block_size = static_cast<int>(args.cache.keys.shape[2]),
   };
-  const bool few = tokens <= kFewTokens;
+  const bool aligned = query_size % 2 == 0 && args.queries.stride[0] % 2 == 0 &&
+                       reinterpret_cast<uintptr_t>(args.queries.data) % 4 == 0;
+  const bool few = tokens <= kFewTokens || !aligned;
   const int64_t heads_a_block = kWarps * (few ? 1 : kHeadsAWarp);
   const dim3 grid(
       static_cast<unsigned>(tokens),
@@ -169,10 +197,15 @@ void MlaRopeStore(Device& device, const MlaRopeStoreArgs& args) {
   const auto launch = [&](auto kernel) {
     LaunchAfter(kernel, grid, kThreads, 0, op.stream(), params);
   };
+  const auto launch_of = [&](auto cell) {
+    using Cell = decltype(cell);
+    if (!aligned) return launch(MlaRopeStoreKernel<Cell, 1, false>);
+    launch(few ? MlaRopeStoreKernel<Cell, 1, true> : MlaRopeStoreKernel<Cell, kHeadsAWarp, true>);
+  };
   if (cache == DType::kBF16) {
-    launch(few ? MlaRopeStoreKernel<BFloat16, 1> : MlaRopeStoreKernel<BFloat16, kHeadsAWarp>);
+    launch_of(BFloat16());
   } else {
-    launch(few ? MlaRopeStoreKernel<uint8_t, 1> : MlaRopeStoreKernel<uint8_t, kHeadsAWarp>);
+    launch_of(uint8_t());
   }
 }
 

@@ -5,7 +5,7 @@
 // expert counts the pairs of lower experts (where its list starts) and then writes its own pairs in
 // order. For few tokens one kernel does all: a block computes the logits of one expert, and the
 // last block to finish, found by a ticket, chooses and lists. For many, the GEMM is a kernel of its
-// own, and each expert has a block that reads all choices twice from L2.
+// own, and each expert has a block that reads all choices twice.
 
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_device.h"
@@ -102,37 +102,45 @@ __global__ void ChooseKernel(const RouteParams p) {
   if (token < p.counts[0]) ChooseExperts(p, token, threadIdx.x % kWarp, nullptr);
 }
 
-/// One block an expert.
+/// One block an expert; each warp reads its own run of the pairs twice, and waits once between.
 __global__ void __launch_bounds__(kBlockThreads) ListKernel(const RouteParams p) {
-  __shared__ int warp_counts[2][kWarp];
+  __shared__ int warp_lower[kWarp];
+  __shared__ int warp_mine[kWarp];
   const int expert = blockIdx.x;
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
   const int pairs = p.counts[0] * p.experts_per_token;
+  const int run = (pairs + kBlockThreads - 1) / kBlockThreads * kWarp;
+  const int begin = min(pairs, warp * run);
+  const int end = min(pairs, begin + run);
 
   int lower = 0;
-  for (int i = threadIdx.x; i < pairs; i += kBlockThreads) lower += p.expert_ids[i] < expert;
+  int mine = 0;
+#pragma unroll 8
+  for (int i = begin + lane; i < end; i += kWarp) {
+    const int chosen = p.expert_ids[i];
+    lower += chosen < expert;
+    mine += chosen == expert;
+  }
   lower = __reduce_add_sync(kAllLanes, lower);
-  if (lane == 0) warp_counts[0][warp] = lower;
+  mine = __reduce_add_sync(kAllLanes, mine);
+  if (lane == 0) {
+    warp_lower[warp] = lower;
+    warp_mine[warp] = mine;
+  }
   __syncthreads();
-  int next = __reduce_add_sync(kAllLanes, warp_counts[0][lane]);
-  __syncthreads();
+  const int start = __reduce_add_sync(kAllLanes, warp_lower[lane]);
   if (threadIdx.x == 0) {
-    p.expert_starts[expert] = next;
+    p.expert_starts[expert] = start;
     if (expert == p.experts - 1) p.expert_starts[p.experts] = pairs;
   }
-  int buffer = 0;
-  for (int begin = 0; begin < pairs; begin += kBlockThreads) {
-    const int i = begin + threadIdx.x;
-    const bool mine = i < pairs && p.expert_ids[i] == expert;
-    const uint32_t votes = __ballot_sync(kAllLanes, mine);
-    if (lane == 0) warp_counts[buffer][warp] = __popc(votes);
-    __syncthreads();
-    const int count = warp_counts[buffer][lane];
-    const int before = __reduce_add_sync(kAllLanes, lane < warp ? count : 0);
-    if (mine) p.pair_order[next + before + __popc(votes & ((1u << lane) - 1))] = i;
-    next += __reduce_add_sync(kAllLanes, count);
-    buffer ^= 1;
+  int next = start + __reduce_add_sync(kAllLanes, lane < warp ? warp_mine[lane] : 0);
+#pragma unroll 4
+  for (int i = begin + lane; i - lane < end; i += kWarp) {
+    const bool chosen = i < end && p.expert_ids[i] == expert;
+    const uint32_t votes = __ballot_sync(kAllLanes, chosen);
+    if (chosen) p.pair_order[next + __popc(votes & ((1u << lane) - 1))] = i;
+    next += __popc(votes);
   }
 }
 
