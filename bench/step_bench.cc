@@ -149,7 +149,7 @@ void Machine::Meet() {
 
 void Machine::Compute() {
   device_.ops().store_tokens(device_, {.batch = batch_->view(), .cache = cache_.tokens});
-  model_->Forward(batch_->view(), cache_, batch_->logits());
+  model_->Forward(batch_->view(), cache_, batch_->logits(), batch_->logit_row_view());
   sampler_->Run(batch_->sample_args(cache_.tokens));
   if (batch_->sizes().draft_layer) drafter_->Run(*model_, cache_, *batch_);
 }

@@ -83,6 +83,7 @@ Attention::Attention(Device& device, const ModelConfig& config, DType dtype,
   rope_ = NewRopeTensor(device, config);
   qkv_ = device.NewTensor(dtype, {limits.tokens_max, query_width + 2 * kv_width});
   heads_ = device.NewTensor(dtype, {limits.tokens_max, query_width});
+  logit_row_queries_ = device.NewTensor(dtype, {limits.logit_rows_max, query_width});
   quantized_heads_ = QuantizedRows(device, limits.tokens_max, query_width);
 }
 
@@ -91,17 +92,20 @@ int64_t Attention::BufferBytes(const ModelConfig& config, DType dtype, const Ste
   const int64_t kv_width = int64_t{config.kv_heads} * config.head_size;
   return int64_t{config.positions_max} * config.rope_size * ByteSize(DType::kF32) +
          limits.tokens_max * 2 * (query_width + kv_width) * ByteSize(dtype) +
+         limits.logit_rows_max * query_width * ByteSize(dtype) +
          QuantizedRows::Bytes(limits.tokens_max, query_width);
 }
 
-void Attention::Forward(const BatchView& batch, const AttentionWeights& weights,
-                        const KvLayer& cache, const LinearInput& in, const Tensor& out,
-                        Communicator* sum_over, const TraceScope& trace) const {
+void Attention::Forward(const BatchView& batch, const BatchView* logit_rows,
+                        const AttentionWeights& weights, const KvLayer& cache,
+                        const LinearInput& in, const Tensor& out, Communicator* sum_over,
+                        const TraceScope& trace) const {
   const OpTable& ops = device_.ops();
-  const int64_t tokens = out.shape[0];
-  const Tensor qkv = qkv_.Rows(0, tokens);
-  const Tensor heads = heads_.Rows(0, tokens);
-  const Tensor queries = qkv.Columns(0, heads.shape[1]);
+  const BatchView& behind = logit_rows != nullptr ? *logit_rows : batch;
+  const int64_t rows = out.shape[0];
+  const Tensor qkv = qkv_.Rows(0, batch.token_ids.shape[0]);
+  const Tensor heads = heads_.Rows(0, rows);
+  Tensor queries = qkv.Columns(0, heads.shape[1]);
   const float epsilon = static_cast<float>(config_.rms_norm_eps);
 
   ops.linear(device_, {.batch = batch,
@@ -120,16 +124,21 @@ void Attention::Forward(const BatchView& batch, const AttentionWeights& weights,
                                 .kv_heads = config_.kv_heads,
                                 .cache = cache});
   trace("queries", queries);
+  if (logit_rows != nullptr) {
+    const Tensor gathered = logit_row_queries_.Rows(0, rows);
+    ops.gather_logit_rows(device_, {.batch = batch, .in = queries, .out = gathered});
+    queries = gathered;
+  }
   const bool plain = weights.out.scales.empty();
-  const Activation quantized = quantized_heads_.For(weights.out, tokens, heads.shape[1]);
-  ops.attention(device_, {.batch = batch,
+  const Activation quantized = quantized_heads_.For(weights.out, rows, heads.shape[1]);
+  ops.attention(device_, {.batch = behind,
                           .queries = queries,
                           .cache = cache,
                           .scale = 1.0f / std::sqrt(static_cast<float>(config_.head_size)),
                           .out = plain ? heads : Tensor(),
                           .quantized = quantized});
   trace("heads", plain ? heads : quantized.values);
-  ops.linear(device_, {.batch = batch,
+  ops.linear(device_, {.batch = behind,
                        .in = LinearInput(heads, quantized).For(weights.out),
                        .weight = weights.out,
                        .bias = {},

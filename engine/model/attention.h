@@ -37,17 +37,19 @@ class Attention {
   static int64_t BufferBytes(const ModelConfig& config, DType dtype, const StepLimits& limits);
 
   /// in: [T, H], normalised; out: act [T, H], to be added to the residual: summed over the ranks
-  /// `sum_over`, or, when that is null, to be summed yet.
-  void Forward(const BatchView& batch, const AttentionWeights& weights, const KvLayer& cache,
-               const LinearInput& in, const Tensor& out, Communicator* sum_over,
-               const TraceScope& trace) const;
+  /// `sum_over`, or, when that is null, to be summed yet. `logit_rows`: as Glm::Forward has it, or
+  /// null; with it `out` is of its rows, [R, H].
+  void Forward(const BatchView& batch, const BatchView* logit_rows, const AttentionWeights& weights,
+               const KvLayer& cache, const LinearInput& in, const Tensor& out,
+               Communicator* sum_over, const TraceScope& trace) const;
 
  private:
   Device& device_;
   const ModelConfig& config_;
-  Tensor rope_;   // F32 [positions_max, rope_size]
-  Tensor qkv_;    // act [T, (N + 2K) * D]
-  Tensor heads_;  // act [T, N * D]
+  Tensor rope_;               // F32 [positions_max, rope_size]
+  Tensor qkv_;                // act [T, (N + 2K) * D]
+  Tensor heads_;              // act [T, N * D]
+  Tensor logit_row_queries_;  // act [R, N * D]
   QuantizedRows quantized_heads_;
 };
 

@@ -80,24 +80,29 @@ class PagedGlm final : public Glm {
     }
   }
 
-  void Forward(const BatchView& batch, const KvCache& cache, const Tensor& logits) override {
+  void Forward(const BatchView& batch, const KvCache& cache, const Tensor& logits,
+               const BatchView* logit_rows) override {
     const int64_t tokens = batch.token_ids.shape[0];
     CHECK_LE(tokens, limits_.tokens_max) << "tokens of a step";
     CHECK_LE(logits.shape[0], limits_.logit_rows_max) << "logit rows of a step";
     CHECK_EQ(cache.layers.size(), weights_.layers.size()) << "layers of the cache";
     const Tensor residual = layers_.Begin(tokens);
-    const Tensor hidden = hidden_.Rows(0, tokens);
+    if (trace_) logit_rows = nullptr;  // it wants to see all
 
     layers_.Embed(batch, weights_.embedding, residual);
     if (trace_) trace_("embedding", residual);
     for (size_t i = 0; i < weights_.layers.size(); ++i) {
+      const bool last = i + 1 == weights_.layers.size();
       layers_.Run(batch, weights_.layers[i], cache.layers[i], /*first=*/i == 0,
-                  TraceScope(trace_, "layers.", static_cast<int64_t>(i)));
+                  TraceScope(trace_, "layers.", static_cast<int64_t>(i)),
+                  last ? logit_rows : nullptr);
     }
-    layers_.End(batch, weights_.norm, hidden, static_cast<bool>(trace_));
+    const BatchView& rows = logit_rows != nullptr ? *logit_rows : batch;
+    const Tensor hidden = hidden_.Rows(0, rows.token_ids.shape[0]);
+    layers_.End(rows, weights_.norm, hidden, static_cast<bool>(trace_), logit_rows != nullptr);
     if (trace_) trace_("norm", hidden);
     if (logits.shape[0] == 0) return;
-    layers_.Head(batch, hidden, weights_.head, logits);
+    layers_.Head(rows, hidden, weights_.head, logits);
     if (trace_) trace_("logits", logits);
   }
 

@@ -99,8 +99,11 @@ class Glm {
 
   /// Runs embedding, layers, norm and head for one step; stores K and V into `cache`; writes the
   /// logits of batch.logit_tokens to `logits`, F32 [R, V]; or F32 [R, V / ranks], for this rank's
-  /// columns alone, which then are not gathered.
-  virtual void Forward(const BatchView& batch, const KvCache& cache, const Tensor& logits) = 0;
+  /// columns alone, which then are not gathered. `logit_rows`: the batch of those tokens alone, R
+  /// of T; with it the last layer computes nothing of the others but their K and V. Null where
+  /// hidden() will be asked for.
+  virtual void Forward(const BatchView& batch, const KvCache& cache, const Tensor& logits,
+                       const BatchView* logit_rows = nullptr) = 0;
 
   /// The hidden states of the last Forward after the final norm, act [tokens, H]; of all its
   /// tokens, not only of those whose logits were wanted. Valid until the next Forward.

@@ -112,55 +112,67 @@ void Layers::Embed(const BatchView& batch, const Tensor& table, const Tensor& ou
 }
 
 void Layers::Run(const BatchView& batch, const LayerWeights& weights, const KvLayer& cache,
-                 bool first, const TraceScope& trace) const {
+                 bool first, const TraceScope& trace, const BatchView* logit_rows) const {
   const int64_t tokens = batch.token_ids.shape[0];
-  const Tensor delta = delta_.Rows(0, tokens);
-  Communicator* const sum_over = SumOver(tokens);
+  const BatchView& behind = logit_rows != nullptr ? *logit_rows : batch;  // keys and values
+  const int64_t tokens_behind = behind.token_ids.shape[0];
+  const Tensor delta = delta_.Rows(0, tokens_behind);
+  Tensor stream = residual_.Rows(0, tokens);
+  Communicator* const sum_over = SumOver(tokens_behind);
   // What a layer's feed-forward part adds is summed over the ranks where it is added, at the head
   // of the next layer, unless it was overlapped; a trace wants to see it before.
   const Delta made = sum_over != nullptr ? Delta::kSummed : Delta::kParts;
-  const Delta last = first ? Delta::kNone : trace.on() ? Delta::kSummed : made;
+  const bool came_summed = trace.on() || SumOver(tokens) != nullptr;
+  const Delta came = first ? Delta::kNone : came_summed ? Delta::kSummed : Delta::kParts;
   if (latent_attention_.has_value()) {
     const LatentAttentionWeights& attention = weights.latent_attention;
-    const LinearInput in = AddNorm(batch, last, weights.input_norm, attention.down, false);
-    latent_attention_->Forward(batch, attention, cache, in, delta, sum_over, trace);
+    const LinearInput in = AddNorm(batch, stream, came, weights.input_norm, attention.down, false);
+    latent_attention_->Forward(batch, logit_rows, attention, cache, in, delta, sum_over, trace);
   } else {
     const AttentionWeights& attention = weights.attention;
-    const LinearInput in = AddNorm(batch, last, weights.input_norm, attention.qkv, false);
-    attention_->Forward(batch, attention, cache, in, delta, sum_over, trace);
+    const LinearInput in = AddNorm(batch, stream, came, weights.input_norm, attention.qkv, false);
+    attention_->Forward(batch, logit_rows, attention, cache, in, delta, sum_over, trace);
+  }
+  if (logit_rows != nullptr) {
+    const Tensor rows = logit_rows_.Rows(0, tokens_behind);
+    device_.ops().gather_logit_rows(device_, {.batch = batch, .in = stream, .out = rows});
+    stream = rows;
   }
   // The router of a mixture reads plain rows whatever the experts read.
-  const LinearInput in = AddNorm(batch, made, weights.post_attention_norm, weights.ffn.first(),
-                                 /*plain_too=*/!weights.ffn.dense());
+  const LinearInput in = AddNorm(behind, stream, made, weights.post_attention_norm,
+                                 weights.ffn.first(), /*plain_too=*/!weights.ffn.dense());
   trace("attention", delta);
-  ffn_.Forward(batch, weights.ffn, in, delta, sum_over, trace);
+  ffn_.Forward(behind, weights.ffn, in, delta, sum_over, trace);
   if (!trace.on()) return;
   if (made == Delta::kParts) communicator_.AllReduceSum(device_, delta);
   trace("ffn", delta);
 }
 
-void Layers::End(const BatchView& batch, const Tensor& weight, const Tensor& out,
-                 bool traced) const {
-  const bool summed = traced || SumOver(batch.token_ids.shape[0]) != nullptr;
-  AddNorm(batch, summed ? Delta::kSummed : Delta::kParts, weight, LinearInput(out));
+void Layers::End(const BatchView& batch, const Tensor& weight, const Tensor& out, bool traced,
+                 bool of_logit_rows) const {
+  const int64_t tokens = batch.token_ids.shape[0];
+  const bool summed = traced || SumOver(tokens) != nullptr;
+  const Tensor& stream = of_logit_rows ? logit_rows_ : residual_;
+  AddNorm(batch, stream.Rows(0, tokens), summed ? Delta::kSummed : Delta::kParts, weight,
+          LinearInput(out));
 }
 
-LinearInput Layers::AddNorm(const BatchView& batch, Delta delta, const Tensor& weight,
-                            const Weight& next, bool plain_too) const {
+LinearInput Layers::AddNorm(const BatchView& batch, const Tensor& stream, Delta delta,
+                            const Tensor& weight, const Weight& next, bool plain_too) const {
   const int64_t tokens = batch.token_ids.shape[0];
   LinearInput rows;
   rows.quantized = quantized_.For(next, tokens, config_.hidden_size);
   if (plain_too || rows.quantized.values.empty()) rows.plain = normed_.Rows(0, tokens);
-  AddNorm(batch, delta, weight, rows);
+  AddNorm(batch, stream, delta, weight, rows);
   return rows;
 }
 
-void Layers::AddNorm(const BatchView& batch, Delta delta, const Tensor& weight,
-                     const LinearInput& out) const {
+void Layers::AddNorm(const BatchView& batch, const Tensor& stream, Delta delta,
+                     const Tensor& weight, const LinearInput& out) const {
   const int64_t tokens = batch.token_ids.shape[0];
   const AddRmsNormArgs args = {.batch = batch,
                                .delta = delta == Delta::kNone ? Tensor() : delta_.Rows(0, tokens),
-                               .residual = residual_.Rows(0, tokens),
+                               .residual = stream,
                                .weight = weight,
                                .epsilon = static_cast<float>(config_.rms_norm_eps),
                                .out = out.plain,

@@ -57,12 +57,14 @@ class Layers {
   void Embed(const BatchView& batch, const Tensor& table, const Tensor& out) const;
   /// The stream that a pass starts from: act [T, H], for an embedding or a projection to write.
   Tensor Begin(int64_t tokens) const { return residual_.Rows(0, tokens); }
-  /// Runs one layer on the stream. `first`: nothing was run on it since Begin.
+  /// Runs one layer on the stream. `first`: nothing was run on it since Begin. `logit_rows`, for
+  /// the last layer of a pass: as Glm::Forward has it; the stream is that of these rows then.
   void Run(const BatchView& batch, const LayerWeights& weights, const KvLayer& cache, bool first,
-           const TraceScope& trace) const;
+           const TraceScope& trace, const BatchView* logit_rows = nullptr) const;
   /// Ends a pass of at least one layer: out = norm of the stream, act [T, H]. `traced`: the layers
-  /// ran with a trace.
-  void End(const BatchView& batch, const Tensor& weight, const Tensor& out, bool traced) const;
+  /// ran with a trace; `of_logit_rows`: the last one had them, and so has `batch`.
+  void End(const BatchView& batch, const Tensor& weight, const Tensor& out, bool traced,
+           bool of_logit_rows = false) const;
   /// logits = head . the rows of `normed` that the batch names. Of `head`, [V / ranks, H], each
   /// rank has its rows: with logits F32 [R, V] all ranks get all of them, with F32 [R, V / ranks]
   /// each keeps its own.
@@ -78,11 +80,11 @@ class Layers {
   Communicator* SumOver(int64_t tokens) const {
     return communicator_.size() > 1 && tokens >= overlap_tokens_min_ ? &communicator_ : nullptr;
   }
-  /// Adds the delta, summed over the ranks, to the stream. Returns its normalised rows in the form
-  /// that `next` reads, in the layers' buffers; in the plain form besides when told so.
-  LinearInput AddNorm(const BatchView& batch, Delta delta, const Tensor& weight, const Weight& next,
-                      bool plain_too) const;
-  void AddNorm(const BatchView& batch, Delta delta, const Tensor& weight,
+  /// Adds the delta, summed over the ranks, to `stream`, act [T, H]. Returns its normalised rows in
+  /// the form that `next` reads, in the layers' buffers; in the plain form besides when told so.
+  LinearInput AddNorm(const BatchView& batch, const Tensor& stream, Delta delta,
+                      const Tensor& weight, const Weight& next, bool plain_too) const;
+  void AddNorm(const BatchView& batch, const Tensor& stream, Delta delta, const Tensor& weight,
                const LinearInput& out) const;
 
   Device& device_;
@@ -96,7 +98,7 @@ class Layers {
   Tensor normed_;            // act [T, H]
   Tensor delta_;             // act [T, H]  what attention or ffn adds to the residual
   QuantizedRows quantized_;  // of normed, where the next linear is FP8
-  Tensor logit_rows_;        // act [R, H]
+  Tensor logit_rows_;        // act [R, H]  the stream of these rows, then what the head reads
   Tensor logits_part_;       // F32 [R, V / ranks]; empty with one rank
 };
 

@@ -44,6 +44,7 @@ LatentAttention::LatentAttention(Device& device, const ModelConfig& config, DTyp
   query_latent_ = device.NewTensor(dtype, {tokens, config.query_latent});
   queries_ = device.NewTensor(dtype, {tokens, heads * config.head_size});
   heads_ = device.NewTensor(dtype, {tokens, heads * config.value_size});
+  logit_row_queries_ = device.NewTensor(dtype, {limits.logit_rows_max, heads * config.head_size});
   quantized_query_latent_ = QuantizedRows(device, tokens, config.query_latent);
   quantized_heads_ = QuantizedRows(device, tokens, heads * config.value_size);
 }
@@ -57,19 +58,23 @@ int64_t LatentAttention::BufferBytes(const ModelConfig& config, DType dtype,
              (2 * config.query_latent + config.cell_size() +
               heads * (config.head_size + config.value_size)) *
              ByteSize(dtype) +
+         limits.logit_rows_max * heads * config.head_size * ByteSize(dtype) +
          QuantizedRows::Bytes(tokens, config.query_latent) +
          QuantizedRows::Bytes(tokens, heads * config.value_size);
 }
 
-void LatentAttention::Forward(const BatchView& batch, const LatentAttentionWeights& weights,
-                              const KvLayer& cache, const LinearInput& in, const Tensor& out,
-                              Communicator* sum_over, const TraceScope& trace) const {
+void LatentAttention::Forward(const BatchView& batch, const BatchView* logit_rows,
+                              const LatentAttentionWeights& weights, const KvLayer& cache,
+                              const LinearInput& in, const Tensor& out, Communicator* sum_over,
+                              const TraceScope& trace) const {
   const OpTable& ops = device_.ops();
-  const int64_t tokens = out.shape[0];
+  const BatchView& behind = logit_rows != nullptr ? *logit_rows : batch;
+  const int64_t tokens = batch.token_ids.shape[0];
+  const int64_t rows = out.shape[0];
   const Tensor latents = latents_.Rows(0, tokens);
   const Tensor query_latent = query_latent_.Rows(0, tokens);
-  const Tensor queries = queries_.Rows(0, tokens);
-  const Tensor heads = heads_.Rows(0, tokens);
+  Tensor queries = queries_.Rows(0, tokens);
+  const Tensor heads = heads_.Rows(0, rows);
   const float epsilon = static_cast<float>(config_.rms_norm_eps);
 
   ops.linear(device_, {.batch = batch,
@@ -102,9 +107,14 @@ void LatentAttention::Forward(const BatchView& batch, const LatentAttentionWeigh
                                .query_heads = config_.query_heads,
                                .cache = cache});
   trace("queries", queries);
+  if (logit_rows != nullptr) {
+    const Tensor gathered = logit_row_queries_.Rows(0, rows);
+    ops.gather_logit_rows(device_, {.batch = batch, .in = queries, .out = gathered});
+    queries = gathered;
+  }
   const bool plain = weights.out.scales.empty();
-  const Activation quantized = quantized_heads_.For(weights.out, tokens, heads.shape[1]);
-  ops.mla_attention(device_, {.batch = batch,
+  const Activation quantized = quantized_heads_.For(weights.out, rows, heads.shape[1]);
+  ops.mla_attention(device_, {.batch = behind,
                               .queries = queries,
                               .cache = cache,
                               .kv_up = weights.kv_up,
@@ -112,7 +122,7 @@ void LatentAttention::Forward(const BatchView& batch, const LatentAttentionWeigh
                               .out = plain ? heads : Tensor(),
                               .quantized = quantized});
   trace("heads", plain ? heads : quantized.values);
-  ops.linear(device_, {.batch = batch,
+  ops.linear(device_, {.batch = behind,
                        .in = LinearInput(heads, quantized).For(weights.out),
                        .weight = weights.out,
                        .bias = {},

@@ -61,6 +61,12 @@ bool DrawsBySlice(const SampleRow& row) {
   return row.target_id < 0 && row.logprobs < 0 && (row.temperature == 0 || !limited);
 }
 
+/// Whether logit rows are so few that the last layer is worth running on them apart.
+bool RowsApart(const StepSizes& sizes) {
+  constexpr int64_t kTokensPerRowMin = 4;
+  return !sizes.draft_layer && sizes.tokens >= kTokensPerRowMin * sizes.logit_rows;
+}
+
 template <typename T>
 void Assign(const char* memory, int64_t count, std::vector<T>* out) {
   const T* values = reinterpret_cast<const T*>(memory);
@@ -73,6 +79,7 @@ void Assign(const char* memory, int64_t count, std::vector<T>* out) {
 struct Batch::Layout {
   int64_t token_ids, positions, token_sequences, query_starts, kv_lengths, logit_tokens, counts;
   int64_t sample_rows, block_tables, edits, edit_contexts, masks;
+  int64_t row_ids, row_positions, row_sequences, row_starts, row_lengths, row_tokens, row_counts;
   int64_t next_ids, draft_counts, draft_rows;
   int64_t bytes;
 };
@@ -98,6 +105,15 @@ Batch::Layout Batch::LayoutOf(const StepSizes& sizes, int64_t mask_words) {
   layout.edits = placer.Place<LogitEdit>(sizes.edits);
   layout.edit_contexts = placer.Place<int32_t>(sizes.edit_contexts);
   layout.masks = placer.Place<uint32_t>(sizes.masks * mask_words);
+  if (sizes.rows_apart) {
+    layout.row_ids = placer.Place<int32_t>(sizes.logit_rows);
+    layout.row_positions = placer.Place<int32_t>(sizes.logit_rows);
+    layout.row_sequences = placer.Place<int32_t>(sizes.logit_rows);
+    layout.row_starts = placer.Place<int32_t>(sizes.sequences + 1);
+    layout.row_lengths = placer.Place<int32_t>(sizes.sequences);
+    layout.row_tokens = placer.Place<int32_t>(sizes.logit_rows);
+    layout.row_counts = placer.Place<int32_t>(3);
+  }
   if (sizes.draft_layer) {
     layout.next_ids = placer.Place<int32_t>(sizes.tokens);
     layout.draft_counts = placer.Place<int32_t>(3);
@@ -131,6 +147,7 @@ StepSizes Batch::Largest(const BatchLimits& limits) {
   sizes.edit_contexts = limits.edit_contexts_max;
   sizes.masks = limits.masks_max;
   sizes.logprobs = true;
+  sizes.rows_apart = true;
   sizes.draft_layer = limits.drafts_max > 0;
   sizes.draft_rows = sizes.draft_layer ? sizes.sequences : 0;
   sizes.drafts = limits.drafts_max;
@@ -206,6 +223,7 @@ StepSizes Batch::SizesOf(const StepPlan& plan) const {
   sizes.prompts_begin = PromptsBegin(plan);
   sizes.whole_logits = limits_.step.vocabulary_slices > 1 &&
                        !std::all_of(plan.sample_rows.begin(), plan.sample_rows.end(), DrawsBySlice);
+  sizes.rows_apart = RowsApart(sizes);
   if (!device_.CanCapture()) return sizes;
   for (int64_t StepSizes::*size :
        {&StepSizes::sequences, &StepSizes::logit_rows, &StepSizes::edits, &StepSizes::edit_contexts,
@@ -217,6 +235,7 @@ StepSizes Batch::SizesOf(const StepPlan& plan) const {
   if (sizes.prompts_begin > 0) {
     sizes.prompts_begin = TokenBucket(sizes.prompts_begin, sizes.tokens);
   }
+  sizes.rows_apart = RowsApart(sizes);
   return sizes;
 }
 
@@ -234,6 +253,7 @@ void Batch::CheckPlan(const StepPlan& plan) const {
   CHECK_EQ(plan.query_starts.back(), tokens);
   CHECK_EQ(SizeOf(plan.block_tables), sequences * plan.blocks_max);
   CHECK_EQ(plan.sample_rows.size(), plan.logit_tokens.size());
+  CHECK(std::is_sorted(plan.logit_tokens.begin(), plan.logit_tokens.end()));
   CHECK_LE(SizeOf(plan.edits), largest.edits);
   CHECK_LE(SizeOf(plan.edit_contexts), largest.edit_contexts);
   CHECK_LE(SizeOf(plan.masks), largest.masks * mask_words());
@@ -274,6 +294,30 @@ void Batch::FillStaging(const StepPlan& plan, const Layout& layout, char* host) 
   }
 }
 
+void Batch::FillRowStaging(const StepPlan& plan, const Layout& layout, char* host) const {
+  std::vector<int32_t> ids, positions, sequences, rows;
+  std::vector<int32_t> starts{0}, lengths;
+  for (const int32_t token : plan.logit_tokens) {
+    rows.push_back(static_cast<int32_t>(rows.size()));
+    ids.push_back(plan.token_ids[token]);
+    positions.push_back(plan.positions[token]);
+    sequences.push_back(plan.token_sequences[token]);
+  }
+  for (size_t s = 0; s < plan.kv_lengths.size(); ++s) {
+    const auto end = std::upper_bound(sequences.begin(), sequences.end(), static_cast<int32_t>(s));
+    starts.push_back(static_cast<int32_t>(end - sequences.begin()));
+    lengths.push_back(starts[s] == starts[s + 1] ? 0 : plan.kv_lengths[s]);
+  }
+  CopyPadded(ids, sizes_.logit_rows, 0, host + layout.row_ids);
+  CopyPadded(positions, sizes_.logit_rows, 0, host + layout.row_positions);
+  CopyPadded(sequences, sizes_.logit_rows, 0, host + layout.row_sequences);
+  CopyPadded(starts, sizes_.sequences + 1, starts.back(), host + layout.row_starts);
+  CopyPadded(lengths, sizes_.sequences, 0, host + layout.row_lengths);
+  CopyPadded(rows, sizes_.logit_rows, 0, host + layout.row_tokens);
+  const int32_t counts[3] = {starts.back(), static_cast<int32_t>(lengths.size()), starts.back()};
+  std::memcpy(host + layout.row_counts, counts, sizeof(counts));
+}
+
 void Batch::FillDraftStaging(const StepPlan& plan, const Layout& layout, char* host) const {
   CopyPadded(plan.next_ids, sizes_.tokens, 0, host + layout.next_ids);
   CopyPadded(plan.draft_rows, sizes_.draft_rows, DraftRow{}, host + layout.draft_rows);
@@ -289,6 +333,7 @@ void Batch::Upload(const StepPlan& plan, int32_t staging) {
   const Layout layout = LayoutOf(sizes_, mask_words());
   char* host = staging_[staging];
   FillStaging(plan, layout, host);
+  if (sizes_.rows_apart) FillRowStaging(plan, layout, host);
   if (sizes_.draft_layer) FillDraftStaging(plan, layout, host);
   device_.CopyToDevice(step_memory_, host, layout.bytes);
   SetViews(layout);
@@ -316,6 +361,17 @@ void Batch::SetViews(const Layout& layout) {
   masks_ = {};
   if (sizes_.masks > 0) {
     masks_ = Tensor(step_memory_ + layout.masks, DType::kI32, {sizes_.masks, mask_words()});
+  }
+  if (sizes_.rows_apart) {
+    row_view_ = view_;
+    row_view_.token_ids = ints(layout.row_ids, sizes_.logit_rows);
+    row_view_.positions = ints(layout.row_positions, sizes_.logit_rows);
+    row_view_.token_sequences = ints(layout.row_sequences, sizes_.logit_rows);
+    row_view_.query_starts = ints(layout.row_starts, sizes_.sequences + 1);
+    row_view_.kv_lengths = ints(layout.row_lengths, sizes_.sequences);
+    row_view_.logit_tokens = ints(layout.row_tokens, sizes_.logit_rows);
+    row_view_.counts = ints(layout.row_counts, 3);
+    row_view_.prompts_begin = -1;
   }
   next_view_ = {};
   draft_rows_ = nullptr;

@@ -12,6 +12,10 @@
 // length hardly makes other steps); on others they are exact. T goes in steps of 128 from 1024 on:
 // such steps are not captured, and padding costs as much as tokens there. R is at least 1. Padding
 // is zeros, apart from query_starts (T_valid) and sample slots (-1).
+//
+// Of most tokens of a prompt nobody wants logits, and of these the last layer need not compute more
+// than K and V. Where logit rows are few beside the tokens, and no draft layer wants all hidden
+// states, the logit rows come as a batch of their own too.
 #pragma once
 
 #include <cstdint>
@@ -33,6 +37,7 @@ struct StepSizes {
   int64_t masks = 0;           // rows
   bool logprobs = false;       // some row wants them
   bool draft_layer = false;    // it runs over the step's tokens
+  bool rows_apart = false;     // the logit rows are a batch of their own too
   int64_t draft_rows = 0;      // D
   int64_t drafts = 0;          // K
   int64_t prompts_begin = -1;  // as BatchView's, rounded up like tokens
@@ -88,6 +93,9 @@ class Batch {
 
   const StepSizes& sizes() const { return sizes_; }
   const BatchView& view() const { return view_; }
+  /// The batch of the logit rows alone, for Glm::Forward; null where the sizes' rows_apart is
+  /// false. Sequences without one have no tokens in it, and a length of 0.
+  const BatchView* logit_row_view() const { return sizes_.rows_apart ? &row_view_ : nullptr; }
   /// F32 [R, V]; [R, V / ranks] where the sizes' whole_logits is false.
   const Tensor& logits() const { return logits_; }
   const Tensor& ids() const { return ids_; }  // I32 [R]
@@ -113,6 +121,7 @@ class Batch {
 
   void CheckPlan(const StepPlan& plan) const;
   void FillStaging(const StepPlan& plan, const Layout& layout, char* host) const;
+  void FillRowStaging(const StepPlan& plan, const Layout& layout, char* host) const;
   void FillDraftStaging(const StepPlan& plan, const Layout& layout, char* host) const;
   void SetViews(const Layout& layout);
   void SetResultViews();
@@ -131,6 +140,7 @@ class Batch {
 
   StepSizes sizes_;
   BatchView view_;
+  BatchView row_view_;
   const SampleRow* sample_rows_ = nullptr;
   const LogitEdit* edits_ = nullptr;
   const int32_t* edit_contexts_ = nullptr;

@@ -389,7 +389,7 @@ void Rank::IssueOps() {
   const KvCache& cache = machine_->cache;
   // Penalties and edits look back at the step's own tokens too.
   device.ops().store_tokens(device, {.batch = batch.view(), .cache = cache.tokens});
-  machine_->model->Forward(batch.view(), cache, batch.logits());
+  machine_->model->Forward(batch.view(), cache, batch.logits(), batch.logit_row_view());
   machine_->sampler->Run(batch.sample_args(cache.tokens));
   if (batch.sizes().draft_layer) machine_->drafter->Run(*machine_->model, cache, batch);
 }

@@ -214,14 +214,44 @@ TEST(BatchTest, ExactSizesWithoutCapture) {
   CheckShape(batch.ids(), DType::kI32, {1}, "ids");
 }
 
+TEST(BatchTest, FewLogitRowsAreABatchOfTheirOwn) {
+  HostDevice device(/*can_capture=*/false);
+  Batch batch(device, SmallLimits());
+  StepPlan plan = TwoSequences();
+  batch.Upload(plan, 0);
+  ASSERT_NE(batch.logit_row_view(), nullptr);
+  const BatchView rows = *batch.logit_row_view();
+  EXPECT_EQ(Ints(rows.token_ids), std::vector<int32_t>{~3});
+  EXPECT_EQ(Ints(rows.positions), std::vector<int32_t>{20});
+  EXPECT_EQ(Ints(rows.token_sequences), std::vector<int32_t>{1});
+  EXPECT_EQ(Ints(rows.query_starts), (std::vector<int32_t>{0, 0, 1}));
+  EXPECT_EQ(Ints(rows.kv_lengths), (std::vector<int32_t>{0, 21}));
+  EXPECT_EQ(Ints(rows.logit_tokens), std::vector<int32_t>{0});
+  EXPECT_EQ(Ints(rows.counts), (std::vector<int32_t>{1, 2, 1}));
+  EXPECT_EQ(rows.block_tables.data, batch.view().block_tables.data);
+
+  plan.logit_tokens = {3, 4};  // of five
+  plan.sample_rows.push_back(plan.sample_rows[0]);
+  batch.Upload(plan, 0);
+  EXPECT_EQ(batch.logit_row_view(), nullptr);
+
+  // A draft layer wants the hidden states of all.
+  plan = TwoSequences();
+  plan.next_ids = {12, 13, 14, 15, ~0};
+  batch.Upload(plan, 0);
+  EXPECT_EQ(batch.logit_row_view(), nullptr);
+}
+
 TEST(BatchTest, BucketsWithCapture) {
   HostDevice device(/*can_capture=*/true);
   Batch batch(device, SmallLimits());
   StepPlan plan = TwoSequences();
   batch.Upload(plan, 0);
   const BatchView& view = batch.view();
-  EXPECT_EQ(batch.SizesOf(plan),
-            (StepSizes{.tokens = 6, .sequences = 2, .logit_rows = 1, .blocks_max = 9}));
+  EXPECT_EQ(
+      batch.SizesOf(plan),
+      (StepSizes{
+          .tokens = 6, .sequences = 2, .logit_rows = 1, .blocks_max = 9, .rows_apart = true}));
   EXPECT_EQ(Ints(view.token_ids), (std::vector<int32_t>{11, 12, 13, 14, ~3, 0}));
   EXPECT_EQ(Ints(view.token_sequences), (std::vector<int32_t>{0, 0, 0, 0, 1, 0}));
   EXPECT_EQ(Ints(view.block_tables),

@@ -116,6 +116,34 @@ TEST_P(GoldenTest, ChunkedAndBatched) {
   EXPECT_EQ(third_ids, greedy_);
 }
 
+// The last layer on the logit rows alone gives what it gives on all, to the bit: no row of a
+// sequence, of several, of a chunk that ends within the prompt, and beside a decoding sequence.
+TEST_P(GoldenTest, LogitRowsApart) {
+  Stepper all(folder(), DType::kF32);
+  Stepper apart(folder(), DType::kF32);
+  struct Case {
+    std::vector<Chunk> chunks;
+    Ids wanted;
+  };
+  const std::vector<Case> cases = {
+      {{{0, Part(prompt_, 0, 20)}, {1, Part(prompt_, 0, 30)}}, {}},
+      {{{0, Part(prompt_, 20, 50)}, {1, Part(prompt_, 30, 33)}, {2, prompt_}}, {0, 2}},
+      {{{2, {greedy_[0]}}, {1, Part(prompt_, 33, 50)}}, {0, 1}},
+  };
+  for (const Case& step : cases) {
+    const Rows of_all = all.Step(step.chunks);
+    Rows expected;
+    size_t end = 0;
+    for (size_t s = 0; s < step.chunks.size(); ++s) {
+      end += step.chunks[s].ids.size();
+      if (std::count(step.wanted.begin(), step.wanted.end(), s) > 0) {
+        expected.push_back(of_all[end - 1]);
+      }
+    }
+    EXPECT_EQ(apart.StepApart(step.chunks, step.wanted), expected);
+  }
+}
+
 INSTANTIATE_TEST_SUITE_P(Float32, GoldenTest,
                          testing::Values("glm4_moe/norm_bias", "glm4_moe/air", "glm4_moe/tied",
                                          "glm4_moe/bfloat16", "glm4_moe_lite/flash",

@@ -122,42 +122,44 @@ class Stepper {
 
   // Logits of every token, chunk after chunk.
   Rows Step(const std::vector<Chunk>& chunks) {
-    Ids token_ids, positions, token_sequences, query_starts{0}, kv_lengths, tables;
-    for (size_t s = 0; s < chunks.size(); ++s) {
-      const Chunk& chunk = chunks[s];
-      int32_t& length = lengths_[chunk.sequence];
-      for (const int32_t id : chunk.ids) {
-        token_ids.push_back(id);
-        positions.push_back(length++);
-        token_sequences.push_back(static_cast<int32_t>(s));
-      }
-      query_starts.push_back(static_cast<int32_t>(token_ids.size()));
-      kv_lengths.push_back(length);
-      for (int32_t i = 0; i < kBlocksMax; ++i) {
-        // 7 and 41 have no common divisor: sequences' blocks are far apart and interleaved.
-        tables.push_back((chunk.sequence * kBlocksMax + i) * 7 % 41);
-      }
-    }
-    const auto tokens = static_cast<int32_t>(token_ids.size());
-    Ids logit_tokens(tokens);
-    std::iota(logit_tokens.begin(), logit_tokens.end(), 0);
-    const Ids counts{tokens, static_cast<int32_t>(chunks.size()), tokens};
-
-    constexpr int64_t kPadding = 3;
-    const int64_t padded = std::min(tokens + kPadding, kTokensMax);
-    const int64_t sequences = static_cast<int64_t>(chunks.size());
-    next_input_ = input_;
-    batch_ = BatchView{.token_ids = Upload(token_ids, {padded}),
-                       .positions = Upload(positions, {padded}),
-                       .token_sequences = Upload(token_sequences, {padded}),
-                       .query_starts = Upload(query_starts, {sequences + 1}),
-                       .kv_lengths = Upload(kv_lengths, {sequences}),
-                       .block_tables = Upload(tables, {sequences, kBlocksMax}),
-                       .logit_tokens = Upload(logit_tokens, {padded}),
-                       .counts = Upload(counts, {3}),
-                       .last_ids = last_ids_};
-    model_->Forward(batch_, cache_, logits_.Rows(0, padded));
+    const int32_t tokens = NewBatch(chunks);
+    model_->Forward(batch_, cache_, logits_.Rows(0, batch_.token_ids.shape[0]));
     return Logits(tokens);
+  }
+
+  // Logits of the last token of each chunk whose place in `chunks` is in `wanted`, with the last
+  // layer run on these rows alone.
+  Rows StepApart(const std::vector<Chunk>& chunks, const Ids& wanted) {
+    NewBatch(chunks);
+    Ids ids, positions, starts{0}, lengths, tokens, rows;
+    int32_t token = -1;
+    for (int32_t s = 0; s < static_cast<int32_t>(chunks.size()); ++s) {
+      token += static_cast<int32_t>(chunks[s].ids.size());
+      const bool row = std::count(wanted.begin(), wanted.end(), s) > 0;
+      lengths.push_back(row ? lengths_[chunks[s].sequence] : 0);
+      if (row) {
+        rows.push_back(static_cast<int32_t>(rows.size()));
+        tokens.push_back(token);
+        ids.push_back(chunks[s].ids.back());
+        positions.push_back(lengths.back() - 1);
+      }
+      starts.push_back(static_cast<int32_t>(rows.size()));
+    }
+    const auto count = static_cast<int32_t>(rows.size());
+    const auto sequences = static_cast<int32_t>(chunks.size());
+    const int64_t padded = count + 2;
+    batch_.logit_tokens = Upload(tokens, {padded});
+    batch_.counts = Upload({batch_tokens_, sequences, count}, {3});
+    BatchView apart = batch_;
+    apart.token_ids = Upload(ids, {padded});
+    apart.positions = Upload(positions, {padded});
+    apart.token_sequences = Upload(wanted, {padded});
+    apart.query_starts = Upload(starts, {sequences + 1});
+    apart.kv_lengths = Upload(lengths, {sequences});
+    apart.logit_tokens = Upload(rows, {padded});
+    apart.counts = Upload({count, sequences, count}, {3});
+    model_->Forward(batch_, cache_, logits_.Rows(0, padded), &apart);
+    return Logits(count);
   }
 
   // Draft logits of every token of the last Step, of which `next_ids` are the ids after each.
@@ -230,6 +232,46 @@ class Stepper {
     return rows;
   }
 
+  // Makes `chunks` the batch, with logits of every token; returns how many there are.
+  int32_t NewBatch(const std::vector<Chunk>& chunks) {
+    Ids token_ids, positions, token_sequences, query_starts{0}, kv_lengths, tables;
+    for (size_t s = 0; s < chunks.size(); ++s) {
+      const Chunk& chunk = chunks[s];
+      int32_t& length = lengths_[chunk.sequence];
+      for (const int32_t id : chunk.ids) {
+        token_ids.push_back(id);
+        positions.push_back(length++);
+        token_sequences.push_back(static_cast<int32_t>(s));
+      }
+      query_starts.push_back(static_cast<int32_t>(token_ids.size()));
+      kv_lengths.push_back(length);
+      for (int32_t i = 0; i < kBlocksMax; ++i) {
+        // 7 and 41 have no common divisor: sequences' blocks are far apart and interleaved.
+        tables.push_back((chunk.sequence * kBlocksMax + i) * 7 % 41);
+      }
+    }
+    const auto tokens = static_cast<int32_t>(token_ids.size());
+    Ids logit_tokens(tokens);
+    std::iota(logit_tokens.begin(), logit_tokens.end(), 0);
+    const Ids counts{tokens, static_cast<int32_t>(chunks.size()), tokens};
+
+    constexpr int64_t kPadding = 3;
+    const int64_t padded = std::min(tokens + kPadding, kTokensMax);
+    const int64_t sequences = static_cast<int64_t>(chunks.size());
+    next_input_ = input_;
+    batch_ = BatchView{.token_ids = Upload(token_ids, {padded}),
+                       .positions = Upload(positions, {padded}),
+                       .token_sequences = Upload(token_sequences, {padded}),
+                       .query_starts = Upload(query_starts, {sequences + 1}),
+                       .kv_lengths = Upload(kv_lengths, {sequences}),
+                       .block_tables = Upload(tables, {sequences, kBlocksMax}),
+                       .logit_tokens = Upload(logit_tokens, {padded}),
+                       .counts = Upload(counts, {3}),
+                       .last_ids = last_ids_};
+    batch_tokens_ = tokens;
+    return tokens;
+  }
+
   // A tensor of `shape` on the device; what `values` do not fill is rubbish.
   Tensor Upload(const Ids& values, std::initializer_list<int64_t> shape) {
     Tensor tensor(next_input_, DType::kI32, shape);
@@ -246,7 +288,8 @@ class Stepper {
   StepLimits limits_;
   std::unique_ptr<Glm> model_;
   KvCache cache_;
-  BatchView batch_;      // of the last Step
+  BatchView batch_;  // of the last Step
+  int32_t batch_tokens_ = 0;
   Tensor logits_;        // F32 [T, V]
   Tensor last_ids_;      // I32 [slots]
   Tensor draft_hidden_;  // act [1, H]
