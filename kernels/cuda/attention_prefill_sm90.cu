@@ -147,12 +147,13 @@ __device__ void Produce(const AttentionParams& p, const CUtensorMap* queries,
 template <int kHeadSize>
 __device__ __forceinline__ void IssueScores(uint32_t queries, uint32_t keys,
                                             float (&scores)[kStep / 2]) {
+  const uint32_t query = WgmmaDescriptor(queries);
+  const uint32_t key = WgmmaDescriptor(keys);
   WgmmaFence();
 #pragma unroll
   for (int k = 0; k < kHeadSize / 16; ++k) {
-    const uint32_t offset = k / 4 * kHalfBytes + k % 4 * 32;
-    Wgmma<false, kStep>::Run(scores, WgmmaDescriptor(queries + offset),
-                             WgmmaDescriptor(keys + offset), k > 0);
+    const uint32_t further = WgmmaBytes(k / 4 * kHalfBytes + k % 4 * 32);
+    Wgmma<false, kStep>::Run(scores, query + further, key + further, k > 0);
   }
   WgmmaCommit();
 }
@@ -175,7 +176,7 @@ __device__ __forceinline__ void ConsumeTile(const AttentionParams& p, const Tile
                                             int thread, uint32_t query_parity, int& stage,
                                             uint32_t& parity) {
   using L = Layout<kHeadSize>;
-  const int warpgroup = thread / 128;
+  const int warpgroup = Uniform(thread / 128);
   const int lane = thread % kWarp;
   const int low_row = warpgroup * 64 + thread % 128 / kWarp * 16 + lane / 4;
   SoftmaxRows rows;
@@ -187,7 +188,8 @@ __device__ __forceinline__ void ConsumeTile(const AttentionParams& p, const Tile
   // Steps that end with what the first row of this warpgroup sees, or before, need no mask.
   const int first_row = min(warpgroup * 64, tile.tokens - 1);
   const int unmasked = p.positions[tile.token + first_row] + 1;
-  const int steps = (tile.length + kStep - 1) / kStep;
+  const int steps = Uniform((tile.length + kStep - 1) / kStep);
+  const int steps_unmasked = Uniform(min(steps, unmasked / kStep) - 1);
   const uint32_t queries = base + warpgroup * 64 * 128;
 
   float scores[kStep / 2];
@@ -210,11 +212,11 @@ __device__ __forceinline__ void ConsumeTile(const AttentionParams& p, const Tile
   PackProbabilities(scores, probabilities);
 
   const auto issue_out = [&](uint32_t values) {
+    const uint32_t value = WgmmaDescriptorTransposed(values, kHalfBytes);
     WgmmaFence();
 #pragma unroll
     for (int k = 0; k < kStep / 16; ++k) {
-      WgmmaRegisters<kHeadSize>::Run(out, probabilities[k],
-                                     WgmmaDescriptorTransposed(values + k * 16 * 128, kHalfBytes));
+      WgmmaRegisters<kHeadSize>::Run(out, probabilities[k], value + WgmmaBytes(k * 16 * 128));
     }
     WgmmaCommit();
   };
@@ -241,7 +243,7 @@ __device__ __forceinline__ void ConsumeTile(const AttentionParams& p, const Tile
     parity = next_parity;
   };
   int step = 0;
-  for (; step < min(steps, unmasked / kStep) - 1; ++step) advance(step, std::false_type());
+  for (; step < steps_unmasked; ++step) advance(step, std::false_type());
   for (; step < steps - 1; ++step) advance(step, std::true_type());
   BarrierWait(SharedAddress(&state.value_full[stage]), parity);
   if (steps * kStep > tile.length) {

@@ -160,11 +160,13 @@ __device__ void Produce(const MlaParams& p, const Maps& maps, SharedState& state
 
 __device__ __forceinline__ void IssueScores(uint32_t queries, uint32_t keys,
                                             float (&scores)[kStep / 2]) {
+  const uint32_t query = WgmmaDescriptor(queries);
+  const uint32_t key = WgmmaDescriptor(keys);
   WgmmaFence();
 #pragma unroll
   for (int k = 0; k < kHeadSize / 16; ++k) {
-    Wgmma<false, kStep>::Run(scores, WgmmaDescriptor(queries + k / 4 * kQueryBoxBytes + k % 4 * 32),
-                             WgmmaDescriptor(keys + k / 4 * kBoxBytes + k % 4 * 32), k > 0);
+    Wgmma<false, kStep>::Run(scores, query + WgmmaBytes(k / 4 * kQueryBoxBytes + k % 4 * 32),
+                             key + WgmmaBytes(k / 4 * kBoxBytes + k % 4 * 32), k > 0);
   }
   WgmmaCommit();
 }
@@ -198,7 +200,7 @@ __device__ __forceinline__ void ConsumeTile(const MlaParams& p, const Tile& tile
                                             SharedState& state, uint32_t base, uint8_t* base_bytes,
                                             int thread, int& stage, uint32_t& parity,
                                             BFloat16* target, int64_t target_stride) {
-  const int warpgroup = thread / 128;
+  const int warpgroup = Uniform(thread / 128);
   const int lane = thread % kWarp;
   const int low_row = warpgroup * 64 + thread % 128 / kWarp * 16 + lane / 4;
   SoftmaxRows rows;
@@ -209,9 +211,8 @@ __device__ __forceinline__ void ConsumeTile(const MlaParams& p, const Tile& tile
   }
   // Steps that end with what the first row of this warpgroup sees, or before, need no mask.
   const int unmasked = tile.position + min(warpgroup * 64, tile.tokens - 1) + 1;
-  // Steps up to the last row of this warpgroup; the first one's rows end before the tile's.
-  const int last_row = min((warpgroup + 1) * 64, tile.tokens);
-  const int steps = (tile.position + last_row + kStep - 1) / kStep;
+  const int steps = Uniform(tile.steps());
+  const int steps_unmasked = Uniform(min(steps, unmasked / kStep) - 1);
   const uint32_t queries = base + warpgroup * 64 * 128;
 
   float scores[kStep / 2];
@@ -228,14 +229,14 @@ __device__ __forceinline__ void ConsumeTile(const MlaParams& p, const Tile& tile
     if (lane == 0) BarrierArrive(SharedAddress(&barrier));
   };
   const auto issue_out = [&](uint32_t values) {
+    const uint32_t value = WgmmaDescriptorTransposed(values, kBoxBytes);
     WgmmaFence();
 #pragma unroll
     for (int k = 0; k < kStep / 16; ++k) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        WgmmaRegisters<kHalf>::Run(
-            out[h], probabilities[k],
-            WgmmaDescriptorTransposed(values + h * 2 * kBoxBytes + k * 16 * 128, kBoxBytes));
+        WgmmaRegisters<kHalf>::Run(out[h], probabilities[k],
+                                   value + WgmmaBytes(h * 2 * kBoxBytes + k * 16 * 128));
       }
     }
     WgmmaCommit();
@@ -271,7 +272,7 @@ __device__ __forceinline__ void ConsumeTile(const MlaParams& p, const Tile& tile
     parity = next_parity;
   };
   int step = 0;
-  for (; step < min(steps, unmasked / kStep) - 1; ++step) advance(step, std::false_type());
+  for (; step < steps_unmasked; ++step) advance(step, std::false_type());
   for (; step < steps - 1; ++step) advance(step, std::true_type());
   BarrierWait(SharedAddress(&state.value_full[stage]), parity);
   if (steps * kStep > tile.length()) {
@@ -283,20 +284,9 @@ __device__ __forceinline__ void ConsumeTile(const MlaParams& p, const Tile& tile
   issue_out(ValuesAt(base, stage));
   WgmmaWait<0>();
   release(state.value_empty[stage]);
-  const auto pass_stage = [&] {
-    if (++stage == kStages) {
-      stage = 0;
-      parity ^= 1;
-    }
-  };
-  pass_stage();
-  for (int step = steps; step < tile.steps(); ++step) {
-    // Only what has come may be given back: else it would count for the stage's use before.
-    BarrierWait(SharedAddress(&state.key_full[stage]), parity);
-    release(state.key_empty[stage]);
-    BarrierWait(SharedAddress(&state.value_full[stage]), parity);
-    release(state.value_empty[stage]);
-    pass_stage();
+  if (++stage == kStages) {
+    stage = 0;
+    parity ^= 1;
   }
   release(state.query_empty);
   StoreTile(tile, rows, low_row, lane, out, target, target_stride);

@@ -168,11 +168,13 @@ __device__ void Produce(const MlaParams& p, const CUtensorMap* absorbed, const C
 
 __device__ __forceinline__ void IssueScores(uint32_t queries, uint32_t cells,
                                             float (&scores)[kStep / 2]) {
+  const uint32_t query = WgmmaDescriptor(queries);
+  const uint32_t cell = WgmmaDescriptor(cells);
   WgmmaFence();
 #pragma unroll
   for (int k = 0; k < (kLatent + kRope) / 16; ++k) {
-    Wgmma<false, kStep>::Run(scores, WgmmaDescriptor(queries + k / 4 * kQueryBoxBytes + k % 4 * 32),
-                             WgmmaDescriptor(cells + k / 4 * kCellBoxBytes + k % 4 * 32), k > 0);
+    Wgmma<false, kStep>::Run(scores, query + WgmmaBytes(k / 4 * kQueryBoxBytes + k % 4 * 32),
+                             cell + WgmmaBytes(k / 4 * kCellBoxBytes + k % 4 * 32), k > 0);
   }
   WgmmaCommit();
 }
@@ -241,7 +243,7 @@ __device__ __forceinline__ void ConsumeItem(const MlaParams& p, const Item& item
                                             SharedState& state, uint32_t base, uint8_t* base_bytes,
                                             int consumer, uint32_t query_parity, int& stage,
                                             uint32_t& parity, BFloat16* latents, float* parts) {
-  const int warpgroup = consumer / 128;
+  const int warpgroup = Uniform(consumer / 128);
   const int thread = consumer % 128;
   const int lane = thread % kWarp;
   SoftmaxRows rows;
@@ -267,16 +269,15 @@ __device__ __forceinline__ void ConsumeItem(const MlaParams& p, const Item& item
     if (lane == 0) BarrierArrive(SharedAddress(&barrier));
   };
   const auto issue_out = [&](uint32_t cells) {
-    const uint32_t columns = cells + warpgroup * 4 * kCellBoxBytes;
+    const uint32_t columns =
+        WgmmaDescriptorTransposed(cells + warpgroup * 4 * kCellBoxBytes, kCellBoxBytes);
     WgmmaFence();
 #pragma unroll
     for (int k = 0; k < kStep / 16; ++k) {
 #pragma unroll
       for (int h = 0; h < 2; ++h) {
-        WgmmaRegisters<kHalf>::Run(
-            out[h], probabilities[k],
-            WgmmaDescriptorTransposed(columns + h * 2 * kCellBoxBytes + k * 16 * 128,
-                                      kCellBoxBytes));
+        WgmmaRegisters<kHalf>::Run(out[h], probabilities[k],
+                                   columns + WgmmaBytes(h * 2 * kCellBoxBytes + k * 16 * 128));
       }
     }
     WgmmaCommit();
@@ -309,9 +310,11 @@ __device__ __forceinline__ void ConsumeItem(const MlaParams& p, const Item& item
     stage = next_stage;
     parity = next_parity;
   };
-  int step = item.step_begin + 1;
-  for (; step < min(item.step_end, unmasked / kStep); ++step) advance(step, std::false_type());
-  for (; step < item.step_end; ++step) advance(step, std::true_type());
+  int step = Uniform(item.step_begin + 1);
+  const int step_end = Uniform(item.step_end);
+  const int unmasked_end = Uniform(min(step_end, unmasked / kStep));
+  for (; step < unmasked_end; ++step) advance(step, std::false_type());
+  for (; step < step_end; ++step) advance(step, std::true_type());
   if (item.step_end * kStep > item.length) {
     ZeroPast(base_bytes + (StageAt(base, stage) - base), warpgroup,
              item.length - (item.step_end - 1) * kStep, thread);

@@ -25,9 +25,9 @@ struct ThreadRows {
   int low;  // within the box
 
   __device__ explicit ThreadRows(int consumer)
-      : group(consumer / kGroupThreads),
+      : group(Uniform(consumer / kGroupThreads)),
         thread(consumer % kGroupThreads),
-        warp(consumer / kWarp),
+        warp(Uniform(consumer / kWarp)),
         lane(consumer % kWarp),
         low(warp * 16 + lane / 4) {}
   /// Columns of accumulators 4j and 4j + 1.

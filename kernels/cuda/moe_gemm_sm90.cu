@@ -121,16 +121,17 @@ __device__ __forceinline__ void Multiply(const MoeGemmParams& p, State& state, c
   for (int step = 0; step < depth_steps; ++step) {
     BarrierWait(SharedAddress(&state.full[place.stage]), place.parity);
     const uint32_t base = ring + place.stage * C::kStageBytes;
-    const uint64_t tokens = WgmmaDescriptor(base + kBoxes * kBoxBytes);
+    const uint32_t tokens = WgmmaDescriptor(base + kBoxes * kBoxBytes);
     if constexpr (C::kFp8) {
 #pragma unroll
       for (int box = 0; box < kBoxes; ++box) {
         float fresh[kColumns / 2];
-        const uint64_t weights = WgmmaDescriptor(base + box * kBoxBytes + rows_offset);
+        const uint32_t weights = WgmmaDescriptor(base + box * kBoxBytes + rows_offset);
         WgmmaFence();
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-          Wgmma<true, kColumns>::Run(fresh, weights + 2 * k, tokens + 2 * k, k > 0);
+          Wgmma<true, kColumns>::Run(fresh, weights + WgmmaBytes(32 * k),
+                                     tokens + WgmmaBytes(32 * k), k > 0);
         }
         WgmmaCommit();
         WgmmaWait<0>();
@@ -141,10 +142,11 @@ __device__ __forceinline__ void Multiply(const MoeGemmParams& p, State& state, c
       WgmmaFence();
 #pragma unroll
       for (int box = 0; box < kBoxes; ++box) {
-        const uint64_t weights = WgmmaDescriptor(base + box * kBoxBytes + rows_offset);
+        const uint32_t weights = WgmmaDescriptor(base + box * kBoxBytes + rows_offset);
 #pragma unroll
         for (int k = 0; k < 4; ++k) {
-          Wgmma<false, kColumns>::Run(sum[box], weights + 2 * k, tokens + 2 * k, 1);
+          Wgmma<false, kColumns>::Run(sum[box], weights + WgmmaBytes(32 * k),
+                                      tokens + WgmmaBytes(32 * k), 1);
         }
       }
       WgmmaCommit();

@@ -190,15 +190,17 @@ __device__ __forceinline__ void WgmmaWait() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
-/// Descriptor of a K-major operand in shared memory, 128 bytes of K a row, rows 128 bytes apart,
-/// 128-byte swizzle; `address` is 1024-byte aligned plus the byte offset of k within the row.
-__device__ __forceinline__ uint64_t WgmmaDescriptor(uint32_t address) {
-  uint64_t descriptor = (address & 0x3FFFFu) >> 4;
-  descriptor |= static_cast<uint64_t>(1) << 16;          // leading offset: unused when swizzled
-  descriptor |= static_cast<uint64_t>(1024 >> 4) << 32;  // 8 rows of 128 bytes
-  descriptor |= static_cast<uint64_t>(1) << 62;          // 128-byte swizzle
-  return descriptor;
+/// Low word of the descriptor of a K-major operand in shared memory, 128 bytes of K a row, rows 128
+/// bytes apart, 128-byte swizzle; `address` is 1024-byte aligned plus the byte offset of k within
+/// the row. What lies `bytes` further has a word that is WgmmaBytes(bytes) larger: one addition, of
+/// which the products of a step need two each.
+__device__ __forceinline__ uint32_t WgmmaDescriptor(uint32_t address) {
+  constexpr uint32_t kLeading = 1 << 16;  // leading offset: unused when swizzled
+  return (address & 0x3FFFFu) >> 4 | kLeading;
 }
+__device__ __forceinline__ constexpr uint32_t WgmmaBytes(uint32_t bytes) { return bytes >> 4; }
+/// The high word of all of them: 8 rows of 128 bytes, 128-byte swizzle.
+#define GLM_DESCRIPTOR(name, low) "mov.b64 " name ", {" low ", 0x40000040};\n"
 
 #define GLM_D4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define GLM_D16(d, i) GLM_D4(d, i), GLM_D4(d, i + 4), GLM_D4(d, i + 8), GLM_D4(d, i + 12)
@@ -209,17 +211,18 @@ __device__ __forceinline__ uint64_t WgmmaDescriptor(uint32_t address) {
 template <bool kFp8, int N>
 struct Wgmma;
 
-#define GLM_WGMMA(kFp8, N, TYPE, REGS, D_OUT, A, B, P)                                        \
-  template <>                                                                                 \
-  struct Wgmma<kFp8, N> {                                                                     \
-    static __device__ __forceinline__ void Run(float (&d)[N / 2], uint64_t a, uint64_t b,     \
-                                               int accumulate) {                              \
-      asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " P                                      \
-                   ", 0;\nwgmma.mma_async.sync.aligned.m64n" #N TYPE " {" REGS "}, " A ", " B \
-                   ", p, 1, 1" GLM_TAIL_##kFp8 ";\n}\n"                                       \
-                   : D_OUT                                                                    \
-                   : "l"(a), "l"(b), "r"(accumulate));                                        \
-    }                                                                                         \
+#define GLM_WGMMA(kFp8, N, TYPE, REGS, D_OUT, A, B, P)                                           \
+  template <>                                                                                    \
+  struct Wgmma<kFp8, N> {                                                                        \
+    static __device__ __forceinline__ void Run(float (&d)[N / 2], uint32_t a, uint32_t b,        \
+                                               int accumulate) {                                 \
+      asm volatile(                                                                              \
+          "{\n.reg .pred p;\n.reg .b64 a, b;\nsetp.ne.b32 p, " P ", 0;\n" GLM_DESCRIPTOR("a", A) \
+              GLM_DESCRIPTOR("b", B) "wgmma.mma_async.sync.aligned.m64n" #N TYPE " {" REGS       \
+                                     "}, a, b, p, 1, 1" GLM_TAIL_##kFp8 ";\n}\n"                 \
+          : D_OUT                                                                                \
+          : "r"(a), "r"(b), "r"(accumulate));                                                    \
+    }                                                                                            \
   };
 #define GLM_TAIL_true ""
 #define GLM_TAIL_false ", 0, 0"
@@ -251,15 +254,11 @@ GLM_WGMMA(false, 32, GLM_BF16, GLM_REGS16, GLM_OUT16, "%16", "%17", "%18")
 GLM_WGMMA(false, 64, GLM_BF16, GLM_REGS32, GLM_OUT32, "%32", "%33", "%34")
 GLM_WGMMA(false, 128, GLM_BF16, GLM_REGS64, GLM_OUT64, "%64", "%65", "%66")
 
-/// Descriptor of an operand whose rows are k (16-bit values of 64 columns a row, rows 128 bytes
+/// The same of an operand whose rows are k (16-bit values of 64 columns a row, rows 128 bytes
 /// apart, 128-byte swizzle); the next 64 columns lie `column_bytes` further.
-__device__ __forceinline__ uint64_t WgmmaDescriptorTransposed(uint32_t address,
+__device__ __forceinline__ uint32_t WgmmaDescriptorTransposed(uint32_t address,
                                                               uint32_t column_bytes) {
-  uint64_t descriptor = (address & 0x3FFFFu) >> 4;
-  descriptor |= static_cast<uint64_t>(column_bytes >> 4) << 16;
-  descriptor |= static_cast<uint64_t>(1024 >> 4) << 32;  // 8 rows of k
-  descriptor |= static_cast<uint64_t>(1) << 62;
-  return descriptor;
+  return (address & 0x3FFFFu) >> 4 | column_bytes >> 4 << 16;
 }
 
 /// d[64 x N] += a[64 x 16] . b[16 x N], bf16; a in registers (as MmaBf16's, rows 16 * (warp) + g),
@@ -267,16 +266,17 @@ __device__ __forceinline__ uint64_t WgmmaDescriptorTransposed(uint32_t address,
 template <int N>
 struct WgmmaRegisters;
 
-#define GLM_WGMMA_REGISTERS(N, REGS, D_OUT, A, B)                                             \
-  template <>                                                                                 \
-  struct WgmmaRegisters<N> {                                                                  \
-    static __device__ __forceinline__ void Run(float (&d)[N / 2], const uint32_t (&a)[4],     \
-                                               uint64_t b) {                                  \
-      asm volatile("wgmma.mma_async.sync.aligned.m64n" #N GLM_BF16 " {" REGS "}, {" A "}, " B \
-                   ", 1, 1, 1, 1;\n"                                                          \
-                   : D_OUT                                                                    \
-                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b));                     \
-    }                                                                                         \
+#define GLM_WGMMA_REGISTERS(N, REGS, D_OUT, A, B)                                                 \
+  template <>                                                                                     \
+  struct WgmmaRegisters<N> {                                                                      \
+    static __device__ __forceinline__ void Run(float (&d)[N / 2], const uint32_t (&a)[4],         \
+                                               uint32_t b) {                                      \
+      asm volatile("{\n.reg .b64 b;\n" GLM_DESCRIPTOR(                                            \
+                       "b", B) "wgmma.mma_async.sync.aligned.m64n" #N GLM_BF16 " {" REGS "}, {" A \
+                               "}, b, 1, 1, 1, 1;\n}\n"                                           \
+                   : D_OUT                                                                        \
+                   : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b));                         \
+    }                                                                                             \
   };
 GLM_WGMMA_REGISTERS(64, GLM_REGS32, GLM_OUT32, "%32, %33, %34, %35", "%36")
 GLM_WGMMA_REGISTERS(128, GLM_REGS64, GLM_OUT64, "%64, %65, %66, %67", "%68")

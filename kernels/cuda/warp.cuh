@@ -29,6 +29,10 @@ __device__ __forceinline__ float WarpMax(float value) {
   return value;
 }
 
+/// A value that is the same in all lanes, known as such to the compiler: what depends on nothing
+/// else is computed once a warp, in uniform registers, where tensor cores look for addresses.
+__device__ __forceinline__ int Uniform(int value) { return __reduce_max_sync(kAllLanes, value); }
+
 /// The sum over the block, in every thread. `shared` holds 32 floats; the order of summation is
 /// fixed, so equal inputs give equal bits.
 __device__ __forceinline__ float BlockSum(float value, float* shared) {
