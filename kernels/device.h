@@ -82,6 +82,10 @@ class Device {
   virtual void CopyToHost(void* host_dst, const void* device_src, int64_t bytes) = 0;
   virtual void Fill(void* device_dst, uint8_t byte, int64_t bytes) = 0;
   virtual void Synchronize() = 0;
+  /// Whether the host waits after each op from here on, where it does not anyway: for the first
+  /// step of some sizes on ranks. Kernels that were never run may have to be loaded, for which a
+  /// driver waits for the kernels that run; one that waits for another rank must not be among them.
+  virtual void WaitAfterOps(bool /*wait*/) {}
   virtual std::unique_ptr<DeviceEvent> NewEvent() = 0;
 
   /// False on the CPU: then steps run eagerly.

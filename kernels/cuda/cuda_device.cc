@@ -80,7 +80,8 @@ CudaDevice::CudaDevice(int index, const cudaDeviceProp& properties, bool synchro
       index_(index),
       name_(properties.name),
       sm_count_(properties.multiProcessorCount),
-      synchronous_ops_(synchronous_ops) {
+      synchronous_ops_(synchronous_ops),
+      waits_after_ops_(synchronous_ops) {
   CUDA_CHECK(cudaSetDevice(index));
   CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   counters_ = static_cast<int32_t*>(Allocate(kCounters * sizeof(int32_t)));
@@ -188,7 +189,7 @@ OpScope::OpScope(Device& device, const char* name) : device_(static_cast<CudaDev
 
 OpScope::~OpScope() {
   cudaError_t status = cudaGetLastError();
-  if (status == cudaSuccess && device_.synchronous_ops_ && !device_.capturing_) {
+  if (status == cudaSuccess && device_.waits_after_ops_ && !device_.capturing_) {
     status = cudaStreamSynchronize(device_.stream());
   }
   CHECK(status == cudaSuccess) << "op " << device_.current_op_ << " failed on "

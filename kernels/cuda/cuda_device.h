@@ -36,6 +36,7 @@ class CudaDevice final : public Device {
   void CopyToHost(void* host_dst, const void* device_src, int64_t bytes) override;
   void Fill(void* device_dst, uint8_t byte, int64_t bytes) override;
   void Synchronize() override;
+  void WaitAfterOps(bool wait) override { waits_after_ops_ = wait || synchronous_ops_; }
   std::unique_ptr<DeviceEvent> NewEvent() override;
   bool CanCapture() const override { return true; }
   void BeginCapture() override;
@@ -48,6 +49,7 @@ class CudaDevice final : public Device {
   int exchange_sms() const { return exchange_sms_; }
   void set_exchange_sms(int sms) { exchange_sms_ = sms; }
   LtGemms& gemms() { return *gemms_; }
+  bool waits_after_ops() const { return waits_after_ops_; }
 
   /// The scratch piece, which must hold `bytes`; valid for the current op only.
   void* Scratch(int64_t bytes);
@@ -65,6 +67,7 @@ class CudaDevice final : public Device {
   const std::string name_;
   const int sm_count_;
   const bool synchronous_ops_;
+  bool waits_after_ops_;
   int exchange_sms_ = 0;
   bool sealed_ = false;
   bool capturing_ = false;

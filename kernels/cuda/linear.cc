@@ -4,6 +4,7 @@
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/lt_gemms.h"
+#include "kernels/cuda/side_stream.h"
 #include "kernels/cuda/small_gemm.h"
 #include "kernels/output_parts.h"
 
@@ -95,8 +96,10 @@ void Multiply(const OpScope& op, const LinearArgs& args) {
 void Linear(Device& device, const LinearArgs& args) {
   const OpScope op(device, "linear");
   if (args.sum_over == nullptr) return Multiply(op, args);
-  SumInParts(device, *args.sum_over, args.out,
-             [&](int64_t first, int64_t count) { Multiply(op, OutputsOf(args, first, count)); });
+  const auto multiply = [&](int64_t first, int64_t count) {
+    Multiply(op, OutputsOf(args, first, count));
+  };
+  SumBeside(op.device(), *args.sum_over, args.out, multiply);
 }
 
 }  // namespace glm::cuda

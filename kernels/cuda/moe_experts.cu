@@ -6,9 +6,9 @@
 #include "kernels/cuda/launch_after.h"
 #include "kernels/cuda/moe_gemm.h"
 #include "kernels/cuda/ptx.cuh"
+#include "kernels/cuda/side_stream.h"
 #include "kernels/cuda/tensor_map.h"
 #include "kernels/cuda/warp.cuh"
-#include "kernels/output_parts.h"
 
 namespace glm::cuda {
 namespace {
@@ -236,7 +236,7 @@ void MoeExperts(Device& device, const MoeExpertsArgs& args) {
                 args.out.stride[0]);
   };
   if (args.sum_over == nullptr) return compute(0, hidden);
-  SumInParts(device, *args.sum_over, args.out, compute);
+  SumBeside(op.device(), *args.sum_over, args.out, compute);
 }
 
 }  // namespace glm::cuda

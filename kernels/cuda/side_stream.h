@@ -19,6 +19,7 @@
 #include <cuda_runtime_api.h>
 
 #include "kernels/cuda/cuda_device.h"
+#include "kernels/output_parts.h"
 
 namespace glm::cuda {
 
@@ -45,5 +46,21 @@ class SideStream {
   cudaEvent_t forked_ = nullptr;
   cudaEvent_t joined_ = nullptr;
 };
+
+/// SumInParts() for products of CUDA. In order where the host waits after each op, which is how
+/// kernels are run for the first time (Device::WaitAfterOps()).
+template <typename Multiply>
+void SumBeside(CudaDevice& device, Communicator& ranks, const Tensor& out,
+               const Multiply& multiply) {
+  if (!device.waits_after_ops()) return SumInParts(device, ranks, out, multiply);
+  const int64_t columns = out.shape[1];
+  const int64_t first = FirstPart(columns);
+  multiply(0, first);
+  device.set_exchange_sms(SideStream::kSms);  // the same kernels as later
+  multiply(first, columns - first);
+  device.set_exchange_sms(0);
+  ranks.BeginSum(device, out.Columns(0, first));
+  ranks.EndSum(device, out.Columns(first, columns - first));
+}
 
 }  // namespace glm::cuda

@@ -212,8 +212,8 @@ TEST_P(PeerTest, ColumnsAreGathered) {
   });
 }
 
-// Sums beside products: what ranks compute and then sum, to the bit, and the same on all. Twice, so
-// that an exchange also follows the one before.
+// Sums beside products: what ranks compute and then sum, to the bit, and the same on all. First in
+// order, then twice, so that an exchange also follows the one before.
 TEST_P(PeerTest, SumsBesideProductsAreThoseBehindThem) {
   std::vector<SumCase> cases;
   std::vector<OpCase> sizes;
@@ -230,10 +230,16 @@ TEST_P(PeerTest, SumsBesideProductsAreThoseBehindThem) {
     for (const SumCase& one : cases) {
       const RankProduct product = one.prepare(device, communicator.rank());
       Together(device);
+      device.WaitAfterOps(true);
       product.issue(device, nullptr, product.apart);
       communicator.AllReduceSum(device, product.apart);
       product.issue(device, &communicator, product.beside);
-      product.issue(device, &communicator, product.beside);
+      EXPECT_TRUE(ValidBytes(device, one, product.beside) == ValidBytes(device, one, product.apart))
+          << one.name << " in order, rank " << communicator.rank();
+      device.Fill(product.beside.data, 0, product.beside.bytes());
+      device.WaitAfterOps(false);
+      Together(device);
+      for (int i = 0; i < 2; ++i) product.issue(device, &communicator, product.beside);
       Together(device);
       const std::vector<uint8_t> sum = ValidBytes(device, one, product.apart);
       EXPECT_TRUE(ValidBytes(device, one, product.beside) == sum)
@@ -255,9 +261,11 @@ TEST_P(PeerTest, SumsBesideProductsReplay) {
     device.PlanScratch(one.limits);
     const RankProduct product = one.prepare(device, communicator.rank());
     Together(device);
+    device.WaitAfterOps(true);
     product.issue(device, nullptr, product.apart);
     communicator.AllReduceSum(device, product.apart);
     product.issue(device, &communicator, product.beside);
+    device.WaitAfterOps(false);
     Together(device);
     device.BeginCapture();
     product.issue(device, &communicator, product.beside);
