@@ -331,7 +331,9 @@ void Rank::CaptureSteps() {
     const auto issue = [this] { IssueOps(); };
     // A capture takes memory of the driver's. Where ranks share a GPU, that must not wait for a
     // kernel that waits for another rank: all have run the step before one captures it.
+    device.WaitAfterOps(ranks() > 1);
     machine_->graphs->Run(sizes, issue);
+    device.WaitAfterOps(false);
     device.Synchronize();
     place_.gate->Pass(true);
     machine_->graphs->Capture(sizes, issue);
@@ -371,7 +373,15 @@ Rank::Issued Rank::Issue(const StepPlan& plan) {
   Batch& batch = *machine_->batch;
   machine_->marks[mark].begin->Record();
   batch.Upload(plan, staging);
-  machine_->graphs->Run(batch.sizes(), [this] { IssueOps(); });
+  const StepSizes& sizes = batch.sizes();
+  // Ranks are told the same steps, so all of them wait in the same ones.
+  const bool fresh = ranks() > 1 && sizes_run_
+                                        .insert({sizes.tokens, sizes.logit_rows, sizes.draft_rows,
+                                                 sizes.whole_logits ? 1 : 0})
+                                        .second;
+  if (fresh) machine_->device->WaitAfterOps(true);
+  machine_->graphs->Run(sizes, [this] { IssueOps(); });
+  if (fresh) machine_->device->WaitAfterOps(false);
   batch.Download(staging);
   machine_->marks[mark].end->Record();
   return {plan.step,

@@ -7,9 +7,11 @@
 // aborts the process.
 #pragma once
 
+#include <array>
 #include <chrono>
 #include <deque>
 #include <memory>
+#include <set>
 #include <string>
 #include <thread>
 
@@ -143,8 +145,10 @@ class Rank {
   RankMemory memory_;                 // written before the start is reported
   std::unique_ptr<Machine> machine_;  // made and ended on the rank thread
   uint64_t steps_issued_ = 0;         // rank thread
-  Clock::time_point last_end_;        // engine thread: when the step waited for last was done
-  int32_t last_mark_ = -1;            // engine thread: the marks of that step; -1: there was none
+  // Of several ranks: the sizes that were run, as far as kernels are chosen by them.
+  std::set<std::array<int64_t, 4>> sizes_run_;  // rank thread
+  Clock::time_point last_end_;  // engine thread: when the step waited for last was done
+  int32_t last_mark_ = -1;      // engine thread: the marks of that step; -1: there was none
 
   // "Rank mailbox": between the engine thread and the rank thread.
   Mutex mailbox_mutex_;
