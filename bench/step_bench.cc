@@ -117,7 +117,7 @@ absl::Status Machine::SetUp(const StepLimits& step, int64_t length_max, int64_t 
       device_, config_, source, dtype, limits_.step,
       {.mtp = drafts(),
        .communicator = &communicator_,
-       .overlap_tokens_min = options_.gpu_exchange_overlap ? engine::GlmOptions{}.overlap_tokens_min
+       .overlap_tokens_min = options_.gpu_exchange_overlap ? engine::GlmOptions::kOverlapTokensMin
                                                            : engine::GlmOptions::kNoOverlap});
   if (!model.ok()) return model.status();
   model_ = *std::move(model);

@@ -15,7 +15,7 @@ struct StepBenchOptions {
   std::string model;           // folder with a config.json
   std::string device = "cpu";  // "cpu" or "cuda"
   RanksOptions ranks;
-  bool gpu_exchange_overlap = true;  // sums of many tokens beside products; false: after them
+  bool gpu_exchange_overlap = false;  // sums of many tokens beside products; false: after them
   int32_t cpu_threads = 1;
   int32_t load_threads = 4;
   int32_t layers = 0;                   // the first so many only; 0: all

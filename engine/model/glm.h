@@ -45,10 +45,12 @@ struct GlmOptions {
   Communicator* communicator = nullptr;
   /// Steps of so many tokens sum over the ranks what of a product is done while the rest of it is
   /// multiplied. With fewer the sums are short, and a product in two parts costs more than they do.
-  /// More than StepGraphs::kTokensMax, so captured steps, those of decoding, have none of it.
-  int64_t overlap_tokens_min = 1024;
-  /// As overlap_tokens_min: never.
+  /// More than StepGraphs::kTokensMax, so captured steps, those of decoding, have none of it. Off
+  /// unless asked for: with two H200s a prompt of 8000 takes 87 ms so and 81 ms without.
   static constexpr int64_t kNoOverlap = std::numeric_limits<int64_t>::max();
+  int64_t overlap_tokens_min = kNoOverlap;
+  /// What is asked for.
+  static constexpr int64_t kOverlapTokensMin = 1024;
 };
 
 /// Where the weights of a model come from, and in which form they are held.
