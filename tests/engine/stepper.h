@@ -72,6 +72,8 @@ struct StepperOptions {
   bool mtp = false;
   bool float8_cache = false;
   bool cuda = false;      // REQUIRES that there is a GPU
+  int32_t gpu = 0;        // which
+  bool random = false;    // no checkpoint but weights by the config alone
   bool quantize = false;  // linears to FP8 while loading
   int64_t overlap_tokens_min = engine::GlmOptions{}.overlap_tokens_min;
   Communicator* communicator = nullptr;  // of the ranks that share the model; null: there is one
@@ -94,6 +96,7 @@ class Stepper {
         {.tokens_max = kTokensMax, .sequences_max = kSequencesMax, .logit_rows_max = kTokensMax});
     device_->PlanScratch(limits_);
     engine::WeightSource source(folder);
+    source.random = options.random;
     source.quantize = options.quantize;
     source.threads = options.threads;
     auto model = Glm::Load(*device_, config_, source, dtype, limits_,
@@ -117,6 +120,8 @@ class Stepper {
     draft_hidden_ = device_->NewTensor(dtype, {1, config_.hidden_size});
     input_ = static_cast<int32_t*>(device_->Allocate(4 * (8 * kTokensMax)));
     device_->Seal();
+    // Kernels of ranks that share a GPU are all run for the first time here.
+    device_->WaitAfterOps(communicator != nullptr && communicator->size() > 1);
     lengths_.assign(kSequencesMax, 0);
   }
 
@@ -218,7 +223,7 @@ class Stepper {
   static std::unique_ptr<Device> NewDevice(const StepperOptions& options) {
     if (!options.cuda) return CreateCpuDevice(options.threads);
     std::string error;
-    std::unique_ptr<Device> device = CreateCudaDevice(0, &error);
+    std::unique_ptr<Device> device = CreateCudaDevice(options.gpu, &error);
     EXPECT_NE(device, nullptr) << error;
     return device;
   }

@@ -17,7 +17,7 @@
 #include "gtest/gtest.h"
 #include "proto/base/mutex.h"
 #include "tests/engine/counting_communicator.h"
-#include "tests/engine/stepper.h"
+#include "tests/engine/rank_steppers.h"
 #include "tests/support/temp_folder.h"
 #include "tests/support/tiny_model.h"
 
@@ -32,6 +32,7 @@ using test::Ids;
 using test::kGolden;
 using test::MaxDifference;
 using test::MedianDifference;
+using test::RankSteppers;
 using test::Rows;
 using test::Stepper;
 using test::TempFolder;
@@ -40,49 +41,6 @@ using test::TinyModelOptions;
 using testing::HasSubstr;
 
 const std::string kDemoModel = std::string(GLM_SOURCE_DIR) + "/deploy/demo-model";
-
-// A model on several ranks, each with a stepper of its own, run step by step.
-class RankSteppers {
- public:
-  RankSteppers(const std::string& folder, DType dtype, int32_t ranks, bool mtp = false,
-               int64_t overlap_tokens_min = GlmOptions{}.overlap_tokens_min)
-      : communicators_(CreateLocalCommunicators(ranks, kElementsMax)) {
-    for (const auto& communicator : communicators_) {
-      steppers_.push_back(
-          std::make_unique<Stepper>(folder, dtype,
-                                    test::StepperOptions{.threads = 1,
-                                                         .mtp = mtp,
-                                                         .overlap_tokens_min = overlap_tokens_min,
-                                                         .communicator = communicator.get()}));
-    }
-  }
-
-  // Logits of every token, which all ranks must have to the bit.
-  Rows Step(const std::vector<Chunk>& chunks) {
-    return OnEveryRank([&](Stepper& stepper) { return stepper.Step(chunks); });
-  }
-  Rows Draft(const Ids& next_ids) {
-    return OnEveryRank([&](Stepper& stepper) { return stepper.Draft(next_ids); });
-  }
-  int64_t weight_bytes(int32_t rank) { return steppers_[rank]->model().weight_bytes(); }
-
- private:
-  static constexpr int64_t kElementsMax = 1 << 20;
-
-  Rows OnEveryRank(const std::function<Rows(Stepper&)>& body) {
-    std::vector<Rows> rows(steppers_.size());
-    std::vector<std::thread> threads;
-    for (size_t i = 0; i < steppers_.size(); ++i) {
-      threads.emplace_back([&, i] { rows[i] = body(*steppers_[i]); });
-    }
-    for (std::thread& thread : threads) thread.join();
-    for (size_t i = 1; i < rows.size(); ++i) EXPECT_TRUE(rows[i] == rows[0]) << "rank " << i;
-    return rows[0];
-  }
-
-  const std::vector<std::unique_ptr<Communicator>> communicators_;
-  std::vector<std::unique_ptr<Stepper>> steppers_;
-};
 
 // ---- Logits ------------------------------------------------------------------------------------
 
@@ -101,7 +59,7 @@ TEST_P(GoldenRanksTest, LogitsAreThoseOfOneRank) {
   Expected expected(c.checkpoint);
   const Ids& prompt = expected.integers["prompt_ids"];
   const bool both = expected.rows.count("logits_f32") != 0;
-  RankSteppers ranks(kGolden + c.checkpoint, DType::kF32, c.ranks, c.mtp);
+  RankSteppers ranks(kGolden + c.checkpoint, DType::kF32, c.ranks, {.threads = 1, .mtp = c.mtp});
   Stepper one(kGolden + c.checkpoint, DType::kF32, {.mtp = c.mtp});
   const Ids head(prompt.begin(), prompt.begin() + 11);
   const Ids tail(prompt.begin() + 11, prompt.end());
@@ -165,8 +123,11 @@ TEST(TensorParallelTest, OverlapChangesNoBit) {
   for (const std::string& path : paths) {
     for (const DType dtype : {DType::kF32, DType::kBF16}) {
       for (const int32_t size : {2, 4}) {
-        RankSteppers beside(path, dtype, size, /*mtp=*/true, /*overlap_tokens_min=*/10);
-        RankSteppers behind(path, dtype, size, /*mtp=*/true, GlmOptions::kNoOverlap);
+        RankSteppers beside(path, dtype, size,
+                            {.threads = 1, .mtp = true, .overlap_tokens_min = 10});
+        RankSteppers behind(
+            path, dtype, size,
+            {.threads = 1, .mtp = true, .overlap_tokens_min = GlmOptions::kNoOverlap});
         EXPECT_TRUE(beside.Step({{0, prompt}}) == behind.Step({{0, prompt}})) << path;
         EXPECT_TRUE(beside.Draft(next) == behind.Draft(next)) << path;
         const std::vector<Chunk> mixed = {{0, {7}}, {1, prompt}};
