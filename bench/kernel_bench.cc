@@ -488,10 +488,10 @@ constexpr MoeShape kFullTp8 = {"355B-TP8", 160, 8, 5120, 192};
 void RunReal(Bench& bench) {
   constexpr DType kFp8 = DType::kF8E4M3;
   constexpr DType kBf16 = DType::kBF16;
-  for (const int64_t tokens : {1, 8, 32, 64, 256}) MoeBench(bench, kAir, kFp8, tokens);
-  for (const int64_t tokens : {1, 8, 64}) MoeBench(bench, kFullTp8, kFp8, tokens);
-  for (const int64_t tokens : {1, 16, 64}) MoeBench(bench, kFlash, kFp8, tokens);
-  for (const int64_t tokens : {1, 16, 64}) MoeBench(bench, kFlash, kBf16, tokens);
+  for (const int64_t tokens : {1, 2, 8, 32, 64, 256}) MoeBench(bench, kAir, kFp8, tokens);
+  for (const int64_t tokens : {1, 2, 4, 8, 64, 256}) MoeBench(bench, kFullTp8, kFp8, tokens);
+  for (const int64_t tokens : {1, 2, 4, 16, 64}) MoeBench(bench, kFlash, kFp8, tokens);
+  for (const int64_t tokens : {1, 2, 16, 64}) MoeBench(bench, kFlash, kBf16, tokens);
   for (const int64_t m : {1, 8, 16, 32, 64, 128, 256, 1024, 8192}) {
     LinearBench(bench, "Air qkv", kFp8, m, 14336, 4096);
   }
@@ -503,6 +503,7 @@ void RunReal(Bench& bench) {
     LinearBench(bench, "Flash o", kBf16, m, 2048, 5120);
   }
   for (const int64_t tokens : {1, 64, 8192}) RouteBench(bench, kAir, tokens);
+  for (const int64_t tokens : {1, 16, 64, 256}) RouteBench(bench, kFullTp8, tokens);
   AttentionBench(bench, "Air decode", {96, 8}, {.sequences = 1, .cached = 1000});
   AttentionBench(bench, "Air decode", {96, 8}, {.sequences = 64, .cached = 1000});
   AttentionBench(bench, "Air decode", {96, 8}, {.sequences = 32, .cached = 8191});

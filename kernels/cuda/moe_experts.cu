@@ -4,6 +4,7 @@
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/launch_after.h"
+#include "kernels/cuda/moe_few_tokens.h"
 #include "kernels/cuda/moe_gemm.h"
 #include "kernels/cuda/ptx.cuh"
 #include "kernels/cuda/side_stream.h"
@@ -20,6 +21,7 @@ constexpr int kCopyThreads = 256;
 /// rows[place] = in[token of place], 16 bytes a lane, and its scale, one a token. A warp a place.
 __global__ void __launch_bounds__(kCopyThreads)
     PlaceRowsKernel(const MoeGemmParams p, int row_bytes, uint8_t* rows, float* row_scales) {
+  DependencyStart();
   const int place = static_cast<int>(blockIdx.x * (kCopyThreads / kWarp) + threadIdx.x / kWarp);
   const int lane = static_cast<int>(threadIdx.x % kWarp);
   const int routed = p.tokens * p.experts_per_token;
@@ -206,6 +208,15 @@ void MoeExperts(Device& device, const MoeExpertsArgs& args) {
   CHECK(reinterpret_cast<uintptr_t>(params.in) % 16 == 0 && params.in_row_bytes % 16 == 0)
       << "moe_experts.in must have 16-byte aligned rows";
   const int sm_count = op.device().sm_count();
+  if (args.sum_over == nullptr && TakesMoeFewTokens(params, scales)) {
+    const MoeFewTokens few = {.gate_up = args.gate_up.values.Data<uint8_t>(),
+                              .down = args.down.values.Data<uint8_t>(),
+                              .expert_ids = args.routing.expert_ids.Data<int32_t>(),
+                              .expert_weights = args.routing.expert_weights.Data<float>(),
+                              .out = args.out.Data<BFloat16>(),
+                              .out_stride = args.out.stride[0]};
+    return RunMoeFewTokens(op.stream(), sm_count, scales, params, few);
+  }
   const CUtensorMap gate_up =
       MakeTensorMap(args.gate_up.values.data, type, experts * 2 * width, hidden, hidden, 128);
   const CUtensorMap down =
@@ -218,9 +229,9 @@ void MoeExperts(Device& device, const MoeExpertsArgs& args) {
   if (MoeNeedsRows(token_tile)) {
     constexpr int64_t kRowsPerBlock = kCopyThreads / kWarp;
     const auto blocks = static_cast<unsigned>((pair_rows + kRowsPerBlock - 1) / kRowsPerBlock);
-    PlaceRowsKernel<<<blocks, kCopyThreads, 0, op.stream()>>>(
-        params, static_cast<int>(hidden * size), scratch.rows,
-        scales == MoeScales::kChannel ? scratch.row_scales : nullptr);
+    LaunchAfter(PlaceRowsKernel, dim3(blocks), kCopyThreads, 0, op.stream(), params,
+                static_cast<int>(hidden * size), scratch.rows,
+                scales == MoeScales::kChannel ? scratch.row_scales : nullptr);
   }
   RunMoeGateUp(op.stream(), sm_count, scales, gate_up, rows, params);
   const auto combine = MoeWideTiles(token_tile) ? CombineKernel<true> : CombineKernel<false>;

@@ -98,6 +98,7 @@ __device__ void ChooseExperts(const RouteParams& p, int token, int lane, int32_t
 }
 
 __global__ void ChooseKernel(const RouteParams p) {
+  DependencyStart();
   const int token = (blockIdx.x * blockDim.x + threadIdx.x) / kWarp;
   if (token < p.counts[0]) ChooseExperts(p, token, threadIdx.x % kWarp, nullptr);
 }
@@ -106,6 +107,7 @@ __global__ void ChooseKernel(const RouteParams p) {
 __global__ void __launch_bounds__(kBlockThreads) ListKernel(const RouteParams p) {
   __shared__ int warp_lower[kWarp];
   __shared__ int warp_mine[kWarp];
+  DependencyStart();
   const int expert = blockIdx.x;
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
@@ -320,9 +322,10 @@ void MoeRoute(Device& device, const MoeRouteArgs& args) {
   } else {
     ComputeLogits(op, args, logits);
     constexpr int kTokensPerBlock = 8;
-    ChooseKernel<<<static_cast<unsigned>((tokens + kTokensPerBlock - 1) / kTokensPerBlock),
-                   kTokensPerBlock * kWarp, 0, op.stream()>>>(params);
-    ListKernel<<<static_cast<unsigned>(experts), kBlockThreads, 0, op.stream()>>>(params);
+    const auto blocks = static_cast<unsigned>((tokens + kTokensPerBlock - 1) / kTokensPerBlock);
+    LaunchAfter(ChooseKernel, dim3(blocks), kTokensPerBlock * kWarp, 0, op.stream(), params);
+    LaunchAfter(ListKernel, dim3(static_cast<unsigned>(experts)), kBlockThreads, 0, op.stream(),
+                params);
   }
 }
 

@@ -330,7 +330,7 @@ std::vector<OpCase> MoeRouteCases() {
 std::vector<OpCase> MoeExpertsLargeCases() {
   std::vector<OpCase> cases;
   for (const Scales scales : {Scales::kNone, Scales::kChannel, Scales::kBlock}) {
-    for (const int32_t tokens : {3, 60, 130, 300}) {
+    for (const int32_t tokens : {1, 3, 60, 130, 300}) {
       cases.push_back(
           MoeExpertsCase(DType::kBF16, {tokens, 1216, 6, 2, 176, 1}, scales, Spread::kRandom));
     }
@@ -350,6 +350,10 @@ std::vector<OpCase> MoeExpertsCases() {
       cases.push_back(MoeExpertsCase(act, {4, 64, 32, 3, 32, 0}, scales, Spread::kRandom));
       cases.push_back(MoeExpertsCase(act, {40, 64, 8, 1, 32, 1}, scales, Spread::kOneExpert));
       cases.push_back(MoeExpertsCase(act, {3, 256, 4, 2, 144, 1}, scales, Spread::kRandom));
+      // With their padding: 8 tokens and 32 choices, the most of a step of few tokens.
+      cases.push_back(MoeExpertsCase(act, {6, 64, 16, 4, 48, 1}, scales, Spread::kRandom));
+      cases.push_back(MoeExpertsCase(act, {2, 256, 12, 8, 192, 1}, scales, Spread::kRandom));
+      cases.push_back(MoeExpertsCase(act, {6, 64, 4, 1, 32, 1}, scales, Spread::kOneExpert));
     }
   }
   return cases;
