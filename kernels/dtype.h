@@ -84,21 +84,25 @@ constexpr BFloat16 ToBFloat16(float value) {
   return BFloat16{static_cast<uint16_t>((bits + 0x7FFFu + ((bits >> 16) & 1)) >> 16)};
 }
 
+/// Without branches, so that compilers make vectors of loops over it.
 constexpr Float8 ToFloat8(float value) {
   const uint32_t bits = std::bit_cast<uint32_t>(value);
-  const uint8_t sign = static_cast<uint8_t>((bits >> 24) & 0x80);
   const uint32_t magnitude = bits & 0x7FFFFFFFu;
-  if (magnitude > 0x7F800000u) return Float8{static_cast<uint8_t>(sign | 0x7F)};   // NaN
-  if (magnitude >= 0x43E00000u) return Float8{static_cast<uint8_t>(sign | 0x7E)};  // >= 448
-  if (magnitude < 0x3C800000u) {  // below 2^-6: subnormal, in units of 2^-9
-    // Adding 1.5 * 2^23 leaves the rounded count of units in the mantissa of the sum.
-    const float units = std::bit_cast<float>(magnitude) * 512.0f;
-    const uint32_t rounded = std::bit_cast<uint32_t>(units + 12582912.0f) & 0xF;
-    return Float8{static_cast<uint8_t>(sign | rounded)};  // 8 units are the smallest normal
-  }
+  // Below 2^-6 codes count units of 2^-9, and 8 of them are the smallest normal: adding 1.5 * 2^23
+  // leaves the rounded count in the mantissa of the sum.
+  const float units = std::bit_cast<float>(magnitude) * 512.0f;
+  const uint32_t subnormal = std::bit_cast<uint32_t>(units + 12582912.0f) & 0xF;
   const uint32_t rounded = magnitude + 0x7FFFFu + ((magnitude >> 20) & 1);
-  const uint32_t code = (rounded >> 20) - (120u << 3);
-  return Float8{static_cast<uint8_t>(sign | (code > 0x7E ? 0x7E : code))};
+  const uint32_t normal = (rounded >> 20) - (120u << 3);
+  // Choices by masks: a condition around the sum above would be a branch again.
+  const auto if_else = [](bool holds, uint32_t yes, uint32_t no) {
+    const uint32_t mask = 0u - static_cast<uint32_t>(holds);
+    return (yes & mask) | (no & ~mask);
+  };
+  const uint32_t finite = if_else(normal > 0x7E, 0x7E, normal);  // from 448 on
+  const uint32_t number = if_else(magnitude < 0x3C800000u, subnormal, finite);
+  const uint32_t code = if_else(magnitude > 0x7F800000u, 0x7F, number);
+  return Float8{static_cast<uint8_t>(((bits >> 24) & 0x80) | code)};
 }
 
 /// Rounds to T and back: the value that a store to T and a load from it gives.

@@ -1,6 +1,7 @@
 #include "engine/model/fill.h"
 
 #include <algorithm>
+#include <bit>
 #include <cmath>
 #include <cstring>
 #include <optional>
@@ -31,16 +32,15 @@ void Widen(DType type, const std::byte* source, float* target, int64_t count) {
   }
 }
 
-// Floats as `type` to `target`.
+// Floats as `type` to `target`, of any alignment.
 void Narrow(const float* source, DType type, std::byte* target, int64_t count) {
   if (type == DType::kF32) {
     std::memcpy(target, source, static_cast<size_t>(count) * sizeof(float));
-    return;
-  }
-  for (int64_t i = 0; i < count; ++i) {
-    if (type == DType::kF8E4M3) {
-      target[i] = static_cast<std::byte>(ToFloat8(source[i]).bits);
-    } else {
+  } else if (type == DType::kF8E4M3) {
+    auto* const codes = reinterpret_cast<uint8_t*>(target);
+    for (int64_t i = 0; i < count; ++i) codes[i] = ToFloat8(source[i]).bits;
+  } else {
+    for (int64_t i = 0; i < count; ++i) {
       const BFloat16 narrow = ToBFloat16(source[i]);
       std::memcpy(target + i * 2, &narrow, 2);
     }
@@ -49,18 +49,19 @@ void Narrow(const float* source, DType type, std::byte* target, int64_t count) {
 
 bool IsScale(float scale) { return std::isfinite(scale) && scale >= 0; }
 
-// A row in FP8 and its scale. False when a value is not finite.
-bool Quantize(float* row, int64_t count, std::byte* codes, float* scale) {
-  float largest = 0;
-  bool finite = true;
+// A row in FP8 and its scale. False when a value is not finite. Loops that compilers make vectors
+// of: this is what loading with quantisation waits for.
+bool Quantize(const float* row, int64_t count, std::byte* codes, float* scale) {
+  int32_t largest_bits = 0;  // of |x|, whose order is that of the values
   for (int64_t i = 0; i < count; ++i) {
-    finite = finite && std::isfinite(row[i]);
-    largest = std::max(largest, std::abs(row[i]));
+    largest_bits = std::max(largest_bits, std::bit_cast<int32_t>(row[i]) & 0x7FFFFFFF);
   }
-  if (!finite) return false;
-  *scale = largest == 0 ? 1.0f : largest / kFloat8Max;
-  for (int64_t i = 0; i < count; ++i) row[i] /= *scale;
-  Narrow(row, DType::kF8E4M3, codes, count);
+  const auto largest = std::bit_cast<float>(largest_bits);
+  if (!std::isfinite(largest)) return false;
+  const float divisor = largest == 0 ? 1.0f : largest / kFloat8Max;
+  auto* const target = reinterpret_cast<uint8_t*>(codes);
+  for (int64_t i = 0; i < count; ++i) target[i] = ToFloat8(row[i] / divisor).bits;
+  *scale = divisor;
   return true;
 }
 
@@ -83,6 +84,31 @@ struct Spread {
   float mean = 0;
   float width = 0;
 };
+
+// Numbers `first` and on of the tensor that `seed` stands for. A hash makes four of them: 16 bits
+// are more than any weight's type keeps.
+void FillUniform(uint64_t seed, int64_t first, const Spread& spread, std::vector<float>* row) {
+  constexpr int64_t kOfHash = 4;
+  constexpr int64_t kHashes = 64;
+  const int64_t end = first + static_cast<int64_t>(row->size());
+  const float step = spread.width / 32768;
+  const float least = spread.mean - 32767.5f * step;
+  for (int64_t at = first; at < end;) {
+    const int64_t hash = at / kOfHash;
+    uint64_t bits[kHashes];
+    for (int64_t i = 0; i < kHashes; ++i) bits[i] = Mix(seed + static_cast<uint64_t>(hash + i));
+    uint16_t values[kHashes * kOfHash];
+    static_assert(sizeof(values) == sizeof(bits));
+    std::memcpy(values, bits, sizeof(values));
+    const int64_t begin = at - hash * kOfHash;
+    const int64_t count = std::min(end - at, kHashes * kOfHash - begin);
+    float* target = row->data() + (at - first);
+    for (int64_t i = 0; i < count; ++i) {
+      target[i] = least + step * static_cast<float>(values[begin + i]);
+    }
+    at += count;
+  }
+}
 
 constexpr float kUniformWidth = 1.7320508f;  // of a uniform number whose deviation is 1
 
@@ -204,13 +230,7 @@ absl::Status FillAtRandom(const Piece& piece, uint64_t seed, DType type, FilledP
   for (int64_t r = 0; r < piece.rows; ++r) {
     const int64_t stored_row = (slot.rows.begin + piece.row + r) / slot.repeat;
     const int64_t first = stored_row * columns + slot.columns.begin;
-    for (int64_t i = 0; i < count; ++i) {
-      // 24 bits of the hash, as a number from -1 to 1.
-      const auto bits =
-          static_cast<int32_t>(Mix(name_seed + static_cast<uint64_t>(first + i)) >> 40);
-      const float uniform = static_cast<float>(bits - (1 << 23)) * (1.0f / (1 << 23));
-      row[i] = spread.mean + spread.width * uniform;
-    }
+    FillUniform(name_seed, first, spread, &row);
     std::byte* target = filled->values.data() + r * row_bytes;
     if (slot.kind == SlotKind::kQuantized) {
       Quantize(row.data(), count, target, &filled->scales[r]);

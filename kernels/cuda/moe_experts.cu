@@ -21,7 +21,6 @@ constexpr int kCopyThreads = 256;
 /// rows[place] = in[token of place], 16 bytes a lane, and its scale, one a token. A warp a place.
 __global__ void __launch_bounds__(kCopyThreads)
     PlaceRowsKernel(const MoeGemmParams p, int row_bytes, uint8_t* rows, float* row_scales) {
-  DependencyStart();
   const int place = static_cast<int>(blockIdx.x * (kCopyThreads / kWarp) + threadIdx.x / kWarp);
   const int lane = static_cast<int>(threadIdx.x % kWarp);
   const int routed = p.tokens * p.experts_per_token;
@@ -208,7 +207,7 @@ void MoeExperts(Device& device, const MoeExpertsArgs& args) {
   CHECK(reinterpret_cast<uintptr_t>(params.in) % 16 == 0 && params.in_row_bytes % 16 == 0)
       << "moe_experts.in must have 16-byte aligned rows";
   const int sm_count = op.device().sm_count();
-  if (args.sum_over == nullptr && TakesMoeFewTokens(params, scales)) {
+  if (args.sum_over == nullptr && TakesMoeFewTokens(params, scales, sm_count)) {
     const MoeFewTokens few = {.gate_up = args.gate_up.values.Data<uint8_t>(),
                               .down = args.down.values.Data<uint8_t>(),
                               .expert_ids = args.routing.expert_ids.Data<int32_t>(),
@@ -229,9 +228,9 @@ void MoeExperts(Device& device, const MoeExpertsArgs& args) {
   if (MoeNeedsRows(token_tile)) {
     constexpr int64_t kRowsPerBlock = kCopyThreads / kWarp;
     const auto blocks = static_cast<unsigned>((pair_rows + kRowsPerBlock - 1) / kRowsPerBlock);
-    LaunchAfter(PlaceRowsKernel, dim3(blocks), kCopyThreads, 0, op.stream(), params,
-                static_cast<int>(hidden * size), scratch.rows,
-                scales == MoeScales::kChannel ? scratch.row_scales : nullptr);
+    PlaceRowsKernel<<<blocks, kCopyThreads, 0, op.stream()>>>(
+        params, static_cast<int>(hidden * size), scratch.rows,
+        scales == MoeScales::kChannel ? scratch.row_scales : nullptr);
   }
   RunMoeGateUp(op.stream(), sm_count, scales, gate_up, rows, params);
   const auto combine = MoeWideTiles(token_tile) ? CombineKernel<true> : CombineKernel<false>;

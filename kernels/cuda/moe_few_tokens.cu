@@ -29,9 +29,10 @@ namespace glm::cuda {
 namespace {
 
 constexpr int kGateRows = kRowTile / 2;  // of gate, and as many of up, that a block has
-constexpr int kGateUpWarps = 8;
-constexpr int kGroup = 128;  // columns of h that share a scale
+constexpr int kGroup = 128;              // columns of h that share a scale
 constexpr int kDownAhead = 2;
+constexpr int kChosenMax = kWarp + 1;      // experts, with the shared one
+constexpr int kTileRows = 128;             // of an expert, that a block of the grouped GEMMs has
 constexpr int kSharedBytesMax = 40 << 10;  // with the sums of 16 warps what needs no asking for
 
 /// The choices of all tokens, choice `lane` in each lane of a warp.
@@ -46,6 +47,13 @@ struct Choices {
     same = __match_any_sync(kAllLanes, expert);
     firsts = __ballot_sync(kAllLanes, valid && __ffs(same) - 1 == lane);
   }
+
+  /// The first choice of the index-th expert that is chosen; past these is the shared one.
+  __device__ int FirstOf(const MoeGemmParams& p, int index) const {
+    uint32_t left = firsts;
+    for (int i = 0; i < index; ++i) left &= left - 1;
+    return left == 0 ? p.tokens * p.experts_per_token : __ffs(left) - 1;
+  }
 };
 
 /// An expert and who has chosen it: bit i of `choices` is choice i. All ones, which no expert's can
@@ -54,11 +62,14 @@ struct Chosen {
   int expert;
   uint32_t choices;
 
-  __device__ Chosen(const MoeGemmParams& p, const Choices& all, int first)
-      : expert(p.experts), choices(kAllLanes) {
-    if (first >= p.tokens * p.experts_per_token) return;
-    expert = __shfl_sync(kAllLanes, all.expert, first);
-    choices = __shfl_sync(kAllLanes, all.same, first);
+  /// A whole warp, each lane with its own `first`: a choice, or what is past all of them.
+  __device__ Chosen(const MoeGemmParams& p, const Choices& all, int first) {
+    expert = __shfl_sync(kAllLanes, all.expert, first % kWarp);
+    choices = __shfl_sync(kAllLanes, all.same, first % kWarp);
+    if (first >= p.tokens * p.experts_per_token) {
+      expert = p.experts;
+      choices = kAllLanes;
+    }
   }
 
   /// The row of h of token `token`; -1: it has not chosen this expert.
@@ -91,11 +102,11 @@ __device__ __forceinline__ float SumOfWarps(const float (&partial)[kWarps][4][kW
 
 /// h = silu(gate) * up, in float. Block (x, y): rows 8x .. 8x + 7 of the expert of choice y, which
 /// must be its first; the block behind all choices is the shared expert's.
-template <bool kFp8, int kUnroll>
-__global__ void __launch_bounds__(kGateUpWarps* kWarp, 2)
+template <bool kFp8, int kWarps, int kUnroll>
+__global__ void __launch_bounds__(kWarps* kWarp, 16 / kWarps)
     GateUpKernel(const MoeGemmParams p, const MoeFewTokens few) {
-  constexpr int kStride = kGateUpWarps * kSliceBytes;
-  __shared__ float partial[kGateUpWarps][4][kWarp];
+  constexpr int kStride = kWarps * kSliceBytes;
+  __shared__ float partial[kWarps][4][kWarp];
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
   const int group = lane / 4;
@@ -211,44 +222,68 @@ struct HiddenRows {
   }
 };
 
-/// One slice of k of one expert's rows of down.
+/// The experts that are chosen, in a block's shared memory.
+struct ChosenTable {
+  int32_t experts[kChosenMax];
+  int8_t rows[kChosenMax][kTokenTile];  // of h; -1: the token has not chosen it
+
+  /// All threads of the block, which must meet before anyone reads.
+  __device__ void Fill(const MoeGemmParams& p, const Choices& all, int tokens, int count) {
+    const int lane = threadIdx.x % kWarp;
+    for (int begin = threadIdx.x - lane; begin < count * kTokenTile; begin += blockDim.x) {
+      const int index = (begin + lane) / kTokenTile;
+      const int token = (begin + lane) % kTokenTile;
+      const Chosen chosen(p, all, all.FirstOf(p, index));
+      if (index >= count) continue;
+      rows[index][token] = static_cast<int8_t>(chosen.RowOf(p, tokens, token));
+      if (token == 0) experts[index] = chosen.expert;
+    }
+  }
+};
+
+/// Where a warp stands among the slices of k of the experts, expert after expert.
+struct DownPlace {
+  int index;  // of the expert
+  int slice;
+
+  __device__ DownPlace(int item, int slices) : index(item / slices), slice(item % slices) {}
+  /// `by`: a number of items.
+  __device__ __forceinline__ void Advance(const DownPlace& by, int slices) {
+    index += by.index;
+    slice += by.slice;
+    if (slice >= slices) {
+      slice -= slices;
+      ++index;
+    }
+  }
+};
+
+/// A lane's part of one slice of 16 rows of down.
 template <bool kFp8>
 struct DownSlice {
   uint4 low[2];
   uint4 high[2];
-  float row_scales[2] = {1, 1};
-  Chosen chosen;
-  int slice;
+  float row_scales[2];
+  DownPlace place;
 
-  /// Item `item` of this block's `items`, expert after expert; past the last nothing is read.
   __device__ __forceinline__ DownSlice(const MoeGemmParams& p, const MoeFewTokens& few,
-                                       const Choices& all, int item, int items, int slices,
-                                       int lane)
-      : chosen(p, all, FirstOf(p, all, item / slices)), slice(item % slices) {
-    if (item >= items) return;
+                                       const ChosenTable& chosen, int count,
+                                       const DownPlace& place_in, int lane)
+      : place(place_in) {
+    if (place.index >= count) return;
     const int row_bytes = p.width * (kFp8 ? 1 : 2);
-    const int64_t row = static_cast<int64_t>(chosen.expert) * p.hidden +
+    const int64_t row = static_cast<int64_t>(chosen.experts[place.index]) * p.hidden +
                         static_cast<int64_t>(blockIdx.x) * kRowTile + lane / 4;
     const uint8_t* low_row = few.down + row * row_bytes;
     const uint8_t* high_row = low_row + 8 * row_bytes;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int at = slice * kSliceBytes + half * 64 + lane % 4 * 16;
+      const int at = place.slice * kSliceBytes + half * 64 + lane % 4 * 16;
       low[half] = LoadWeight<true>(low_row + at, at < row_bytes);
       high[half] = LoadWeight<true>(high_row + at, at < row_bytes);
     }
-    if constexpr (kFp8) {
-      row_scales[0] = p.down_scales[row];
-      row_scales[1] = p.down_scales[row + 8];
-    }
-  }
-
-  /// The first choice of the index-th expert that is chosen; past these is the shared one.
-  static __device__ __forceinline__ int FirstOf(const MoeGemmParams& p, const Choices& all,
-                                                int index) {
-    uint32_t left = all.firsts;
-    for (int i = 0; i < index; ++i) left &= left - 1;
-    return left == 0 ? p.tokens * p.experts_per_token : __ffs(left) - 1;
+    row_scales[0] = kFp8 ? p.down_scales[row] : 1.0f;
+    row_scales[1] = kFp8 ? p.down_scales[row + 8] : 1.0f;
   }
 };
 
@@ -258,6 +293,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, kWarps == 8 ? 3 : 1)
     DownKernel(const MoeGemmParams p, const MoeFewTokens few) {
   extern __shared__ __align__(16) uint8_t shared[];
   __shared__ float partial[kWarps][4][kWarp];
+  __shared__ ChosenTable chosen;
   const int warp = threadIdx.x / kWarp;
   const int lane = threadIdx.x % kWarp;
   const int group = lane / 4;
@@ -265,45 +301,54 @@ __global__ void __launch_bounds__(kWarps* kWarp, kWarps == 8 ? 3 : 1)
   // Nothing of this is gate+up's, which waited for whoever wrote it.
   const int tokens = p.counts[0];
   const Choices all(p, few, tokens, lane);
+  const int count = __popc(all.firsts) + p.shared_experts;
+  chosen.Fill(p, all, tokens, count);
   const HiddenRows<kFp8> hidden(p, shared);
   const int row_bytes = p.width * HiddenRows<kFp8>::kElementBytes;
   const int slices = (row_bytes + kSliceBytes - 1) / kSliceBytes;
-  const int items = (__popc(all.firsts) + p.shared_experts) * slices;
-  const auto item_at = [&](int item) {
-    return DownSlice<kFp8>(p, few, all, item, items, slices, lane);
+  const DownPlace by(kWarps, slices);
+  DownPlace next(warp, slices);
+  __syncthreads();
+  const auto load_next = [&] {
+    const DownSlice<kFp8> slice(p, few, chosen, count, next, lane);
+    next.Advance(by, slices);
+    return slice;
   };
-  DownSlice<kFp8> ahead[kDownAhead] = {item_at(warp), item_at(warp + kWarps)};
+  DownSlice<kFp8> ahead[kDownAhead] = {load_next(), load_next()};
   DependencyStart();
   hidden.Fill(p, few, tokens, kWarps);
   __syncthreads();
 
   float sums[4] = {};
-  for (int item = warp; item < items; item += kDownAhead * kWarps) {
+  for (bool more = true; more;) {
 #pragma unroll
     for (int u = 0; u < kDownAhead; ++u) {
-      if (item + u * kWarps >= items) break;
       const DownSlice<kFp8>& now = ahead[u];
-      const int own = now.chosen.RowOf(p, tokens, group);
+      const DownPlace at = now.place;
+      more = at.index < count;
+      if (!more) break;
+      const int8_t* rows = chosen.rows[at.index];
+      const int own = rows[group];
       uint4 token[2];
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const int at = now.slice * kSliceBytes + half * 64 + quad * 16;
+        const int byte = at.slice * kSliceBytes + half * 64 + quad * 16;
         token[half] = uint4{0, 0, 0, 0};
-        if (own >= 0 && at < row_bytes) {
-          token[half] = *reinterpret_cast<const uint4*>(hidden.values + own * hidden.pitch + at);
+        if (own >= 0 && byte < row_bytes) {
+          token[half] = *reinterpret_cast<const uint4*>(hidden.values + own * hidden.pitch + byte);
         }
       }
       float fresh[4] = {};
       MultiplySlice<kFp8>(fresh, now.low, now.high, token);
-      const int h_group = now.slice * kSliceBytes / HiddenRows<kFp8>::kElementBytes / kGroup;
+      const int h_group = at.slice * kSliceBytes / HiddenRows<kFp8>::kElementBytes / kGroup;
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
-        const int row = now.chosen.RowOf(p, tokens, quad * 2 + c);
+        const int row = rows[quad * 2 + c];
         const float factor = row < 0 ? 0.0f : hidden.factors[row * hidden.groups + h_group];
         sums[c] += fresh[c] * (factor * now.row_scales[0]);
         sums[2 + c] += fresh[2 + c] * (factor * now.row_scales[1]);
       }
-      ahead[u] = item_at(item + (u + kDownAhead) * kWarps);
+      ahead[u] = load_next();
     }
   }
 #pragma unroll
@@ -316,24 +361,33 @@ __global__ void __launch_bounds__(kWarps* kWarp, kWarps == 8 ? 3 : 1)
       ToBFloat16(SumOfWarps(partial, MmaPlace(row, token)));
 }
 
+template <bool kFp8, int kWarps>
+void RunGateUp(cudaStream_t stream, dim3 grid, const MoeGemmParams& p, const MoeFewTokens& few) {
+  // How many slices a warp takes at once: no more than it has.
+  const int slices = (p.hidden * (kFp8 ? 1 : 2) + kSliceBytes - 1) / kSliceBytes;
+  const int of_warp = (slices + kWarps - 1) / kWarps;
+  const auto kernel = of_warp <= 2       ? GateUpKernel<kFp8, kWarps, 2>
+                      : of_warp % 5 == 0 ? GateUpKernel<kFp8, kWarps, 5>
+                                         : GateUpKernel<kFp8, kWarps, 4>;
+  LaunchAfter(kernel, grid, kWarps * kWarp, 0, stream, p, few);
+}
+
 template <bool kFp8>
 void Run(cudaStream_t stream, int sm_count, const MoeGemmParams& p, const MoeFewTokens& few) {
-  const auto blocks = [](int64_t extent) { return static_cast<unsigned>(extent); };
-  const int slices = (p.hidden * (kFp8 ? 1 : 2) + kSliceBytes - 1) / kSliceBytes;
-  const int of_warp = (slices + kGateUpWarps - 1) / kGateUpWarps;
-  const auto gate_up = of_warp <= 2       ? GateUpKernel<kFp8, 2>
-                       : of_warp % 5 == 0 ? GateUpKernel<kFp8, 5>
-                                          : GateUpKernel<kFp8, 4>;
-  LaunchAfter(
-      gate_up,
-      dim3(blocks(p.width / kGateRows), blocks(p.tokens * p.experts_per_token + p.shared_experts)),
-      kGateUpWarps * kWarp, 0, stream, p, few);
+  const dim3 grid(static_cast<unsigned>(p.width / kGateRows),
+                  static_cast<unsigned>(p.tokens * p.experts_per_token + p.shared_experts));
+  // Blocks that are all there at once may be large; else more small ones have more in flight.
+  if (static_cast<int64_t>(grid.x) * grid.y <= 2 * sm_count) {
+    RunGateUp<kFp8, 8>(stream, grid, p, few);
+  } else {
+    RunGateUp<kFp8, 4>(stream, grid, p, few);
+  }
 
   const int tiles = p.hidden / kRowTile;
   const int bytes = static_cast<int>(HiddenRows<kFp8>(p, nullptr).Bytes(p));
   // Where each multiprocessor has one block, that must ask for enough.
   const auto down = [&](auto kernel, int warps) {
-    LaunchAfter(kernel, dim3(blocks(tiles)), warps * kWarp, bytes, stream, p, few);
+    LaunchAfter(kernel, dim3(static_cast<unsigned>(tiles)), warps * kWarp, bytes, stream, p, few);
   };
   if (tiles <= sm_count) {
     down(DownKernel<kFp8, 16>, 16);
@@ -344,14 +398,18 @@ void Run(cudaStream_t stream, int sm_count, const MoeGemmParams& p, const MoeFew
 
 }  // namespace
 
-bool TakesMoeFewTokens(const MoeGemmParams& p, MoeScales scales) {
+bool TakesMoeFewTokens(const MoeGemmParams& p, MoeScales scales, int sm_count) {
+  if (scales == MoeScales::kBlock) return false;
+  const bool fp8 = scales == MoeScales::kChannel;
   const int choices = p.tokens * p.experts_per_token;
-  const int element_bytes = scales == MoeScales::kNone ? 2 : 1;
-  const int64_t shared_bytes = element_bytes == 1 ? HiddenRows<true>(p, nullptr).Bytes(p)
-                                                  : HiddenRows<false>(p, nullptr).Bytes(p);
-  return scales != MoeScales::kBlock && p.tokens <= kTokenTile && choices <= kWarp &&
-         p.experts_per_token < kWarp && p.hidden % kRowTile == 0 &&
-         p.width * element_bytes % 16 == 0 && p.width <= p.hidden &&
+  // With more tiles the grouped GEMMs are faster, since wgmma takes fp8 as it is (H200, Air, one
+  // token, 99 tiles: 55 us against 65).
+  const int tiles = (p.width + kTileRows - 1) / kTileRows * (choices + p.shared_experts);
+  if (2 * tiles > sm_count) return false;
+  const int64_t shared_bytes =
+      fp8 ? HiddenRows<true>(p, nullptr).Bytes(p) : HiddenRows<false>(p, nullptr).Bytes(p);
+  return p.tokens <= kTokenTile && choices <= kWarp && p.experts_per_token < kWarp &&
+         p.hidden % kRowTile == 0 && p.width * (fp8 ? 1 : 2) % 16 == 0 && p.width <= p.hidden &&
          shared_bytes <= kSharedBytesMax;
 }
 

@@ -23,8 +23,9 @@ struct MoeFewTokens {
   int64_t out_stride;
 };
 
-/// Whether RunMoeFewTokens can compute this, and does it faster than the grouped GEMMs.
-bool TakesMoeFewTokens(const MoeGemmParams& params, MoeScales scales);
+/// Whether RunMoeFewTokens can compute this, and does it faster than the grouped GEMMs: where these
+/// have tiles for less than half of the multiprocessors.
+bool TakesMoeFewTokens(const MoeGemmParams& params, MoeScales scales, int sm_count);
 void RunMoeFewTokens(cudaStream_t stream, int sm_count, MoeScales scales,
                      const MoeGemmParams& params, const MoeFewTokens& few);
 
