@@ -24,7 +24,7 @@ struct MoeFewTokens {
 };
 
 /// Whether RunMoeFewTokens can compute this, and does it faster than the grouped GEMMs: where these
-/// have tiles for less than half of the multiprocessors.
+/// have fewer tiles than there are multiprocessors.
 bool TakesMoeFewTokens(const MoeGemmParams& params, MoeScales scales, int sm_count);
 void RunMoeFewTokens(cudaStream_t stream, int sm_count, MoeScales scales,
                      const MoeGemmParams& params, const MoeFewTokens& few);

@@ -5,6 +5,7 @@
 
 #include <cstdio>
 #include <fstream>
+#include <ostream>
 #include <random>
 #include <string>
 #include <vector>
@@ -28,6 +29,8 @@ struct WidthCase {
   const char* config;
   std::vector<int32_t> ranks;
 };
+
+void PrintTo(const WidthCase& c, std::ostream* out) { *out << c.config; }
 
 class RanksOfRealWidthTest : public testing::TestWithParam<WidthCase> {};
 
@@ -57,8 +60,9 @@ double SameTokens(const Rows& a, const Rows& b) {
 }
 
 // What sharing changes is the rounding of parts before they are summed, and in FP8 that each rank
-// quantises its own part: both are held to what FP8 changes on one rank. All ranks' logits are the
-// same to the bit (RankSteppers).
+// quantises its own part: both are held to what FP8 changes on one rank. With random weights the
+// best logits of a row are close, and rounding decides some tokens: fewer than half as many as FP8
+// does. All ranks' logits are the same to the bit (RankSteppers).
 TEST_P(RanksOfRealWidthTest, GiveTheTokensOfOne) {
   ASSERT_TRUE(kPrepared);
   std::string error;
@@ -82,6 +86,7 @@ TEST_P(RanksOfRealWidthTest, GiveTheTokensOfOne) {
   const Rows one_float8 = one_rank(float8);
   const double bound = MedianDifference(one_float8, one);
   EXPECT_GT(bound, 0);
+  const double same_least = (1 + SameTokens(one_float8, one)) / 2;
   std::printf("%s, one rank: FP8 moves logits by %.4f, the same token at %.3f\n", c.config, bound,
               SameTokens(one_float8, one));
   for (const int32_t size : c.ranks) {
@@ -93,7 +98,7 @@ TEST_P(RanksOfRealWidthTest, GiveTheTokensOfOne) {
     const Rows shared = ranks(options);
     const double moved = MedianDifference(shared, one);
     EXPECT_LT(moved, 0.5 * bound) << size << " ranks";
-    EXPECT_GT(SameTokens(shared, one), 0.9) << size << " ranks";
+    EXPECT_GT(SameTokens(shared, one), same_least) << size << " ranks";
     const Rows shared_float8 = ranks(float8);
     const double moved_float8 = MedianDifference(shared_float8, one_float8);
     EXPECT_LT(moved_float8, 1.5 * bound) << size << " ranks";

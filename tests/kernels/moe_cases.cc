@@ -336,6 +336,10 @@ std::vector<OpCase> MoeExpertsLargeCases() {
     }
     cases.push_back(
         MoeExpertsCase(DType::kBF16, {130, 1216, 6, 1, 176, 0}, scales, Spread::kOneExpert));
+    // Widths of a rank of eight and of Flash, as few tokens have them.
+    cases.push_back(MoeExpertsCase(DType::kBF16, {2, 5120, 4, 2, 192, 1}, scales, Spread::kRandom));
+    cases.push_back(
+        MoeExpertsCase(DType::kBF16, {1, 2048, 3, 1, 1536, 1}, scales, Spread::kRandom));
   }
   return cases;
 }
