@@ -1,5 +1,7 @@
 #include "engine/engine_loop.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <utility>
 
@@ -33,6 +35,7 @@ EngineLoop::EngineLoop(EngineShape shape, const SchedulerLimits& limits, int32_t
   CHECK_EQ(shape_.drafts_max, limits.drafts_max);
   stats_.load = scheduler_.Load();
   thread_ = std::thread([this] { Run(); });
+  pthread_setname_np(thread_.native_handle(), "engine");
 }
 
 EngineLoop::~EngineLoop() { Stop(); }

@@ -1,5 +1,7 @@
 #include "engine/rank/rank.h"
 
+#include <pthread.h>
+
 #include <algorithm>
 #include <optional>
 #include <utility>
@@ -98,6 +100,7 @@ Rank::Rank(const RankOptions& options, const ModelConfig& config, const RankPlac
       rank_config_(config.OfRank(place.meeting->size())),
       place_(place) {
   thread_ = std::thread([this] { Run(); });
+  pthread_setname_np(thread_.native_handle(), absl::StrCat("rank ", place_.rank).c_str());
 }
 
 absl::Status Rank::AwaitStart() {

@@ -124,6 +124,38 @@ TEST(Failover, AnAnswerGoesOnAsIfItsWorkerHadNotDied) {
   EXPECT_EQ(cluster.Stop(), 0);
 }
 
+TEST(Failover, AKilledRankEndsItsWorkerAndItsAnswersGoOn) {
+  Cluster cluster(kModel, 2, /*worker_metrics=*/true, {"--tensor-parallel-size=2"});
+  const auto text_of = [&](const std::string& event) -> std::string {
+    return nlohmann::json::parse(event)["choices"][0]["text"];
+  };
+  std::string undisturbed;
+  EventStream whole(cluster.http_port(), "/v1/completions", Body(300, /*stream=*/true));
+  for (std::string event = whole.Next(); event != "[DONE]"; event = whole.Next()) {
+    undisturbed += text_of(event);
+  }
+
+  std::string text;
+  EventStream events(cluster.http_port(), "/v1/completions", Body(300, /*stream=*/true));
+  const pid_t victim = cluster.WorkerPid(0);
+  bool is_killed = false;
+  for (std::string event = events.Next(); event != "[DONE]"; event = events.Next()) {
+    text += text_of(event);
+    if (is_killed || text.size() < undisturbed.size() / 8) continue;
+    is_killed = true;
+    const pid_t rank = cluster.WorkerThread(0, "rank 1");
+    ASSERT_GT(rank, 0);
+    ASSERT_EQ(tgkill(victim, rank, SIGSEGV), 0);
+    EXPECT_TRUE(Eventually(5, [&] {
+      return cluster.WorkerPid(0) != victim || kill(victim, 0) != 0;
+    })) << "the worker goes with its rank";
+  }
+  EXPECT_TRUE(is_killed);
+  EXPECT_EQ(text, undisturbed);
+  EXPECT_GE(cluster.RouterMetric("glmserve_router_retries_total"), 1);
+  EXPECT_EQ(cluster.Stop(), 0);
+}
+
 TEST(Failover, WorkersMayServeNoMetrics) {
   Cluster cluster(kModel, 1, /*worker_metrics=*/false);
   EXPECT_EQ(Call(cluster.http_port(), "/v1/completions", Body(2)).status, 200);

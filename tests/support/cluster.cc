@@ -154,7 +154,9 @@ std::string EventStream::Next() {
   }
 }
 
-Cluster::Cluster(const std::string& model, int workers, bool worker_metrics) : workers_(workers) {
+Cluster::Cluster(const std::string& model, int workers, bool worker_metrics,
+                 const std::vector<std::string>& flags)
+    : workers_(workers) {
   std::string pattern = (fs::temp_directory_path() / "cluster-XXXXXX").string();
   EXPECT_NE(mkdtemp(pattern.data()), nullptr);
   folder_ = pattern;
@@ -172,6 +174,7 @@ Cluster::Cluster(const std::string& model, int workers, bool worker_metrics) : w
       "--metrics-port=" + std::to_string(worker_metrics ? metrics_port_ : 0),
       "--log-dir=" + folder_,
       "--run-dir=" + folder_};
+  arguments.insert(arguments.end(), flags.begin(), flags.end());
   std::vector<char*> argv;
   for (std::string& argument : arguments) argv.push_back(argument.data());
   argv.push_back(nullptr);
@@ -216,6 +219,16 @@ pid_t Cluster::WorkerPid(int index) const {
   const std::string mark = "worker-" + std::to_string(index) + " started, pid ";
   const size_t at = log.rfind(mark);
   return at == std::string::npos ? 0 : std::stoi(log.substr(at + mark.size()));
+}
+
+pid_t Cluster::WorkerThread(int index, const std::string& name) const {
+  const std::string threads = "/proc/" + std::to_string(WorkerPid(index)) + "/task";
+  for (const auto& thread : fs::directory_iterator(threads)) {
+    std::string own;
+    std::getline(std::ifstream(thread.path() / "comm"), own);
+    if (own == name) return std::stoi(thread.path().filename());
+  }
+  return 0;
 }
 
 int Cluster::WorkerStarts(int index) const {

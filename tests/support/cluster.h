@@ -51,9 +51,10 @@ class HastyClient {
 
 class Cluster {
  public:
-  /// Starts `glmserve serve model` with `workers` workers and waits until it says that it is ready;
-  /// fails the test with the logs if it does not.
-  Cluster(const std::string& model, int workers, bool worker_metrics = true);
+  /// Starts `glmserve serve model` with `workers` workers and more `flags`, and waits until it says
+  /// that it is ready; fails the test with the logs if it does not.
+  Cluster(const std::string& model, int workers, bool worker_metrics = true,
+          const std::vector<std::string>& flags = {});
   /// Stops it if the test did not.
   ~Cluster();
 
@@ -62,6 +63,8 @@ class Cluster {
 
   /// The process of worker `index` that runs now, or ran last.
   pid_t WorkerPid(int index) const;
+  /// The thread of that process whose name is `name`; 0: there is none.
+  pid_t WorkerThread(int index, const std::string& name) const;
   /// How often worker `index` was started.
   int WorkerStarts(int index) const;
   /// The sum of a metric over its labels, from worker `index`; -1 when it does not answer.
