@@ -43,7 +43,8 @@ struct Choices {
 
   __device__ Choices(const MoeGemmParams& p, const MoeFewTokens& few, int tokens, int lane) {
     const bool valid = lane < tokens * p.experts_per_token;
-    expert = valid ? few.expert_ids[lane] : -1;
+    // Not by way of L1, which may hold the last layer's where this is read before a wait.
+    expert = valid ? __ldcg(few.expert_ids + lane) : -1;
     same = __match_any_sync(kAllLanes, expert);
     firsts = __ballot_sync(kAllLanes, valid && __ffs(same) - 1 == lane);
   }
@@ -299,7 +300,7 @@ __global__ void __launch_bounds__(kWarps* kWarp, kWarps == 8 ? 3 : 1)
   const int group = lane / 4;
   const int quad = lane % 4;
   // Nothing of this is gate+up's, which waited for whoever wrote it.
-  const int tokens = p.counts[0];
+  const int tokens = __ldcg(p.counts);
   const Choices all(p, few, tokens, lane);
   const int count = __popc(all.firsts) + p.shared_experts;
   chosen.Fill(p, all, tokens, count);
