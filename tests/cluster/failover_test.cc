@@ -110,7 +110,7 @@ TEST(Failover, AnAnswerGoesOnAsIfItsWorkerHadNotDied) {
     ASSERT_NO_FATAL_FAILURE(TakeEvent(event, &answers));
     if (is_killed || answers.tokens[0].size() < 50 || answers.tokens[1].size() < 50) continue;
     is_killed = true;
-    ASSERT_EQ(kill(cluster.WorkerPid(0), SIGKILL), 0);
+    ASSERT_EQ(kill(cluster.WorkerPid(cluster.BusyWorker()), SIGKILL), 0);
   }
   EXPECT_GE(cluster.RouterMetric("glmserve_router_retries_total"), 1);
   for (int i = 0; i < 2; ++i) {
@@ -137,17 +137,18 @@ TEST(Failover, AKilledRankEndsItsWorkerAndItsAnswersGoOn) {
 
   std::string text;
   EventStream events(cluster.http_port(), "/v1/completions", Body(300, /*stream=*/true));
-  const pid_t victim = cluster.WorkerPid(0);
   bool is_killed = false;
   for (std::string event = events.Next(); event != "[DONE]"; event = events.Next()) {
     text += text_of(event);
     if (is_killed || text.size() < undisturbed.size() / 8) continue;
     is_killed = true;
-    const pid_t rank = cluster.WorkerThread(0, "rank 1");
+    const int busy = cluster.BusyWorker();
+    const pid_t victim = cluster.WorkerPid(busy);
+    const pid_t rank = cluster.WorkerThread(busy, "rank 1");
     ASSERT_GT(rank, 0);
     ASSERT_EQ(tgkill(victim, rank, SIGSEGV), 0);
     EXPECT_TRUE(Eventually(5, [&] {
-      return cluster.WorkerPid(0) != victim || kill(victim, 0) != 0;
+      return cluster.WorkerPid(busy) != victim || kill(victim, 0) != 0;
     })) << "the worker goes with its rank";
   }
   EXPECT_TRUE(is_killed);

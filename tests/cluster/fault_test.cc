@@ -114,7 +114,7 @@ std::vector<std::string> RequestsOfAllKinds() {
 }
 
 TEST_F(FaultTest, F2AnswersOfAllKindsGoOnAsIfTheirWorkerLived) {
-  StartCluster(2);
+  StartCluster(2, {"--policy=round-robin"});  // so that each has some to lose
   const std::vector<std::string> bodies = RequestsOfAllKinds();
   const std::vector<CrowdAnswer> right = Ask(bodies);
   ExpectSameAnswers(right, right);
@@ -128,7 +128,7 @@ TEST_F(FaultTest, F2AnswersOfAllKindsGoOnAsIfTheirWorkerLived) {
 }
 
 TEST_F(FaultTest, F2ReasoningGoesOnInTheMiddle) {
-  StartCluster(2);
+  StartCluster(2, {"--policy=round-robin"});  // so that each has some to lose
   std::vector<std::string> bodies;
   for (int i = 0; i < 16; ++i) {
     bodies.push_back(nlohmann::json{

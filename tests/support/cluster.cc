@@ -10,6 +10,7 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <boost/asio/io_context.hpp>
 #include <boost/asio/ip/tcp.hpp>
 #include <boost/beast/core.hpp>
@@ -242,6 +243,17 @@ int Cluster::WorkerStarts(int index) const {
 double Cluster::WorkerMetric(int index, const std::string& name) const {
   const HttpAnswer answer = Call(metrics_port_ + index, "/metrics");
   return answer.status == 200 ? SumOfMetric(answer.body, name) : -1;
+}
+
+int Cluster::BusyWorker() const {
+  int busy = -1;
+  EXPECT_TRUE(Eventually(10, [&] {
+    for (int i = 0; i < workers_ && busy < 0; ++i) {
+      if (WorkerMetric(i, "glmserve_worker_requests_running") > 0) busy = i;
+    }
+    return busy >= 0;
+  }));
+  return std::max(busy, 0);
 }
 
 double Cluster::RouterMetric(const std::string& name) const {

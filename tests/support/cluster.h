@@ -70,6 +70,8 @@ class Cluster {
   /// The sum of a metric over its labels, from worker `index`; -1 when it does not answer.
   double WorkerMetric(int index, const std::string& name) const;
   double RouterMetric(const std::string& name) const;
+  /// A worker with running requests; waits for one, and fails the test if there is none.
+  int BusyWorker() const;
 
   /// Sends SIGTERM and waits; the launcher's exit status.
   int Stop();
