@@ -17,8 +17,6 @@
 
 #include "kernels/cuda/moe_few_tokens.h"
 
-#include <algorithm>
-
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/launch_after.h"
 #include "kernels/cuda/ptx.cuh"
