@@ -34,7 +34,7 @@ struct MlaWidths {
 MlaScratch LayOut(ScratchLayout& layout, int sm_count, int64_t tokens, const MlaWidths& widths) {
   MlaScratch scratch{};
   scratch.latents = layout.Take<BFloat16>(tokens * widths.latent);
-  scratch.parts = layout.Take<char>(WideMlaScratchBytes(sm_count));
+  scratch.parts = layout.Take<char>(MlaPartsBytes(sm_count));
   scratch.rows = layout.Take<BFloat16>(tokens * widths.out);
   scratch.cells = layout.Take<BFloat16>(tokens * widths.cell);
   scratch.expanded = layout.Take<BFloat16>(tokens * widths.expanded);
@@ -181,7 +181,9 @@ void MlaAttention(Device& device, const MlaAttentionArgs& args) {
     } else if (absorbed > 0) {
       op.device().gemms().Run(op.stream(), absorb);
     }
-    if (absorbed > 0) {
+    if (TakesMlaDecode(params)) {
+      RunMlaDecode(op.stream(), sm_count, params, scratch.latents, scratch.parts);
+    } else if (absorbed > 0) {
       RunWideMla(op.stream(), sm_count, params, fresh, scratch.latents, scratch.parts);
     }
     if (few) {

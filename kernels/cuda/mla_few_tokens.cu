@@ -7,8 +7,6 @@
 // each and started late; from 5 tokens on they are as fast. The expansion adds the parts of rows
 // that are split along the cache itself: a kernel for that took 8 us.
 
-#include <limits>
-
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/launch_after.h"
 #include "kernels/cuda/mla_params.h"
@@ -87,30 +85,29 @@ __global__ void __launch_bounds__(kThreads) AbsorbKernel(const MlaParams p, BFlo
 }
 
 /// The latent sums of head `head` of all tokens, from parts where they are split. The block.
-__device__ __forceinline__ void GatherSums(const MlaParams& p, int blocks, int head, int tokens,
-                                           const BFloat16* latents, const float* parts,
+template <typename Tiling>
+__device__ __forceinline__ void GatherSums(const MlaParams& p, int runners, int head, int tokens,
+                                           const BFloat16* latents, const MlaParts& split_parts,
                                            BFloat16 (*sums)[kLatent]) {
-  __shared__ int32_t prefix[kTokensMax + 1];
   constexpr int kTokenThreads = kLatent / kCombineColumns;
-  const int sequences = p.counts[1];
-  ScanTiles<true>(p, sequences, {std::numeric_limits<int>::max(), false}, prefix);
-  const int run = RunOf(prefix[sequences], blocks);
+  const int32_t* prefix = split_parts.prefix;
+  const int run = Tiling::RunOf(prefix[p.counts[1]], runners);
   const int column = threadIdx.x % kTokenThreads * kCombineColumns;
   for (int token = threadIdx.x / kTokenThreads; token < tokens; token += kThreads / kTokenThreads) {
     const int row = token * p.heads + head;
-    const SplitRow split = SplitRowOf(p, prefix, run, row);
+    const SplitRow split = SplitRowOf<Tiling>(p, prefix, run, row);
     *reinterpret_cast<uint2*>(&sums[token][column]) =
-        split.row >= 0 ? AddParts(parts, split, run, column)
+        split.row >= 0 ? AddParts<Tiling>(split_parts.parts, split, run, column)
                        : *reinterpret_cast<const uint2*>(
                              latents + static_cast<int64_t>(row) * kLatent + column);
   }
   __syncthreads();
 }
 
-/// out[t, h] = V_h times the latent sums of t and h, rounded. `blocks`: of the kernel that made
-/// them.
+/// out[t, h] = V_h times the latent sums of t and h, rounded. `runners`: that made them.
+template <typename Tiling>
 __global__ void __launch_bounds__(kThreads)
-    ExpandKernel(const MlaParams p, int blocks, const BFloat16* latents, const float* parts,
+    ExpandKernel(const MlaParams p, int runners, const BFloat16* latents, const MlaParts parts,
                  BFloat16* out, int64_t out_stride) {
   __shared__ alignas(16) BFloat16 latent_sums[kTokensMax][kLatent];
   const int head = blockIdx.x;
@@ -129,7 +126,7 @@ __global__ void __launch_bounds__(kThreads)
   }
   DependencyStart();
   const int tokens = p.counts[0];
-  GatherSums(p, blocks, head, tokens, latents, parts, latent_sums);
+  GatherSums<Tiling>(p, runners, head, tokens, latents, parts, latent_sums);
   for (int token = 0; token < tokens; ++token) {
     const BFloat16* latent = latent_sums[token];
     float sums[kExpandRows] = {};
@@ -170,11 +167,19 @@ void RunMlaAbsorption(cudaStream_t stream, const MlaParams& p, BFloat16* latents
 }
 
 void RunMlaExpansion(cudaStream_t stream, int sm_count, const MlaParams& p, const BFloat16* latents,
-                     const void* parts, BFloat16* out, int64_t out_stride) {
+                     void* parts, BFloat16* out, int64_t out_stride) {
   const dim3 grid(static_cast<unsigned>(p.heads),
                   static_cast<unsigned>((p.value + kExpandBlockRows - 1) / kExpandBlockRows));
-  LaunchAfter(ExpandKernel, grid, kThreads, 0, stream, p, sm_count, latents,
-              static_cast<const float*>(parts), out, out_stride);
+  const auto expand = [&](auto tiling) {
+    using Tiling = decltype(tiling);
+    LaunchAfter(ExpandKernel<Tiling>, grid, kThreads, 0, stream, p, sm_count * Tiling::kRunners,
+                latents, MlaParts(parts, sm_count), out, out_stride);
+  };
+  if (TakesMlaDecode(p)) {
+    expand(DecodeTiling());
+  } else {
+    expand(WideTiling());
+  }
 }
 
 }  // namespace glm::cuda

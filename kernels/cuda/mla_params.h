@@ -33,22 +33,26 @@ struct MlaParams {
   int tokens;        // T, padded
 };
 
-/// The kernel on wgmma: the latent of GLM-4.7-Flash (512 + 64), BF16 cells, blocks of 8, 16 or a
-/// multiple of 32 positions.
+/// The kernels on wgmma: the latent of GLM-4.7-Flash (512 + 64), BF16 cells, blocks of 8, 16 or a
+/// multiple of 32 positions. latents, BF16 [T * N, 512], in and out: the absorbed queries become
+/// the rounded sums of p c. `parts`: MlaPartsBytes(). With TakesMlaFewTokens() rows that are split
+/// along the cache stay in parts, for RunMlaExpansion.
 bool TakesWideMla(const MlaParams& params, DType cache_dtype);
-int64_t WideMlaScratchBytes(int sm_count);
-/// latents, BF16 [T * N, 512], in and out: the absorbed queries become the rounded sums of p c.
-/// `parts`: WideMlaScratchBytes(). `without_fresh`: leaves out prompts that begin in the step. With
-/// TakesMlaFewTokens() rows that are split along the cache stay in parts, for RunMlaExpansion.
+int64_t MlaPartsBytes(int sm_count);
+/// `without_fresh`: leaves out prompts that begin in the step.
 void RunWideMla(cudaStream_t stream, int sm_count, const MlaParams& params, bool without_fresh,
                 BFloat16* latents, void* parts);
+/// Of what TakesWideMla(), steps of hardly more than one token a sequence.
+bool TakesMlaDecode(const MlaParams& params);
+void RunMlaDecode(cudaStream_t stream, int sm_count, const MlaParams& params, BFloat16* latents,
+                  void* parts);
 /// The products with kv_up around it, for at most 4 tokens: latents, BF16 [T * N, 512] = the
-/// absorbed queries, and out, [T, N * v] = the values of what RunWideMla left in `latents` and
-/// `parts`. More tokens: GEMMs.
+/// absorbed queries, and out, [T, N * v] = the values of what RunWideMla or RunMlaDecode left in
+/// `latents` and `parts`. More tokens: GEMMs.
 bool TakesMlaFewTokens(const MlaParams& params);
 void RunMlaAbsorption(cudaStream_t stream, const MlaParams& params, BFloat16* latents);
 void RunMlaExpansion(cudaStream_t stream, int sm_count, const MlaParams& params,
-                     const BFloat16* latents, const void* parts, BFloat16* out, int64_t out_stride);
+                     const BFloat16* latents, void* parts, BFloat16* out, int64_t out_stride);
 
 /// Whether sequences of a step may have more rows than this, so that prompts are worth their own
 /// launch. With hardly more tokens than sequences they are not.

@@ -32,6 +32,8 @@ constexpr int kProducers = 128;
 constexpr int kConsumers = 256;
 constexpr int kThreads = kProducers + kConsumers;
 constexpr int kStages = 4;
+constexpr int kRows = WideTiling::kRows;
+constexpr int kStep = WideTiling::kStep;
 constexpr int kRope = 64;
 constexpr int kBoxes = (kLatent + kRope) / 64;  // of 64 columns
 constexpr int kQueryBoxBytes = kRows * 128;
@@ -47,80 +49,12 @@ struct SharedState {
   uint64_t cell_empty[kStages];
 };
 
-/// What a block computes at a time: steps of one tile.
-struct Item {
-  int sequence;
-  int first_row;  // of the step's rows
-  int rows;       // valid ones, at most kRows
-  int length;     // positions that its last token sees
-  int step_begin;
-  int step_end;
-  int64_t part;  // where its part goes; -1: it is the whole tile
-};
-
-/// A block's items, in the same order for producer and consumers.
-template <bool kSplit>
-class Items {
- public:
-  __device__ Items(const MlaParams& p, const int32_t* prefix, int sequences)
-      : prefix_(prefix), sequences_(sequences) {
-    const int total = prefix[sequences];
-    if constexpr (kSplit) {
-      run_ = RunOf(total, gridDim.x);
-      at_ = static_cast<int>(blockIdx.x) * run_;
-      end_ = min(total, at_ + run_);
-    } else {
-      end_ = total;
-    }
-  }
-
-  __device__ bool Next(const MlaParams& p, Item& item) {
-    if constexpr (!kSplit) at_ = TileOfRound(round_++, end_);
-    if (at_ < 0 || at_ >= end_) return false;
-    item.sequence = SequenceAt(prefix_, sequences_, at_);
-    // Sequences that count nothing have the same prefix as the next; SequenceAt gives the last.
-    const MlaSequence work(p, item.sequence);
-    const int offset = at_ - prefix_[item.sequence];
-    int tile;
-    if constexpr (kSplit) {
-      const int steps = work.steps();
-      tile = offset / steps;
-      const int start = prefix_[item.sequence] + tile * steps;
-      item.step_begin = at_ - start;
-      item.step_end = min(steps, end_ - start);
-      const bool whole = start / run_ == (start + steps - 1) / run_;
-      item.part = whole ? -1 : PartPlace(blockIdx.x, start, run_);
-      item.length = work.length;
-      at_ = start + item.step_end;
-    } else {
-      tile = work.tiles() - 1 - offset;
-      item.part = -1;
-    }
-    item.first_row = work.first_row + tile * kRows;
-    item.rows = min(kRows, work.rows - tile * kRows);
-    if constexpr (!kSplit) {
-      item.length = p.positions[(item.first_row + item.rows - 1) / p.heads] + 1;
-      item.step_begin = 0;
-      item.step_end = (item.length + kStep - 1) / kStep;
-    }
-    return true;
-  }
-
- private:
-  const int32_t* prefix_;
-  int sequences_;
-  int run_ = 0;
-  int at_ = 0;
-  int end_;
-  int round_ = 0;
-};
-
 __device__ __forceinline__ uint32_t StageAt(uint32_t base, int stage) {
   return base + kQueryBytes + stage * kCellBytes;
 }
 
 __device__ __forceinline__ void FetchStep(const MlaParams& p, const CUtensorMap* cells,
-                                          const Item& item, int step, uint32_t target,
+                                          const MlaItem& item, int step, uint32_t target,
                                           uint32_t full) {
   BarrierArriveExpect(full, kCellBytes);
   const int32_t* table = p.block_tables + item.sequence * p.block_tables_stride;
@@ -143,8 +77,8 @@ __device__ void Produce(const MlaParams& p, const CUtensorMap* absorbed, const C
   uint32_t query_parity = 1;
   int stage = 0;
   uint32_t parity = 1;
-  Items<kSplit> items(p, prefix, sequences);
-  Item item;
+  MlaItems<WideTiling, kSplit> items(prefix, sequences, blockIdx.x, gridDim.x);
+  MlaItem item;
   while (items.Next(p, item)) {
     BarrierWait(SharedAddress(&state.query_empty), query_parity);
     query_parity ^= 1;
@@ -198,9 +132,10 @@ __device__ __forceinline__ void ZeroPast(uint8_t* stage, int warpgroup, int firs
 constexpr int kHalf = kLatent / 4;
 
 /// A warpgroup's half of an item's sums, to `latents` or to its part.
-__device__ __forceinline__ void StoreItem(const Item& item, const SoftmaxRows& rows, int warpgroup,
-                                          int thread, const float (&out)[2][kHalf / 2],
-                                          BFloat16* latents, float* parts) {
+__device__ __forceinline__ void StoreItem(const MlaItem& item, const SoftmaxRows& rows,
+                                          int warpgroup, int thread,
+                                          const float (&out)[2][kHalf / 2], BFloat16* latents,
+                                          float* parts) {
   const int lane = thread % kWarp;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -234,12 +169,12 @@ __device__ __forceinline__ void StoreItem(const Item& item, const SoftmaxRows& r
     }
     if (warpgroup == 0 && lane % 4 == 0) {
       part[kRows * kLatent + row] = rows.largest[r];
-      part[kRows * kLatent + kRows + row] = sum;
+      part[kRows * (kLatent + 1) + row] = sum;
     }
   }
 }
 
-__device__ __forceinline__ void ConsumeItem(const MlaParams& p, const Item& item,
+__device__ __forceinline__ void ConsumeItem(const MlaParams& p, const MlaItem& item,
                                             SharedState& state, uint32_t base, uint8_t* base_bytes,
                                             int consumer, uint32_t query_parity, int& stage,
                                             uint32_t& parity, BFloat16* latents, float* parts) {
@@ -336,7 +271,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     WideMlaKernel(const __grid_constant__ CUtensorMap absorbed,
                   const __grid_constant__ CUtensorMap queries,
                   const __grid_constant__ CUtensorMap cells, const MlaParams p, MlaShare share,
-                  BFloat16* latents, float* parts) {
+                  BFloat16* latents, const MlaParts parts) {
   extern __shared__ __align__(1024) uint8_t shared[];
   __shared__ SharedState state;
   const uint32_t padding = (1024 - SharedAddress(shared) % 1024) % 1024;
@@ -357,7 +292,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   DependencyStart();
   const int sequences = p.counts[1];
-  ScanTiles<kSplit>(p, sequences, share, prefix);
+  ScanTiles<WideTiling, kSplit>(p, sequences, share, prefix, kSplit ? parts.prefix : nullptr);
 
   if (threadIdx.x < kProducers) {
     RegistersGive<40>();
@@ -369,11 +304,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     int stage = 0;
     uint32_t parity = 0;
     uint32_t query_parity = 0;
-    Items<kSplit> items(p, prefix, sequences);
-    Item item;
+    MlaItems<WideTiling, kSplit> items(prefix, sequences, blockIdx.x, gridDim.x);
+    MlaItem item;
     while (items.Next(p, item)) {
       ConsumeItem(p, item, state, base, base_bytes, threadIdx.x - kProducers, query_parity, stage,
-                  parity, latents, parts);
+                  parity, latents, parts.parts);
       query_parity ^= 1;
     }
   }
@@ -387,12 +322,9 @@ bool TakesWideMla(const MlaParams& p, DType cache_dtype) {
          p.plain % 8 == 0 && p.sequences <= kSequencesMax;
 }
 
-int64_t WideMlaScratchBytes(int sm_count) {
-  return static_cast<int64_t>(2) * sm_count * kPartFloats * static_cast<int64_t>(sizeof(float));
-}
-
 void RunWideMla(cudaStream_t stream, int sm_count, const MlaParams& p, bool without_fresh,
                 BFloat16* latents, void* scratch) {
+  const MlaParts parts(scratch, sm_count);
   const int64_t rows = static_cast<int64_t>(p.tokens) * p.heads;
   const int64_t query_size = p.plain + p.rope;
   const CUtensorMap absorbed = MakeTensorMap(latents, DType::kBF16, rows, kLatent, kLatent, kRows);
@@ -401,7 +333,6 @@ void RunWideMla(cudaStream_t stream, int sm_count, const MlaParams& p, bool with
   const CUtensorMap cells =
       MakeTensorMap(p.cells, DType::kBF16, p.cache_blocks * p.block_size, kLatent + kRope,
                     kLatent + kRope, std::min(kStep, p.block_size));
-  float* parts = static_cast<float*>(scratch);
   const int bytes = kRingBytes + 1024 + (p.sequences + 1) * 4;
   const bool prompts = HasMlaPrompts(p);
   const MlaShare share = {prompts ? kMlaSplitRowsMax : std::numeric_limits<int>::max(),
@@ -412,7 +343,7 @@ void RunWideMla(cudaStream_t stream, int sm_count, const MlaParams& p, bool with
                 queries, cells, p, share, latents, parts);
   };
   launch(WideMlaKernel<true>);
-  if (!TakesMlaFewTokens(p)) CombineMlaParts(stream, sm_count, p, share, latents, parts);
+  if (!TakesMlaFewTokens(p)) CombineMlaParts<WideTiling>(stream, sm_count, p, latents, parts);
   if (prompts) launch(WideMlaKernel<false>);
 }
 

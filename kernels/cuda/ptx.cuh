@@ -230,6 +230,7 @@ struct Wgmma;
 #define GLM_BF16 "k16.f32.bf16.bf16"
 #define GLM_REGS4 "%0, %1, %2, %3"
 #define GLM_REGS8 GLM_REGS4 ", %4, %5, %6, %7"
+#define GLM_REGS12 GLM_REGS8 ", %8, %9, %10, %11"
 #define GLM_REGS16 GLM_REGS8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define GLM_REGS32 \
   GLM_REGS16 ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
@@ -239,6 +240,7 @@ struct Wgmma;
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define GLM_OUT4 GLM_D4(d, 0)
 #define GLM_OUT8 GLM_D4(d, 0), GLM_D4(d, 4)
+#define GLM_OUT12 GLM_D4(d, 0), GLM_D4(d, 4), GLM_D4(d, 8)
 #define GLM_OUT16 GLM_D16(d, 0)
 #define GLM_OUT32 GLM_D16(d, 0), GLM_D16(d, 16)
 #define GLM_OUT64 GLM_D16(d, 0), GLM_D16(d, 16), GLM_D16(d, 32), GLM_D16(d, 48)
@@ -250,6 +252,7 @@ GLM_WGMMA(true, 64, GLM_FP8, GLM_REGS32, GLM_OUT32, "%32", "%33", "%34")
 GLM_WGMMA(true, 128, GLM_FP8, GLM_REGS64, GLM_OUT64, "%64", "%65", "%66")
 GLM_WGMMA(false, 8, GLM_BF16, GLM_REGS4, GLM_OUT4, "%4", "%5", "%6")
 GLM_WGMMA(false, 16, GLM_BF16, GLM_REGS8, GLM_OUT8, "%8", "%9", "%10")
+GLM_WGMMA(false, 24, GLM_BF16, GLM_REGS12, GLM_OUT12, "%12", "%13", "%14")
 GLM_WGMMA(false, 32, GLM_BF16, GLM_REGS16, GLM_OUT16, "%16", "%17", "%18")
 GLM_WGMMA(false, 64, GLM_BF16, GLM_REGS32, GLM_OUT32, "%32", "%33", "%34")
 GLM_WGMMA(false, 128, GLM_BF16, GLM_REGS64, GLM_OUT64, "%64", "%65", "%66")
@@ -259,6 +262,16 @@ GLM_WGMMA(false, 128, GLM_BF16, GLM_REGS64, GLM_OUT64, "%64", "%65", "%66")
 __device__ __forceinline__ uint32_t WgmmaDescriptorTransposed(uint32_t address,
                                                               uint32_t column_bytes) {
   return (address & 0x3FFFFu) >> 4 | column_bytes >> 4 << 16;
+}
+
+/// d[64 x 24] += a[64 x 16] . b[24 x 16]^T, bf16; a's rows are k (WgmmaDescriptorTransposed), b's
+/// are not (WgmmaDescriptor).
+__device__ __forceinline__ void Wgmma24Transposed(float (&d)[12], uint32_t a, uint32_t b) {
+  asm volatile("{\n.reg .b64 a, b;\n" GLM_DESCRIPTOR("a", "%12") GLM_DESCRIPTOR(
+                   "b", "%13") "wgmma.mma_async.sync.aligned.m64n24" GLM_BF16 " {" GLM_REGS12
+                               "}, a, b, 1, 1, 1, 1, 0;\n}\n"
+               : GLM_OUT12
+               : "r"(a), "r"(b));
 }
 
 /// d[64 x N] += a[64 x 16] . b[16 x N], bf16; a in registers (as MmaBf16's, rows 16 * (warp) + g),

@@ -351,4 +351,36 @@ std::vector<OpCase> MlaAttentionLargeCases() {
   return cases;
 }
 
+std::vector<OpCase> MlaAttentionDecodeCases() {
+  // As many padded sequences as padded tokens: a step of decode.
+  const auto decode = [](std::vector<BatchSpec::Part> sequences, int32_t block_size) {
+    BatchSpec spec = Spec(std::move(sequences), block_size);
+    spec.padding_tokens = 1;
+    for (const BatchSpec::Part& part : spec.sequences) spec.padding_sequences += part.tokens - 1;
+    return spec;
+  };
+  std::vector<BatchSpec::Part> many;  // more than there are warpgroups to compute them
+  for (int i = 0; i < 300; ++i) many.push_back({i * 7 % 130, 1});
+  const std::vector<Step> steps = {
+      {"decode of the first", decode({{0, 1}}, 64)},
+      {"decode of one", decode({{1000, 1}}, 64)},
+      {"decode of some", decode({{0, 1}, {15, 1}, {63, 1}, {64, 1}, {200, 1}, {1500, 1}}, 16)},
+      {"decode, pages that steps straddle",
+       decode({{300, 1}, {95, 1}, {96, 1}, {31, 1}, {7, 1}}, 96)},
+      {"decode, small pages", decode({{130, 1}, {1, 1}}, 8)},
+      {"decode, some of several tokens",
+       decode({{900, 1}, {640, 3}, {31, 2}, {70, 9}, {0, 5}}, 32)},
+  };
+  std::vector<OpCase> cases;
+  for (const int64_t heads : {5, 20, 24}) {
+    const MlaShape shape{heads, 192, 64, 256, 512};
+    for (const Step& step : steps) {
+      cases.push_back(MlaAttentionCase(DType::kBF16, step, shape, false, false, false));
+    }
+  }
+  cases.push_back(MlaAttentionCase(DType::kBF16, {"decode of many", decode(many, 64)},
+                                   {5, 192, 64, 256, 512}, false, false, false));
+  return cases;
+}
+
 }  // namespace glm::test

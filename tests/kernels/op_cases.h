@@ -44,6 +44,7 @@ std::vector<OpCase> SampleCases();
 std::vector<OpCase> LinearLargeCases();
 std::vector<OpCase> AttentionLargeCases();
 std::vector<OpCase> MlaAttentionLargeCases();
+std::vector<OpCase> MlaAttentionDecodeCases();
 std::vector<OpCase> MoeExpertsLargeCases();
 
 // What came later to ops of the above, apart for backends that do not have it: slices of the

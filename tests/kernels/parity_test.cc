@@ -56,6 +56,7 @@ TEST_F(ParityTest, RmsNorm) { RunAll(RmsNormCases()); }
 TEST_F(ParityTest, LargeLinear) { RunAll(LinearLargeCases()); }
 TEST_F(ParityTest, LargeAttention) { RunAll(AttentionLargeCases()); }
 TEST_F(ParityTest, LargeMlaAttention) { RunAll(MlaAttentionLargeCases()); }
+TEST_F(ParityTest, MlaAttentionOfDecode) { RunAll(MlaAttentionDecodeCases()); }
 TEST_F(ParityTest, LargeMoeExperts) { RunAll(MoeExpertsLargeCases()); }
 
 TEST_F(ParityTest, ReplayReadsWhatDeviceMemoryThenHolds) {
