@@ -1,6 +1,8 @@
 // Adds the parts of the tiles that mla_sm90.cu and mla_decode_sm90.cu split along the cache, where
 // the expansion (mla_few_tokens.cu) does not do it.
 
+#include <algorithm>
+
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/launch_after.h"
 #include "kernels/cuda/mla_tiles.cuh"
@@ -11,8 +13,9 @@ namespace glm::cuda {
 namespace {
 
 constexpr int kCombineRowThreads = kLatent / kCombineColumns;
-constexpr int kCombineRows = 4;  // of a block, side by side
+constexpr int kCombineRows = 2;  // of a block, side by side
 constexpr int kCombineThreads = kCombineRows * kCombineRowThreads;
+constexpr int kBlocksPerSm = 4;  // of those that run side by side
 
 /// A row of the tile that is first split where run `runner` ends.
 template <typename Tiling>
@@ -28,22 +31,36 @@ __device__ __forceinline__ SplitRow FindRow(const MlaParams& p, const int32_t* p
   return found;
 }
 
-/// Adds the parts of the rows of split tiles. kByRows: a block has 4 rows of the step, where few
-/// are in it. Else 4 rows of the tile that run blockIdx.x ends in: of the rows of prompts, which
-/// are many, none is split.
-template <typename Tiling, bool kByRows>
+/// A token a row of blocks, which share its heads: where few tokens are in the step.
+template <typename Tiling>
 __global__ void __launch_bounds__(kCombineThreads)
-    CombineKernel(const MlaParams p, int runners, BFloat16* latents, const MlaParts split_parts) {
+    CombineTokensKernel(const MlaParams p, int runners, BFloat16* latents,
+                        const MlaParts split_parts) {
+  DependencyStart();
+  const int token = blockIdx.x;
+  const int32_t* prefix = split_parts.prefix;
+  const SplitToken<Tiling> place(p, prefix, runners, token);
+  const int column = threadIdx.x % kCombineRowThreads * kCombineColumns;
+  for (int head = blockIdx.y * kCombineRows + threadIdx.x / kCombineRowThreads; head < p.heads;
+       head += gridDim.y * kCombineRows) {
+    const SplitRow split = place.Row(p, prefix, head);
+    if (split.row < 0) continue;
+    *reinterpret_cast<uint2*>(latents + split.target * kLatent + column) =
+        AddParts<Tiling>(split_parts.parts, split, place.run, column);
+  }
+}
+
+/// Two rows of the tile that run blockIdx.x ends in: of the rows of prompts, which are many, none
+/// is split.
+template <typename Tiling>
+__global__ void __launch_bounds__(kCombineThreads)
+    CombineTilesKernel(const MlaParams p, int runners, BFloat16* latents,
+                       const MlaParts split_parts) {
   DependencyStart();
   const int32_t* prefix = split_parts.prefix;
   const int run = Tiling::RunOf(prefix[p.counts[1]], runners);
-  const int within = threadIdx.x / kCombineRowThreads;
-  SplitRow split;
-  if constexpr (kByRows) {
-    split = SplitRowOf<Tiling>(p, prefix, run, blockIdx.x * kCombineRows + within);
-  } else {
-    split = FindRow<Tiling>(p, prefix, run, blockIdx.x, blockIdx.y * kCombineRows + within);
-  }
+  const SplitRow split = FindRow<Tiling>(
+      p, prefix, run, blockIdx.x, blockIdx.y * kCombineRows + threadIdx.x / kCombineRowThreads);
   if (split.row < 0) return;
   const int column = threadIdx.x % kCombineRowThreads * kCombineColumns;
   *reinterpret_cast<uint2*>(latents + split.target * kLatent + column) =
@@ -63,13 +80,15 @@ void CombineMlaParts(cudaStream_t stream, int sm_count, const MlaParams& p, BFlo
   const auto combine = [&](auto kernel, dim3 grid) {
     LaunchAfter(kernel, grid, kCombineThreads, 0, stream, p, runners, latents, split);
   };
-  const int64_t row_blocks =
-      (static_cast<int64_t>(p.tokens) * p.heads + kCombineRows - 1) / kCombineRows;
-  constexpr int kTileBlocks = Tiling::kRows / kCombineRows;
-  if (row_blocks <= int64_t{runners} * kTileBlocks) {
-    combine(CombineKernel<Tiling, true>, dim3(static_cast<unsigned>(row_blocks)));
+  const int head_blocks = (p.heads + kCombineRows - 1) / kCombineRows;
+  const int slots = kBlocksPerSm * sm_count;
+  if (p.tokens <= slots) {
+    const int share = std::clamp(slots / p.tokens, 1, head_blocks);
+    combine(CombineTokensKernel<Tiling>,
+            dim3(static_cast<unsigned>(p.tokens), static_cast<unsigned>(share)));
   } else {
-    combine(CombineKernel<Tiling, false>, dim3(static_cast<unsigned>(runners), kTileBlocks));
+    combine(CombineTilesKernel<Tiling>,
+            dim3(static_cast<unsigned>(runners), Tiling::kRows / kCombineRows));
   }
 }
 

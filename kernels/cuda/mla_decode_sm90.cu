@@ -10,7 +10,13 @@
 // own sums, and shares nothing with the other of its block but the tensor cores; a producer thread
 // each brings queries and cells. A step's place is given back by its nine boxes of 64 columns, each
 // as soon as its last product is done, so that of two runners' 147 KB most are on their way at any
-// time; a second place each would not fit, and is not missed.
+// time; a second place each would not fit. The second runner asks for its first cells after the
+// first one, so that one computes while the other's cells arrive: else all runners of a short step
+// would compute, and the memory stand still, at the same time.
+//
+// What a step says of its sequences, and their cells, are written by kernels that have ended when
+// the one before this begins. So a block starts while that one ends (launch_after.h), and asks for
+// its first cells before it waits for the queries.
 //
 // A row's positions lie across lanes and warps: maxima go through shared memory, and probabilities
 // too, rounded to bf16. Runs and parts are those of mla_tiles.cuh.
@@ -78,42 +84,64 @@ struct Maps {
   CUtensorMap cells;
 };
 
-/// Brings a runner's queries and cells. One thread.
-__device__ void Produce(const MlaParams& p, const Maps& maps, int box_rows, RunnerState& state,
-                        const RunnerPlace& place, MlaItems<DecodeTiling, true>& items) {
+/// Brings a step's cells, box by box as there is room.
+__device__ __forceinline__ void FetchStep(const MlaParams& p, const CUtensorMap* cells,
+                                          int box_rows, const MlaItem& item, int step,
+                                          RunnerState& state, const RunnerPlace& place,
+                                          uint32_t parity) {
+  const int32_t* table = p.block_tables + item.sequence * p.block_tables_stride;
+  for (int i = 0; i < kBoxes; ++i) {
+    const int box = BoxAt(i);
+    BarrierWait(SharedAddress(&state.cell_empty[box]), parity);
+    const uint32_t full = SharedAddress(&state.cell_full[box]);
+    BarrierArriveExpect(full, kCellBoxBytes);
+    for (int row = 0; row < kStep; row += box_rows) {
+      // Positions past the end are masked; any valid page may stand for them.
+      const int position = step * kStep + row < item.length ? step * kStep + row : 0;
+      const int cell = table[position / p.block_size] * p.block_size + position % p.block_size;
+      TensorLoad2(place.cells + box * kCellBoxBytes + row * 128, cells, full, box * 64, cell);
+    }
+  }
+}
+
+__device__ __forceinline__ void FetchQueries(const MlaParams& p, const Maps& maps,
+                                             const MlaItem& item, RunnerState& state,
+                                             const RunnerPlace& place, uint32_t parity) {
+  BarrierWait(SharedAddress(&state.query_empty), parity);
+  const uint32_t full = SharedAddress(&state.query_full);
+  BarrierArriveExpect(full, kQueryBytes);
+  TensorLoad2(place.queries + kRopeBox * kQueryBoxBytes, &maps.queries, full, p.plain,
+              item.first_row);
+#pragma unroll
+  for (int box = 0; box < kLatentBoxes; ++box) {
+    TensorLoad2(place.queries + box * kQueryBoxBytes, &maps.absorbed, full, box * 64,
+                item.first_row);
+  }
+}
+
+/// Brings a runner's queries and cells. One thread. Only queries are awaited of the kernel before.
+/// `asked`: the first runner's first cells are asked for; the second runner waits for that.
+__device__ void Produce(const MlaParams& p, const Maps& maps, int box_rows, int runner,
+                        uint64_t& asked, RunnerState& state, const RunnerPlace& place,
+                        MlaItems<DecodeTiling, true>& items) {
+  if (runner > 0) BarrierWait(SharedAddress(&asked), 0);
+  bool first = runner == 0;
   uint32_t query_parity = 1;
   uint32_t parity = 1;
   MlaItem item;
   while (items.Next(p, item)) {
-    BarrierWait(SharedAddress(&state.query_empty), query_parity);
-    query_parity ^= 1;
-    const uint32_t query_full = SharedAddress(&state.query_full);
-    BarrierArriveExpect(query_full, kQueryBytes);
-    TensorLoad2(place.queries + kRopeBox * kQueryBoxBytes, &maps.queries, query_full, p.plain,
-                item.first_row);
-#pragma unroll
-    for (int box = 0; box < kLatentBoxes; ++box) {
-      TensorLoad2(place.queries + box * kQueryBoxBytes, &maps.absorbed, query_full, box * 64,
-                  item.first_row);
-    }
-    const int32_t* table = p.block_tables + item.sequence * p.block_tables_stride;
     for (int step = item.step_begin; step < item.step_end; ++step) {
-      for (int i = 0; i < kBoxes; ++i) {
-        const int box = BoxAt(i);
-        BarrierWait(SharedAddress(&state.cell_empty[box]), parity);
-        const uint32_t full = SharedAddress(&state.cell_full[box]);
-        BarrierArriveExpect(full, kCellBoxBytes);
-        for (int row = 0; row < kStep; row += box_rows) {
-          // Positions past the end are masked; any valid page may stand for them.
-          const int position = step * kStep + row < item.length ? step * kStep + row : 0;
-          const int cell = table[position / p.block_size] * p.block_size + position % p.block_size;
-          TensorLoad2(place.cells + box * kCellBoxBytes + row * 128, &maps.cells, full, box * 64,
-                      cell);
-        }
-      }
+      FetchStep(p, &maps.cells, box_rows, item, step, state, place, parity);
       parity ^= 1;
+      if (first) BarrierArrive(SharedAddress(&asked));
+      first = false;
+      if (step > item.step_begin) continue;
+      DependencyWait();
+      FetchQueries(p, maps, item, state, place, query_parity);
+      query_parity ^= 1;
     }
   }
+  if (first) BarrierArrive(SharedAddress(&asked));
 }
 
 /// The running softmax of a thread's rows, over this thread's positions where it is a sum.
@@ -354,6 +382,7 @@ __global__ void __launch_bounds__(kThreads, 1)
                     BFloat16* latents, const MlaParts parts) {
   extern __shared__ __align__(1024) uint8_t shared[];
   __shared__ RunnerState states[kRunners];
+  __shared__ uint64_t asked;
   const uint32_t padding = (1024 - SharedAddress(shared) % 1024) % 1024;
   const uint32_t base = SharedAddress(shared) + padding;
   int32_t* prefix = reinterpret_cast<int32_t*>(shared + padding + kRunners * kRunnerBytes);
@@ -361,6 +390,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     PrefetchTensorMap(&maps.absorbed);
     PrefetchTensorMap(&maps.queries);
     PrefetchTensorMap(&maps.cells);
+    BarrierInit(SharedAddress(&asked), 1);
     for (RunnerState& state : states) {
       BarrierInit(SharedAddress(&state.query_full), 1);
       BarrierInit(SharedAddress(&state.query_empty), kRunnerWarps);
@@ -371,7 +401,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     BarrierInitFence();
   }
-  DependencyStart();
   const int sequences = p.counts[1];
   constexpr MlaShare kAll = {std::numeric_limits<int>::max(), false};
   ScanTiles<DecodeTiling, true>(p, sequences, kAll, prefix, parts.prefix);
@@ -386,13 +415,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (produces) {
     RegistersGive<40>();
     if (runner < kRunners && threadIdx.x % kWarp == 0) {
-      Produce(p, maps, box_rows, states[runner], place, items);
+      Produce(p, maps, box_rows, runner, asked, states[runner], place, items);
     }
   } else {
     RegistersTake<232>();
     uint8_t* cells = shared + padding + runner * kRunnerBytes;
     uint32_t parity = 0;
     uint32_t query_parity = 0;
+    DependencyStart();
     MlaItem item;
     while (items.Next(p, item)) {
       ConsumeItem(p, item, states[runner], place, cells, runner, query_parity, parity, latents,

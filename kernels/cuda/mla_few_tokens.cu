@@ -91,15 +91,15 @@ __device__ __forceinline__ void GatherSums(const MlaParams& p, int runners, int 
                                            BFloat16 (*sums)[kLatent]) {
   constexpr int kTokenThreads = kLatent / kCombineColumns;
   const int32_t* prefix = split_parts.prefix;
-  const int run = Tiling::RunOf(prefix[p.counts[1]], runners);
   const int column = threadIdx.x % kTokenThreads * kCombineColumns;
   for (int token = threadIdx.x / kTokenThreads; token < tokens; token += kThreads / kTokenThreads) {
-    const int row = token * p.heads + head;
-    const SplitRow split = SplitRowOf<Tiling>(p, prefix, run, row);
+    const SplitToken<Tiling> place(p, prefix, runners, token);
+    const SplitRow split = place.Row(p, prefix, head);
     *reinterpret_cast<uint2*>(&sums[token][column]) =
-        split.row >= 0 ? AddParts<Tiling>(split_parts.parts, split, run, column)
-                       : *reinterpret_cast<const uint2*>(
-                             latents + static_cast<int64_t>(row) * kLatent + column);
+        split.row >= 0
+            ? AddParts<Tiling>(split_parts.parts, split, place.run, column)
+            : *reinterpret_cast<const uint2*>(
+                  latents + (static_cast<int64_t>(token) * p.heads + head) * kLatent + column);
   }
   __syncthreads();
 }

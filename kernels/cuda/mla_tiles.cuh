@@ -184,17 +184,32 @@ __device__ __forceinline__ SplitRow SplitRowOf(const MlaParams& p, const int32_t
   return found;
 }
 
-/// Row `step_row` of the step.
+/// A token's sequence, and how runs divide its steps. All that is loaded depends on one load at
+/// most.
 template <typename Tiling>
-__device__ __forceinline__ SplitRow SplitRowOf(const MlaParams& p, const int32_t* prefix, int run,
-                                               int step_row) {
-  const int token = step_row / p.heads;
-  if (token >= p.counts[0]) return SplitRow{};
-  const int s = p.token_sequences[token];
-  if (prefix[s] == prefix[s + 1]) return SplitRow{};  // a prompt's
-  const int row = step_row - p.query_starts[s] * p.heads;
-  return SplitRowOf<Tiling>(p, prefix, s, run, row / Tiling::kRows, row % Tiling::kRows);
-}
+struct SplitToken {
+  int sequence;
+  int first_row;  // of the token, of its sequence's rows
+  int run;
+  bool split;  // not a token of a prompt that is dealt whole, nor padding
+
+  __device__ SplitToken(const MlaParams& p, const int32_t* prefix, int runners, int token) {
+    const int tokens = p.counts[0];
+    const int sequences = p.counts[1];
+    // Of padding it may be anything.
+    const auto known = static_cast<uint32_t>(p.token_sequences[min(token, p.tokens - 1)]);
+    sequence = static_cast<int>(min(known, static_cast<uint32_t>(p.sequences - 1)));
+    first_row = (token - p.query_starts[sequence]) * p.heads;
+    run = Tiling::RunOf(prefix[sequences], runners);
+    split = token < tokens && prefix[sequence] != prefix[sequence + 1];
+  }
+  /// Row `head` of the token.
+  __device__ SplitRow Row(const MlaParams& p, const int32_t* prefix, int head) const {
+    if (!split) return SplitRow{};
+    const int row = first_row + head;
+    return SplitRowOf<Tiling>(p, prefix, sequence, run, row / Tiling::kRows, row % Tiling::kRows);
+  }
+};
 
 constexpr int kCombineColumns = 4;  // of a thread
 constexpr int kCombineAhead = 8;    // parts whose loads are in flight together
