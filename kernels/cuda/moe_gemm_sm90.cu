@@ -9,25 +9,25 @@
 // One thread of the producer warpgroup feeds weights through the copy engine into a ring of stages,
 // two boxes of 128 rows and 128 bytes of k each: a gate and an up box, or of down the next slice
 // of k of the same rows (wide tiles: the next rows). A warp feeds the tokens. For tiles of 16 it
-// fetches each token's row by itself, by a box of one row. (Gathering them with cp.async, 96
-// threads and a word to the tensor cores for each stage, cost 3 % where weights are the limit, and
-// for wider tiles was the limit: 470 TFLOPS at 8192 tokens of Air, H100.) For wider tiles tokens
-// are first copied into the order of their places. Two consumer warpgroups multiply. fp8 sums are
-// taken out of the tensor cores every 128 values of k, which is also where the scales of h and of
-// block-scaled weights apply.
+// fetches each token's row by itself, by a box of one row; 96 threads that gathered them with
+// cp.async, and said so to the tensor cores, took part of what the weights could have. For wider
+// tiles tokens are first copied into the order of their places. Two consumer warpgroups multiply.
+// fp8 sums are taken out of the tensor cores every 128 values of k, which is also where the scales
+// of h and of block-scaled weights apply.
 //
 // Up to tiles of 64 tokens one launch computes both GEMMs: a block goes on to its tiles of down
 // when it has no more of gate+up, and down's weights are on their way while the last of h is still
 // computed. Only who feeds tokens waits for an expert's h, of which the consumers count the parts
 // in `progress`. Experts come in the same order in both GEMMs, so there is rarely anything to wait
 // for. All blocks are resident, one a multiprocessor, and have gate+up before down: someone can
-// always go on. By itself this gave next to nothing (H200, Flash, fp8, 64 tokens: 160 us before and
-// after; 256 tokens: 181 and 177). What it took besides are consumers that take tiles of 16 in
-// turn, both halves of a box each: one multiplies while the other looks up, activates and stores.
-// Without a tile's end weights alone came in 152 us, without products in 150. With it and tokens by
-// rows: 16 tokens 107 and 103 us, 64 tokens 160 and 155; 64 of an eighth of the 355B, whose tiles
-// of down are one stage deep, 162 and 151. Wide tiles, of prefill, have a launch for each GEMM, as
-// have parts of y that others exchange meanwhile.
+// always go on. By itself this gave next to nothing (H200, fp8, Flash: 64 tokens 160 us before and
+// after, 256 tokens 181 and 177). Then, with 64 tokens, it took 157 us without tokens, 152 also
+// without a tile's end, 150 also without products, which is what reading the weights takes. So
+// consumers take tiles of 16 in turn, both halves of a box each: one multiplies while the other
+// looks up, activates and stores. With that and tokens by rows: 16 tokens 103 us, 107 before; 64
+// tokens 155 and 160; 64 of an eighth of the 355B, whose tiles of down are one stage deep, 151 and
+// 162. Wide tiles, of prefill, have a launch for each GEMM, as have parts of y that ranks sum
+// meanwhile.
 //
 // One token of Flash has 60 tiles of gate+up for 132 blocks. Dividing a tile's depth between two
 // blocks, the last of which adds both sums, was no gain (20.4 us against 19.5, H100): the wait for

@@ -348,9 +348,9 @@ std::vector<OpCase> MoeExpertsLargeCases() {
         MoeExpertsCase(DType::kBF16, {130, 1216, 6, 1, 176, 0}, scales, Spread::kOneExpert));
     // Few tokens for each of many experts, of which a block has several; and for one of them.
     cases.push_back(
-        MoeExpertsCase(DType::kBF16, {24, 1216, 40, 4, 688, 1}, scales, Spread::kRandom));
+        MoeExpertsCase(DType::kBF16, {40, 1216, 24, 4, 272, 1}, scales, Spread::kRandom));
     cases.push_back(
-        MoeExpertsCase(DType::kBF16, {40, 1216, 40, 1, 176, 0}, scales, Spread::kOneExpert));
+        MoeExpertsCase(DType::kBF16, {40, 512, 24, 1, 272, 0}, scales, Spread::kOneExpert));
     // Widths of a rank of eight and of Flash, as few tokens have them.
     cases.push_back(MoeExpertsCase(DType::kBF16, {2, 5120, 4, 2, 192, 1}, scales, Spread::kRandom));
     cases.push_back(
