@@ -490,7 +490,7 @@ void RunReal(Bench& bench) {
   constexpr DType kBf16 = DType::kBF16;
   for (const int64_t tokens : {1, 2, 8, 32, 64, 256}) MoeBench(bench, kAir, kFp8, tokens);
   for (const int64_t tokens : {1, 2, 4, 8, 64, 256}) MoeBench(bench, kFullTp8, kFp8, tokens);
-  for (const int64_t tokens : {1, 2, 4, 16, 64}) MoeBench(bench, kFlash, kFp8, tokens);
+  for (const int64_t tokens : {1, 2, 4, 16, 64, 256}) MoeBench(bench, kFlash, kFp8, tokens);
   for (const int64_t tokens : {1, 2, 16, 64}) MoeBench(bench, kFlash, kBf16, tokens);
   for (const int64_t m : {1, 8, 16, 32, 64, 128, 256, 1024, 8192}) {
     LinearBench(bench, "Air qkv", kFp8, m, 14336, 4096);

@@ -16,20 +16,31 @@
 
 namespace glm::cuda {
 
-/// What a consumer thread holds of a tile: rows `low` and low + 8 of each box.
+/// What a consumer thread holds of a tile: rows `low` and low + 8 of each box, or where warpgroups
+/// take tiles in turn of each half of a box.
 struct ThreadRows {
   int group;   // warpgroup, 0 or 1
   int thread;  // of the warpgroup
-  int warp;    // 0..7
+  int half;    // of a box: 64 rows
+  int warp;    // of those that a box's rows are divided among, 0..7
   int lane;
   int low;  // within the box
 
-  __device__ explicit ThreadRows(int consumer)
+  __device__ ThreadRows(int consumer, bool alternate)
       : group(Uniform(consumer / kGroupThreads)),
         thread(consumer % kGroupThreads),
-        warp(Uniform(consumer / kWarp)),
+        half(alternate ? 0 : group),
+        warp(Uniform(half * 4 + thread / kWarp)),
         lane(consumer % kWarp),
         low(warp * 16 + lane / 4) {}
+  /// What it holds of the further-th half from here.
+  __device__ ThreadRows Further(int halves) const {
+    ThreadRows rows = *this;
+    rows.half += halves;
+    rows.warp += 4 * halves;
+    rows.low += kGroupRows * halves;
+    return rows;
+  }
   /// Columns of accumulators 4j and 4j + 1.
   __device__ int Column(int j) const { return j * 8 + lane % 4 * 2; }
 };
@@ -90,6 +101,16 @@ __device__ __forceinline__ Column LookUpColumn(const MoeGemmParams& p, const Til
     result.row = place < routed ? p.pair_order[place] : place;
   }
   return result;
+}
+
+/// Barrier of all who multiply a tile.
+template <int kTokens>
+__device__ __forceinline__ void TileBarrier(const ThreadRows& rows) {
+  if constexpr (Ring<kTokens>::kAlternate) {
+    GroupBarrier(rows);
+  } else {
+    NamedBarrier(kBarrierConsumers, kConsumers);
+  }
 }
 
 /// Copies the 64 values of each of kColumns rows that a warpgroup has staged to 16-byte vectors of
@@ -182,7 +203,7 @@ __device__ __forceinline__ int ReduceColumns(int lane, float (&largest)[kAll]) {
 
 /// SwiGLU of the tile's sums, over those of the gate; fp8: the largest of each column to shared
 /// memory.
-template <MoeScales kScales, int kColumns, typename State>
+template <MoeScales kScales, int kTokens, int kColumns, typename State>
 __device__ __forceinline__ void Activate(const MoeGemmParams& p, State& state, const Tile& tile,
                                          const ThreadRows& rows, const RowScales& row_scales,
                                          float (&gate)[kColumns / 2],
@@ -218,24 +239,52 @@ __device__ __forceinline__ void Activate(const MoeGemmParams& p, State& state, c
     }
   }
   if constexpr (kScales != MoeScales::kNone) {
+    auto& largest_of = state.column_largest[Ring<kTokens>::kAlternate ? rows.group : 0];
     const int first = ReduceColumns<kColumns / 4, kWarp / 2>(rows.lane, largest);
 #pragma unroll
     for (int i = 0; i < max(2, kColumns / 32); i += 2) {
-      *reinterpret_cast<float2*>(&state.column_largest[rows.warp][rows.Column((first + i) / 2)]) =
+      *reinterpret_cast<float2*>(&largest_of[rows.warp][rows.Column((first + i) / 2)]) =
           float2{largest[i], largest[i + 1]};
     }
   }
 }
 
-/// SwiGLU of the tile's sums, to h: bf16, or fp8 with one scale a (token, tile).
+/// The scales of a tile's h, one a token, to global memory, and 1 / them to shared memory.
+template <int kTokens, int kColumns, typename State>
+__device__ __forceinline__ void StoreScales(const MoeGemmParams& p, State& state, const Tile& tile,
+                                            const ThreadRows& rows) {
+  constexpr bool kAlternate = Ring<kTokens>::kAlternate;
+  TileBarrier<kTokens>(rows);
+  const int thread = kAlternate ? rows.thread : rows.group * kGroupThreads + rows.thread;
+  if (thread < kColumns) {
+    float largest = 0;
+#pragma unroll
+    for (int w = 0; w < kBoxRows / 16; ++w) {
+      largest = fmaxf(largest, state.column_largest[kAlternate ? rows.group : 0][w][thread]);
+    }
+    const float scale = Fp8Scale(largest);
+    const float inverse = ApproximateReciprocal(scale);
+    if (kAlternate) {
+      state.column_scales[rows.group][thread] = inverse;
+    } else {
+      state.column_scales[0][thread] = inverse;
+      state.column_scales[1][thread] = inverse;
+    }
+    if (thread < tile.count) {
+      p.h_scales[static_cast<int64_t>(tile.row / kGroup) * p.pair_rows + tile.first + thread] =
+          scale;
+    }
+  }
+  TileBarrier<kTokens>(rows);
+}
+
+/// What Activate() has made of 64 rows, to h: bf16, or fp8 times the columns' scales.
 template <MoeScales kScales, int kTokens, int kColumns, typename State>
-__device__ __forceinline__ void StoreHidden(const MoeGemmParams& p, State& state, const Tile& tile,
-                                            const ThreadRows& rows, const RowScales& row_scales,
-                                            float (&gate)[kColumns / 2],
-                                            const float (&up)[kColumns / 2]) {
+__device__ __forceinline__ void StoreActivated(const MoeGemmParams& p, State& state,
+                                               const Tile& tile, const ThreadRows& rows,
+                                               const float (&values)[kColumns / 2]) {
   using C = Config<true, kScales, kTokens>;
-  Activate<kScales, kColumns>(p, state, tile, rows, row_scales, gate, up);
-  const int first_byte = (tile.row + rows.group * kGroupRows) * C::kOutBytes;
+  const int first_byte = (tile.row + rows.half * kGroupRows) * C::kOutBytes;
   const int valid_bytes = static_cast<int>(p.h_row_bytes) - first_byte;
   const auto target_of = [&](int column) {
     return column < tile.count ? p.h + (tile.first + column) * p.h_row_bytes + first_byte : nullptr;
@@ -244,86 +293,84 @@ __device__ __forceinline__ void StoreHidden(const MoeGemmParams& p, State& state
     constexpr int kPassColumns = kColumns < C::kStagingTokens ? kColumns : C::kStagingTokens;
 #pragma unroll
     for (int pass = 0; pass < kColumns / kPassColumns; ++pass) {
-      StageBf16<C, kColumns, kPassColumns>(state, rows, pass, gate);
+      StageBf16<C, kColumns, kPassColumns>(state, rows, pass, values);
       CopyStaged<C, kPassColumns>(state, rows, valid_bytes, [&](int column) {
         return target_of(pass * kPassColumns + column);
       });
     }
-    return;
-  }
-  NamedBarrier(kBarrierConsumers, kConsumers);
-  const int thread = rows.group * kGroupThreads + rows.thread;
-  if (thread < kColumns) {
-    float largest = 0;
+  } else {
 #pragma unroll
-    for (int w = 0; w < kConsumers / kWarp; ++w) {
-      largest = fmaxf(largest, state.column_largest[w][thread]);
-    }
-    const float scale = Fp8Scale(largest);
-    const float inverse = ApproximateReciprocal(scale);
-    state.column_scales[0][thread] = inverse;
-    state.column_scales[1][thread] = inverse;
-    if (thread < tile.count) {
-      p.h_scales[static_cast<int64_t>(tile.row / kGroup) * p.pair_rows + tile.first + thread] =
-          scale;
-    }
-  }
-  NamedBarrier(kBarrierConsumers, kConsumers);
+    for (int j = 0; j < kColumns / 8; ++j) {
+      const float2 inverse =
+          *reinterpret_cast<const float2*>(&state.column_scales[rows.group][rows.Column(j)]);
 #pragma unroll
-  for (int j = 0; j < kColumns / 8; ++j) {
-    const float2 inverse =
-        *reinterpret_cast<const float2*>(&state.column_scales[rows.group][rows.Column(j)]);
-#pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      const float factor = c == 0 ? inverse.x : inverse.y;
-      uint8_t* staged = state.staging[rows.group] + (rows.Column(j) + c) * C::kStagingPitch +
-                        rows.low % kGroupRows;
-      const uint16_t pair = PackFp8(gate[4 * j + c] * factor, gate[4 * j + c + 2] * factor);
-      staged[0] = static_cast<uint8_t>(pair);
-      staged[8] = static_cast<uint8_t>(pair >> 8);
+      for (int c = 0; c < 2; ++c) {
+        const float factor = c == 0 ? inverse.x : inverse.y;
+        uint8_t* staged = state.staging[rows.group] + (rows.Column(j) + c) * C::kStagingPitch +
+                          rows.low % kGroupRows;
+        const uint16_t pair = PackFp8(values[4 * j + c] * factor, values[4 * j + c + 2] * factor);
+        staged[0] = static_cast<uint8_t>(pair);
+        staged[8] = static_cast<uint8_t>(pair >> 8);
+      }
     }
+    CopyStaged<C, kColumns>(state, rows, valid_bytes, target_of);
   }
-  CopyStaged<C, kColumns>(state, rows, valid_bytes, target_of);
 }
 
-/// The tile's sums, scaled, to the rows of y: float, or bf16 in wide tiles.
-template <MoeScales kScales, int kTokens, int kColumns, int kBoxes, typename State>
+/// SwiGLU of the tile's sums, to h: bf16, or fp8 with one scale a (token, tile).
+template <MoeScales kScales, int kTokens, int kColumns, int kHalves, typename State>
+__device__ __forceinline__ void StoreHidden(const MoeGemmParams& p, State& state, const Tile& tile,
+                                            const ThreadRows& rows,
+                                            const RowScales (&row_scales)[kHalves],
+                                            float (&gate)[kHalves][kColumns / 2],
+                                            const float (&up)[kHalves][kColumns / 2]) {
+#pragma unroll
+  for (int half = 0; half < kHalves; ++half) {
+    Activate<kScales, kTokens, kColumns>(p, state, tile, rows.Further(half), row_scales[half],
+                                         gate[half], up[half]);
+  }
+  if constexpr (kScales != MoeScales::kNone) StoreScales<kTokens, kColumns>(p, state, tile, rows);
+#pragma unroll
+  for (int half = 0; half < kHalves; ++half) {
+    StoreActivated<kScales, kTokens, kColumns>(p, state, tile, rows.Further(half), gate[half]);
+  }
+}
+
+/// A box's sums of 64 rows, scaled, to the rows of y: float, or bf16 in wide tiles.
+template <MoeScales kScales, int kTokens, int kColumns, typename State>
 __device__ __forceinline__ void StoreOutputs(const MoeGemmParams& p, State& state, const Tile& tile,
                                              const ThreadRows& rows, const RowScales& row_scales,
-                                             float (&sum)[kBoxes][kColumns / 2]) {
+                                             int box, float (&sum)[kColumns / 2]) {
   using C = Config<false, kScales, kTokens>;
+  if constexpr (kScales == MoeScales::kChannel) {
 #pragma unroll
-  for (int box = 0; box < kBoxes; ++box) {
-    if constexpr (kScales == MoeScales::kChannel) {
+    for (int i = 0; i < kColumns / 2; ++i) sum[i] *= row_scales.of[box][i % 4 / 2];
+  }
+  if constexpr (kTokens == 128) {
+    constexpr int kPassColumns = kColumns < C::kStagingTokens ? kColumns : C::kStagingTokens;
+    const int first_row = tile.row + box * kBoxRows + rows.half * kGroupRows;
 #pragma unroll
-      for (int i = 0; i < kColumns / 2; ++i) sum[box][i] *= row_scales.of[box][i % 4 / 2];
+    for (int pass = 0; pass < kColumns / kPassColumns; ++pass) {
+      StageBf16<C, kColumns, kPassColumns>(state, rows, pass, sum);
+      CopyStaged<C, kPassColumns>(state, rows, (p.hidden - first_row) * 2,
+                                  [&](int staged) -> uint8_t* {
+                                    const int column = pass * kPassColumns + staged;
+                                    if (column >= tile.count) return nullptr;
+                                    const int64_t row = state.column_rows[rows.group][column];
+                                    return reinterpret_cast<uint8_t*>(static_cast<BFloat16*>(p.y) +
+                                                                      row * p.hidden + first_row);
+                                  });
     }
-    if constexpr (kTokens == 128) {
-      constexpr int kPassColumns = kColumns < C::kStagingTokens ? kColumns : C::kStagingTokens;
-      const int first_row = tile.row + box * kBoxRows + rows.group * kGroupRows;
+  } else {
+    const int row = tile.row + box * kBoxRows + rows.low;
 #pragma unroll
-      for (int pass = 0; pass < kColumns / kPassColumns; ++pass) {
-        StageBf16<C, kColumns, kPassColumns>(state, rows, pass, sum[box]);
-        CopyStaged<C, kPassColumns>(
-            state, rows, (p.hidden - first_row) * 2, [&](int staged) -> uint8_t* {
-              const int column = pass * kPassColumns + staged;
-              if (column >= tile.count) return nullptr;
-              const int64_t row = state.column_rows[rows.group][column];
-              return reinterpret_cast<uint8_t*>(static_cast<BFloat16*>(p.y) + row * p.hidden +
-                                                first_row);
-            });
-      }
-    } else {
-      const int row = tile.row + box * kBoxRows + rows.low;
+    for (int j = 0; j < kColumns / 8; ++j) {
 #pragma unroll
-      for (int j = 0; j < kColumns / 8; ++j) {
-#pragma unroll
-        for (int i = 0; i < 4; ++i) {
-          const int column = rows.Column(j) + i % 2;
-          if (column >= tile.count || row + i / 2 * 8 >= p.hidden) continue;
-          const int64_t y_row = state.column_rows[rows.group][column];
-          static_cast<float*>(p.y)[y_row * p.hidden + row + i / 2 * 8] = sum[box][4 * j + i];
-        }
+      for (int i = 0; i < 4; ++i) {
+        const int column = rows.Column(j) + i % 2;
+        if (column >= tile.count || row + i / 2 * 8 >= p.hidden) continue;
+        const int64_t y_row = state.column_rows[rows.group][column];
+        static_cast<float*>(p.y)[y_row * p.hidden + row + i / 2 * 8] = sum[4 * j + i];
       }
     }
   }

@@ -154,12 +154,14 @@ int64_t MoeExpertsScratchBytes(const StepLimits& limits) {
 
 namespace {
 
-MoeGemmParams ParamsOf(const MoeExpertsArgs& args, const ExpertsScratch& scratch) {
+MoeGemmParams ParamsOf(const MoeExpertsArgs& args, const ExpertsScratch& scratch,
+                       int32_t* progress) {
   const int64_t tokens = args.in.values.shape[0];
   const int64_t experts = args.gate_up.values.shape[0];
   const int64_t width = args.gate_up.values.shape[1] / 2;
   const int64_t k = args.routing.expert_ids.shape[1];
   return {
+      .phases = MoePhases::kBoth,
       .counts = args.batch.counts.Data<int32_t>(),
       .pair_order = args.routing.pair_order.Data<int32_t>(),
       .expert_starts = args.routing.expert_starts.Data<int32_t>(),
@@ -182,6 +184,7 @@ MoeGemmParams ParamsOf(const MoeExpertsArgs& args, const ExpertsScratch& scratch
       .h_row_bytes = ExpertsScratch::HiddenRowBytes(width),
       .h_scales = scratch.h_scales,
       .y = scratch.y,
+      .progress = progress,
   };
 }
 
@@ -203,7 +206,7 @@ void MoeExperts(Device& device, const MoeExpertsArgs& args) {
   ExpertsScratch scratch(sizes, pair_rows, width, hidden);
   ScratchLayout layout(op.device().Scratch(sizes.bytes()));
   scratch = ExpertsScratch(layout, pair_rows, width, hidden);
-  const MoeGemmParams params = ParamsOf(args, scratch);
+  const MoeGemmParams params = ParamsOf(args, scratch, op.device().counters());
   CHECK(reinterpret_cast<uintptr_t>(params.in) % 16 == 0 && params.in_row_bytes % 16 == 0)
       << "moe_experts.in must have 16-byte aligned rows";
   const int sm_count = op.device().sm_count();
@@ -216,34 +219,48 @@ void MoeExperts(Device& device, const MoeExpertsArgs& args) {
                               .out_stride = args.out.stride[0]};
     return RunMoeFewTokens(op.stream(), sm_count, scales, params, few);
   }
-  const CUtensorMap gate_up =
-      MakeTensorMap(args.gate_up.values.data, type, experts * 2 * width, hidden, hidden, 128);
-  const CUtensorMap down =
-      MakeTensorMap(args.down.values.data, type, experts * hidden, width, width, 128);
   const int token_tile = MoeTokenTile(params, scales);
   const int token_box = MoeTokenBox(token_tile);
-  const CUtensorMap rows = MakeTensorMap(scratch.rows, type, pair_rows, hidden, hidden, token_box);
-  const CUtensorMap h =
-      MakeTensorMap(scratch.h, type, pair_rows, width, params.h_row_bytes / size, token_box);
+  const MoeGemmMaps maps = {
+      .gate_up =
+          MakeTensorMap(args.gate_up.values.data, type, experts * 2 * width, hidden, hidden, 128),
+      .rows = MoeNeedsRows(token_tile)
+                  ? MakeTensorMap(scratch.rows, type, pair_rows, hidden, hidden, token_box)
+                  : MakeTensorMap(params.in, type, tokens, hidden, params.in_row_bytes / size, 1),
+      .down = MakeTensorMap(args.down.values.data, type, experts * hidden, width, width, 128),
+      .h = MakeTensorMap(scratch.h, type, pair_rows, width, params.h_row_bytes / size, token_box)};
   if (MoeNeedsRows(token_tile)) {
     constexpr int64_t kRowsPerBlock = kCopyThreads / kWarp;
     const auto blocks = static_cast<unsigned>((pair_rows + kRowsPerBlock - 1) / kRowsPerBlock);
+    // Not LaunchAfter(): that gained nothing at 256 tokens, and where it let the GEMM start beside
+    // this, a prompt of 8192 tokens lost 3 % (H200).
     PlaceRowsKernel<<<blocks, kCopyThreads, 0, op.stream()>>>(
         params, static_cast<int>(hidden * size), scratch.rows,
         scales == MoeScales::kChannel ? scratch.row_scales : nullptr);
   }
-  RunMoeGateUp(op.stream(), sm_count, scales, gate_up, rows, params);
-  const auto combine = MoeWideTiles(token_tile) ? CombineKernel<true> : CombineKernel<false>;
+  const auto multiply = [&](MoePhases phases, int blocks, MoeGemmParams part) {
+    part.phases = phases;
+    RunMoeGemms(op.stream(), blocks, scales, maps, part);
+  };
+  const auto combine = [&](const MoeGemmParams& part) {
+    const auto blocks =
+        static_cast<unsigned>((part.outputs / 4 + kCombineThreads - 1) / kCombineThreads);
+    LaunchAfter(MoeWideTiles(token_tile) ? CombineKernel<true> : CombineKernel<false>,
+                dim3(blocks, static_cast<unsigned>(tokens)), kCombineThreads, 0, op.stream(), part,
+                args.routing.expert_weights.Data<float>(), args.out.Data<BFloat16>(),
+                args.out.stride[0]);
+  };
+  if (args.sum_over == nullptr && !MoeWideTiles(token_tile)) {
+    multiply(MoePhases::kBoth, sm_count, params);
+    return combine(params);
+  }
+  multiply(MoePhases::kGateUp, sm_count, params);
   const auto compute = [&](int64_t first, int64_t count) {
     MoeGemmParams part = params;
     part.first_output = static_cast<int>(first);
     part.outputs = static_cast<int>(count);
-    RunMoeDown(op.stream(), op.device().product_sms(), scales, down, h, part);
-    const dim3 grid(static_cast<unsigned>((count / 4 + kCombineThreads - 1) / kCombineThreads),
-                    static_cast<unsigned>(tokens));
-    LaunchAfter(combine, grid, kCombineThreads, 0, op.stream(), part,
-                args.routing.expert_weights.Data<float>(), args.out.Data<BFloat16>(),
-                args.out.stride[0]);
+    multiply(MoePhases::kDown, op.device().product_sms(), part);
+    combine(part);
   };
   if (args.sum_over == nullptr) return compute(0, hidden);
   SumBeside(op.device(), *args.sum_over, args.out, compute);

@@ -13,8 +13,11 @@
 namespace glm::cuda {
 
 enum class MoeScales : uint8_t { kNone, kChannel, kBlock };
+/// Which of the two GEMMs a launch computes.
+enum class MoePhases : uint8_t { kGateUp, kDown, kBoth };
 
 struct MoeGemmParams {
+  MoePhases phases;
   const int32_t* counts;
   const int32_t* pair_order;     // [T * k]
   const int32_t* expert_starts;  // [E + 1]
@@ -41,21 +44,29 @@ struct MoeGemmParams {
   int64_t h_row_bytes;
   float* h_scales;  // fp8: [M/128, pair_rows]
   void* y;          // [pair_rows, H] by pair number: float, or bf16 with MoeWideTiles()
+  // Of a launch of both: MoeProgressWords() words that are zero, and are left so. How many
+  // warpgroups are done with the whole launch, then for each expert how many parts of h there are.
+  int32_t* progress;
 };
 
-/// h = silu(gate) * up for every pair. `rows`: the tokens by place, a map with boxes of
-/// MoeTokenBox() rows; ignored unless MoeNeedsRows().
-void RunMoeGateUp(cudaStream_t stream, int sm_count, MoeScales scales, const CUtensorMap& weight,
-                  const CUtensorMap& rows, const MoeGemmParams& params);
-/// y = down . h for every pair. `h`: a map with boxes of MoeTokenBox() rows.
-void RunMoeDown(cudaStream_t stream, int sm_count, MoeScales scales, const CUtensorMap& weight,
-                const CUtensorMap& h, const MoeGemmParams& params);
+/// What comes through the copy engine, with the rows of a box.
+struct MoeGemmMaps {
+  CUtensorMap gate_up;  // 128
+  CUtensorMap rows;     // the tokens by place, MoeTokenBox(); unless MoeNeedsRows() as they are, 1
+  CUtensorMap down;     // 128
+  CUtensorMap h;        // MoeTokenBox()
+};
+
+/// h = silu(gate) * up for every pair, y = down . h for every pair, or both.
+void RunMoeGemms(cudaStream_t stream, int sm_count, MoeScales scales, const MoeGemmMaps& maps,
+                 const MoeGemmParams& params);
+constexpr int64_t MoeProgressWords(int64_t experts) { return 1 + experts; }
 /// Tokens that a tile of these GEMMs has: 16, 64 or 128.
 int MoeTokenTile(const MoeGemmParams& params, MoeScales scales);
 /// Rows of h or of the tokens that come as one box: a wide tile takes two, or one at the ragged end
 /// of an expert.
 constexpr int MoeTokenBox(int token_tile) { return token_tile < 64 ? token_tile : 64; }
-/// Whether tokens must lie in the order of their places; small tiles gather them on the way.
+/// Whether tokens must lie in the order of their places; small tiles fetch each row by itself.
 constexpr bool MoeNeedsRows(int token_tile) { return token_tile > 16; }
 /// Whether y is bf16: at prefill, writing and reading it as float took 40 % of the time of both
 /// GEMMs.

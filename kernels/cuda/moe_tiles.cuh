@@ -1,9 +1,7 @@
-// The tiles of the grouped GEMMs, who computes which, and how their operands get to shared memory.
+// The tiles of the grouped GEMMs, who computes which, and what a block keeps in shared memory.
 //
 // Who calls: moe_gemm_sm90.cu, whose head tells the whole story.
 #pragma once
-
-#include <cuda.h>
 
 #include <cstdint>
 
@@ -16,37 +14,49 @@ namespace glm::cuda {
 constexpr int kProducers = 128;
 constexpr int kConsumers = 256;
 constexpr int kGroupThreads = 128;  // of a consumer warpgroup
-constexpr int kGroupRows = 64;      // of a box that a warpgroup multiplies
+constexpr int kGroups = kConsumers / kGroupThreads;
+constexpr int kGroupRows = 64;  // of a box that a warpgroup multiplies at a time
 constexpr int kThreads = kProducers + kConsumers;
-constexpr int kGatherThreads = 96;  // warps 1..3 of the producers
-constexpr int kDepthBytes = 128;    // of k a stage
+constexpr int kDepthBytes = 128;  // of k a slice
 constexpr int kBoxRows = 128;
 constexpr int kBoxBytes = kBoxRows * kDepthBytes;
+constexpr int kStageBoxes = 2;
 constexpr int kGroup = 128;  // columns that share a scale
 constexpr int kExpertsMax = 257;
-constexpr int kGatherLag = 2;  // stages between the start of a gather and the word that it is there
 
 /// Hardware barriers of a block, of which 0 is __syncthreads'. Those with two take one of them for
 /// each consumer warpgroup.
 enum NamedBarrierIndex : int {
-  kBarrierGather = 1,
-  kBarrierConsumers = 2,
-  kBarrierGroup = 3,
+  kBarrierConsumers = 1,
+  kBarrierGroup = 2,
+};
+
+/// The ring, which both GEMMs pass through.
+template <int kTokens>
+struct Ring {
+  // Whether the consumer warpgroups take tiles in turn, all rows of a box each, or half of the rows
+  // of every tile.
+  static constexpr bool kAlternate = kTokens == 16;
+  static constexpr int kHalves = kAlternate ? 2 : 1;  // of a box that a warpgroup multiplies
+  // Slices of k whose tokens a stage has room for: down's small tiles have two a stage.
+  static constexpr int kTokenSlices = kTokens == 128 ? 1 : 2;
+  static constexpr int kTokenBytes = kTokens * kDepthBytes;  // of a slice
+  static constexpr int kStageBytes = kStageBoxes * kBoxBytes + kTokenSlices * kTokenBytes;
+  static constexpr int kStages = kTokens == 16 ? 6 : 4;
 };
 
 template <bool kGateUp, MoeScales kScales, int kTokens>
-struct Config {
+struct Config : Ring<kTokens> {
   static constexpr bool kOfGateUp = kGateUp;
   static constexpr bool kFp8 = kScales != MoeScales::kNone;
   static constexpr int kTokenBox = MoeTokenBox(kTokens);
   // Whether a tile of at most kTokenBox tokens is multiplied at that width.
   static constexpr bool kNarrow = kFp8 && kTokenBox < kTokens;
-  static constexpr bool kGather = kGateUp && kTokens == 16;
+  static constexpr bool kGather = !MoeNeedsRows(kTokens) && kGateUp;
+  // A stage's two boxes: of as many rows, or of one's rows two slices of k.
   static constexpr int kBoxes = kGateUp || kTokens == 128 ? 2 : 1;
+  static constexpr int kSlices = kStageBoxes / kBoxes;
   static constexpr int kTileRows = kGateUp ? kBoxRows : kBoxes * kBoxRows;
-  static constexpr int kTokenBytes = kTokens * kDepthBytes;
-  static constexpr int kStageBytes = kBoxes * kBoxBytes + kTokenBytes;
-  static constexpr int kStages = kBoxes == 1 ? 8 : kTokens == 16 ? 6 : kTokens == 64 ? 5 : 4;
   // bf16 products of a stage run on while the next stage is awaited. (For down's wide tiles ptxas
   // would serialise them.)
   static constexpr bool kOverlap = !kFp8 && (kGateUp || kTokens != 128);
@@ -54,23 +64,53 @@ struct Config {
   static constexpr int kOutBytes = kGateUp && kFp8 ? 1 : 2;  // of a staged value
   static constexpr int kStagingPitch = kGroupRows * kOutBytes + 16;
   static constexpr int kStagingTokens = kTokens / kOutBytes;  // that are staged at a time
-  static constexpr int kDepth = kDepthBytes / kElementBytes;
+  static constexpr int kDepth = kDepthBytes / kElementBytes;  // of a slice
 };
 
-template <int kStages, int kTokens, int kStagingBytes>
+template <MoeScales kScales, int kTokens>
 struct SharedState {
-  alignas(16) uint8_t staging[2][kStagingBytes];  // of each consumer warpgroup
+  using GateUp = Config<true, kScales, kTokens>;
+  using Down = Config<false, kScales, kTokens>;
+  static constexpr int kStages = Ring<kTokens>::kStages;
+  static constexpr int kGateUpStaging = GateUp::kStagingTokens * GateUp::kStagingPitch;
+  static constexpr int kDownStaging =
+      MoeWideTiles(kTokens) ? Down::kStagingTokens * Down::kStagingPitch : 0;
+
+  // Of each consumer warpgroup.
+  alignas(
+      16) uint8_t staging[kGroups][kGateUpStaging < kDownStaging ? kDownStaging : kGateUpStaging];
   alignas(8) uint64_t full[kStages];
   uint64_t empty[kStages];
-  int32_t tile_starts[kExpertsMax + 1];  // first tile of each expert
+  uint64_t turn;  // kAlternate: a phase a tile, complete when it is multiplied
+  int32_t token_tiles[kExpertsMax + 1];  // of the experts before each
   int32_t place_starts[kExpertsMax];     // first place in h of each expert
   int32_t place_counts[kExpertsMax];
-  int32_t gather_tokens[kTokens];  // token of each row of the tile being gathered
   // down: scales of h of a stage, in the order of DepthScalePlace()
-  alignas(16) float depth_scales[kStages][kTokens];
-  float column_largest[kConsumers / kWarp][kTokens];
-  float column_scales[2][kTokens];  // gate+up: of the token, then 1 / that of its h
-  int32_t column_rows[2][kTokens];  // down: row of y
+  alignas(16) float depth_scales[kStages][Ring<kTokens>::kTokenSlices][kTokens];
+  // Of each 16 rows of a tile.
+  float column_largest[Ring<kTokens>::kHalves][kBoxRows / 16][kTokens];
+  float column_scales[kGroups][kTokens];  // gate+up: of the token, then 1 / that of its h
+  int32_t column_rows[kGroups][kTokens];  // down: row of y
+};
+
+/// The stage that a warp has come to. Who fills stages starts with parity 1, who reads them with 0.
+struct RingPlace {
+  int stage = 0;
+  uint32_t parity = 0;
+
+  template <int kStages>
+  __device__ __forceinline__ void Advance() {
+    if (++stage == kStages) {
+      stage = 0;
+      parity ^= 1;
+    }
+  }
+  /// Past the stages of a tile that is not this warp's.
+  template <int kStages>
+  __device__ __forceinline__ void Skip(int steps) {
+    parity ^= (stage + steps) / kStages & 1;
+    stage = (stage + steps) % kStages;
+  }
 };
 
 /// Where a column's scale stands, so that a thread gets those of accumulators 4j, 4j + 1, 4j + 4
@@ -96,48 +136,73 @@ __device__ __forceinline__ int2 ExpertRange(const MoeGemmParams& p, int expert) 
   return int2{first, p.expert_starts[expert + 1] - first};
 }
 
-/// Fills the tables of experts in shared memory.
-template <typename C, int kTokens, typename State>
+/// Fills the tables of experts in shared memory. The whole block: each thread asks for an expert,
+/// so that all are awaited at once, and the first warp scans.
+template <int kTokens, typename State>
 __device__ void FillExperts(const MoeGemmParams& p, State& state) {
-  // The first warp scans; there are at most 257 experts.
-  if (threadIdx.x >= kWarp) return;
+  static_assert(kExpertsMax <= kThreads);
   const int experts = p.experts + p.shared_experts;
-  const int row_tiles = ((C::kOfGateUp ? p.width : p.outputs) + C::kTileRows - 1) / C::kTileRows;
-  const int lane = threadIdx.x;
-  int total = 0;
-  for (int begin = 0; begin < experts; begin += kWarp) {
-    const int expert = begin + lane;
-    int tiles = 0;
-    if (expert < experts) {
-      const int2 range = ExpertRange(p, expert);
-      state.place_starts[expert] = range.x;
-      state.place_counts[expert] = range.y;
-      tiles = (range.y + kTokens - 1) / kTokens * row_tiles;
-    }
-    int inclusive = tiles;
-#pragma unroll
-    for (int offset = 1; offset < kWarp; offset *= 2) {
-      const int other = __shfl_up_sync(kAllLanes, inclusive, offset);
-      if (lane >= offset) inclusive += other;
-    }
-    if (expert < experts) state.tile_starts[expert] = total + inclusive - tiles;
-    total += __shfl_sync(kAllLanes, inclusive, kWarp - 1);
+  const int thread = static_cast<int>(threadIdx.x);
+  if (thread < experts) {
+    const int2 range = ExpertRange(p, thread);
+    state.place_starts[thread] = range.x;
+    state.place_counts[thread] = range.y;
   }
-  if (lane == 0) state.tile_starts[experts] = total;
+  __syncthreads();
+  if (thread < kWarp) {
+    int total = 0;
+    for (int begin = 0; begin < experts; begin += kWarp) {
+      const int expert = begin + thread;
+      const int tiles = expert < experts ? (state.place_counts[expert] + kTokens - 1) / kTokens : 0;
+      int inclusive = tiles;
+#pragma unroll
+      for (int offset = 1; offset < kWarp; offset *= 2) {
+        const int other = __shfl_up_sync(kAllLanes, inclusive, offset);
+        if (thread >= offset) inclusive += other;
+      }
+      if (expert < experts) state.token_tiles[expert] = total + inclusive - tiles;
+      total += __shfl_sync(kAllLanes, inclusive, kWarp - 1);
+    }
+    if (thread == 0) state.token_tiles[experts] = total;
+  }
+  __syncthreads();
+}
+
+/// Tiles that the rows of an expert's weights are divided into; none if the launch has not this
+/// GEMM.
+template <typename C>
+__device__ __forceinline__ int RowTiles(const MoeGemmParams& p) {
+  if (p.phases == (C::kOfGateUp ? MoePhases::kDown : MoePhases::kGateUp)) return 0;
+  return ((C::kOfGateUp ? p.width : p.outputs) + C::kTileRows - 1) / C::kTileRows;
+}
+
+/// Slices of k that a GEMM has, and stages that they take.
+template <typename C>
+__device__ __forceinline__ int DepthSlices(const MoeGemmParams& p) {
+  return ((C::kOfGateUp ? p.hidden : p.width) + C::kDepth - 1) / C::kDepth;
+}
+template <typename C>
+__device__ __forceinline__ int DepthSteps(const MoeGemmParams& p) {
+  return (DepthSlices<C>(p) + C::kSlices - 1) / C::kSlices;
 }
 
 /// Calls visit(tile) for each tile of this block. The tiles of the same weights are neighbours, so
 /// that blocks read them together: apart, they came twice from memory (Air, 2048 tokens: 1430 us
-/// instead of 1180, H100).
-template <typename C, int kTokens, typename State, typename Visit>
+/// instead of 1180, H100). Down's are dealt on from the block that gate+up's end at.
+template <MoeScales kScales, int kTokens, bool kGateUp, typename State, typename Visit>
 __device__ __forceinline__ void ForEachTile(const MoeGemmParams& p, const State& state,
                                             const Visit& visit) {
-  const int tiles = state.tile_starts[p.experts + p.shared_experts];
+  using C = Config<kGateUp, kScales, kTokens>;
+  const int all = state.token_tiles[p.experts + p.shared_experts];
+  const int row_tiles = RowTiles<C>(p);
+  const int blocks = static_cast<int>(gridDim.x);
+  const int before = kGateUp ? 0 : all * RowTiles<Config<true, kScales, kTokens>>(p) % blocks;
+  const int from = static_cast<int>(blockIdx.x) - before;
   int expert = 0;
-  for (int index = blockIdx.x; index < tiles; index += gridDim.x) {
-    while (state.tile_starts[expert + 1] <= index) ++expert;
-    const unsigned within = index - state.tile_starts[expert];
-    const unsigned token_tiles = (state.place_counts[expert] + kTokens - 1) / kTokens;
+  for (int index = from < 0 ? from + blocks : from; index < all * row_tiles; index += blocks) {
+    while (state.token_tiles[expert + 1] * row_tiles <= index) ++expert;
+    const unsigned within = index - state.token_tiles[expert] * row_tiles;
+    const unsigned token_tiles = state.token_tiles[expert + 1] - state.token_tiles[expert];
     const int begin = static_cast<int>(within % token_tiles) * kTokens;
     visit(Tile{expert, p.first_output + static_cast<int>(within / token_tiles) * C::kTileRows,
                state.place_starts[expert] + begin,
@@ -149,108 +214,6 @@ __device__ __forceinline__ void ForEachTile(const MoeGemmParams& p, const State&
 __device__ __forceinline__ int TokenAt(const MoeGemmParams& p, int place) {
   const int routed = p.tokens * p.experts_per_token;
   return place < routed ? p.pair_order[place] / p.experts_per_token : place - routed;
-}
-
-/// Feeds weights, and rows of `rows` unless they are gathered, through the copy engine. One thread.
-template <bool kGateUp, typename C, typename State, int kTokens>
-__device__ void FeedBoxes(const MoeGemmParams& p, const CUtensorMap* weight,
-                          const CUtensorMap* rows, State& state, uint32_t ring, int depth_steps) {
-  int stage = 0;
-  uint32_t parity = 1;
-  ForEachTile<C, kTokens>(p, state, [&](const Tile& tile) {
-    const int token_boxes = C::kGather                                 ? 0
-                            : C::kNarrow && tile.count <= C::kTokenBox ? 1
-                                                                       : kTokens / C::kTokenBox;
-    for (int step = 0; step < depth_steps; ++step) {
-      BarrierWait(SharedAddress(&state.empty[stage]), parity);
-      const uint32_t full = SharedAddress(&state.full[stage]);
-      const uint32_t target = ring + stage * C::kStageBytes;
-      BarrierArriveExpect(full, C::kBoxes * kBoxBytes + token_boxes * C::kTokenBox * kDepthBytes);
-#pragma unroll
-      for (int box = 0; box < C::kBoxes; ++box) {
-        const int row = kGateUp ? (tile.expert * 2 + box) * p.width + tile.row
-                                : tile.expert * p.hidden + tile.row + box * kBoxRows;
-        TensorLoad2(target + box * kBoxBytes, weight, full, step * C::kDepth, row);
-      }
-      for (int box = 0; box < token_boxes; ++box) {
-        TensorLoad2(target + C::kBoxes * kBoxBytes + box * C::kTokenBox * kDepthBytes, rows, full,
-                    step * C::kDepth, tile.first + box * C::kTokenBox);
-      }
-      if (++stage == C::kStages) {
-        stage = 0;
-        parity ^= 1;
-      }
-    }
-  });
-}
-
-/// Gathers the tokens of gate+up. kGatherThreads threads, `thread` among them.
-template <typename C, typename State, int kTokens>
-__device__ void GatherTokens(const MoeGemmParams& p, State& state, uint32_t ring, int depth_steps,
-                             int thread) {
-  const int row_bytes = p.hidden * C::kElementBytes;
-  int stage = 0;
-  int signal_stage = 0;
-  uint32_t parity = 1;
-  int started = 0;
-  const auto signal = [&] {
-    AsyncProxyFence();
-    BarrierArrive(SharedAddress(&state.full[signal_stage]));
-    signal_stage = signal_stage + 1 == C::kStages ? 0 : signal_stage + 1;
-  };
-  ForEachTile<C, kTokens>(p, state, [&](const Tile& tile) {
-    NamedBarrier(kBarrierGather, kGatherThreads);
-    for (int i = thread; i < kTokens; i += kGatherThreads) {
-      state.gather_tokens[i] = i < tile.count ? TokenAt(p, tile.first + i) : -1;
-    }
-    NamedBarrier(kBarrierGather, kGatherThreads);
-    for (int step = 0; step < depth_steps; ++step) {
-      BarrierWait(SharedAddress(&state.empty[stage]), parity);
-      const uint32_t target = ring + stage * C::kStageBytes + C::kBoxes * kBoxBytes;
-      for (int i = thread; i < kTokens * 8; i += kGatherThreads) {
-        const int row = i / 8;
-        const int vector = i % 8;
-        const int token = state.gather_tokens[row];
-        const int offset = step * kDepthBytes + vector * 16;
-        const bool valid = token >= 0 && offset < row_bytes;
-        const uint8_t* source = valid ? p.in + token * p.in_row_bytes + offset : p.in;
-        CopyAsync16(target + row * kDepthBytes + ((vector ^ (row & 7)) * 16), source, valid);
-      }
-      CopyAsyncCommit();
-      if (++started > kGatherLag) {
-        CopyAsyncWait<kGatherLag>();
-        signal();
-      }
-      if (++stage == C::kStages) {
-        stage = 0;
-        parity ^= 1;
-      }
-    }
-  });
-  CopyAsyncWait<0>();
-  for (int i = min(started, kGatherLag); i > 0; --i) signal();
-}
-
-/// Brings the scales of h that belong to each stage of down. One warp.
-template <typename C, typename State, int kTokens>
-__device__ void FeedDepthScales(const MoeGemmParams& p, State& state, int depth_steps, int lane) {
-  int stage = 0;
-  uint32_t parity = 1;
-  ForEachTile<C, kTokens>(p, state, [&](const Tile& tile) {
-    for (int step = 0; step < depth_steps; ++step) {
-      BarrierWait(SharedAddress(&state.empty[stage]), parity);
-      const float* scales = p.h_scales + static_cast<int64_t>(step) * p.pair_rows;
-      for (int i = lane; i < kTokens; i += kWarp) {
-        CopyAsync4(SharedAddress(&state.depth_scales[stage][DepthScalePlace(i)]),
-                   scales + min(tile.first + i, p.pair_rows - 1));
-      }
-      CopyAsyncArrive(SharedAddress(&state.full[stage]));
-      if (++stage == C::kStages) {
-        stage = 0;
-        parity ^= 1;
-      }
-    }
-  });
 }
 
 }  // namespace glm::cuda

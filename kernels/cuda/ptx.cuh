@@ -44,6 +44,28 @@ __device__ __forceinline__ uint4 LoadConstant(const void* pointer) {
   return value;
 }
 
+// ---- Words between the blocks of a kernel ----
+
+/// Adds to a word behind which all that this thread wrote, or saw written, stands for who acquires
+/// it.
+__device__ __forceinline__ void AddRelease(int32_t* address, int32_t value) {
+  asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(address), "r"(value) : "memory");
+}
+/// The same, and acquires what stood there, which it returns.
+__device__ __forceinline__ int32_t AddAcquireRelease(int32_t* address, int32_t value) {
+  int32_t before;
+  asm volatile("atom.acq_rel.gpu.global.add.s32 %0, [%1], %2;"
+               : "=r"(before)
+               : "l"(address), "r"(value)
+               : "memory");
+  return before;
+}
+__device__ __forceinline__ int32_t LoadAcquire(const int32_t* address) {
+  int32_t value;
+  asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(value) : "l"(address) : "memory");
+  return value;
+}
+
 // ---- cp.async (sm_80) ----
 
 /// 16 bytes from global to shared memory; zeros when `valid` is false.
@@ -175,6 +197,11 @@ __device__ __forceinline__ void PrefetchTensorMap(const CUtensorMap* map) {
 /// engine.
 __device__ __forceinline__ void AsyncProxyFence() {
   asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+/// Orders what this thread has acquired before the copy engine's later reads of global memory.
+__device__ __forceinline__ void AsyncProxyFenceGlobal() {
+  asm volatile("fence.proxy.async.global;" ::: "memory");
 }
 
 // ---- wgmma (sm_90a) ----
