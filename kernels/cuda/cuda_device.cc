@@ -1,6 +1,8 @@
 #include "kernels/cuda/cuda_device.h"
 
 #include <algorithm>
+#include <array>
+#include <atomic>
 
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_ops.h"
@@ -75,6 +77,18 @@ class CudaGraph final : public DeviceGraph {
 
 }  // namespace
 
+namespace {
+
+/// How many devices this process has on GPU `index`.
+std::atomic<int>& DevicesOn(int index) {
+  constexpr int kGpusMax = 64;
+  static std::array<std::atomic<int>, kGpusMax> counts;
+  CHECK_LT(index, kGpusMax);
+  return counts[index];
+}
+
+}  // namespace
+
 CudaDevice::CudaDevice(int index, const cudaDeviceProp& properties, bool synchronous_ops)
     : Device(&kCudaOps),
       index_(index),
@@ -82,6 +96,7 @@ CudaDevice::CudaDevice(int index, const cudaDeviceProp& properties, bool synchro
       sm_count_(properties.multiProcessorCount),
       synchronous_ops_(synchronous_ops),
       waits_after_ops_(synchronous_ops) {
+  ++DevicesOn(index);
   CUDA_CHECK(cudaSetDevice(index));
   CUDA_CHECK(cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking));
   counters_ = static_cast<int32_t*>(Allocate(kCounters * sizeof(int32_t)));
@@ -95,7 +110,10 @@ CudaDevice::~CudaDevice() {
   for (void* piece : device_pieces_) cudaFree(piece);
   for (void* piece : host_pieces_) cudaFreeHost(piece);
   cudaStreamDestroy(stream_);
+  --DevicesOn(index_);
 }
+
+bool CudaDevice::alone() const { return DevicesOn(index_) == 1; }
 
 std::string CudaDevice::Describe() const { return name_ + " (" + std::to_string(index_) + ")"; }
 

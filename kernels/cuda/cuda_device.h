@@ -48,6 +48,9 @@ class CudaDevice final : public Device {
   int product_sms() const { return sm_count_ - exchange_sms_; }
   int exchange_sms() const { return exchange_sms_; }
   void set_exchange_sms(int sms) { exchange_sms_ = sms; }
+  /// Whether no other rank of this process uses the GPU. Where one does, blocks of a kernel must
+  /// not wait for each other: those that wait may have the room of those that are waited for.
+  bool alone() const;
   LtGemms& gemms() { return *gemms_; }
   bool waits_after_ops() const { return waits_after_ops_; }
 

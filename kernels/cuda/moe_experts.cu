@@ -250,7 +250,7 @@ void MoeExperts(Device& device, const MoeExpertsArgs& args) {
                 args.routing.expert_weights.Data<float>(), args.out.Data<BFloat16>(),
                 args.out.stride[0]);
   };
-  if (args.sum_over == nullptr && !MoeWideTiles(token_tile)) {
+  if (args.sum_over == nullptr && !MoeWideTiles(token_tile) && op.device().alone()) {
     multiply(MoePhases::kBoth, sm_count, params);
     return combine(params);
   }

@@ -20,7 +20,7 @@
 // computed. Only who feeds tokens waits for an expert's h, of which the consumers count the parts
 // in `progress`. Experts come in the same order in both GEMMs, so there is rarely anything to wait
 // for. All blocks are resident, one a multiprocessor, and have gate+up before down: someone can
-// always go on. By itself this gave next to nothing (H200, fp8, Flash: 64 tokens 160 us before and
+// always go on. (Where ranks share a GPU each GEMM has its launch.) By itself this gave next to nothing (H200, fp8, Flash: 64 tokens 160 us before and
 // after, 256 tokens 181 and 177). Then, with 64 tokens, it took 157 us without tokens, 152 also
 // without a tile's end, 150 also without products, which is what reading the weights takes. So
 // consumers take tiles of 16 in turn, both halves of a box each: one multiplies while the other
