@@ -495,10 +495,15 @@ void RunReal(Bench& bench) {
   for (const int64_t m : {1, 8, 16, 32, 64, 128, 256, 1024, 8192}) {
     LinearBench(bench, "Air qkv", kFp8, m, 14336, 4096);
   }
-  for (const int64_t m : {1, 8, 64}) {
+  for (const int64_t m : {1, 8, 16, 32, 64, 128, 256}) {
     LinearBench(bench, "Air o", kFp8, m, 4096, 12288);
     LinearBench(bench, "355B-TP8 qkv", kFp8, m, 1792, 5120);
     LinearBench(bench, "355B-TP8 o", kFp8, m, 5120, 1536);
+    LinearBench(bench, "Flash qkv", kFp8, m, 1344, 2048);
+    LinearBench(bench, "Flash q_up", kFp8, m, 5120, 768);
+    LinearBench(bench, "Flash o", kFp8, m, 2048, 5120);
+  }
+  for (const int64_t m : {1, 8, 64}) {
     LinearBench(bench, "Air lm_head", kBf16, m, 151552, 4096);
     LinearBench(bench, "Flash o", kBf16, m, 2048, 5120);
   }

@@ -15,20 +15,31 @@
 
 namespace glm::cuda {
 
+/// With blocks in clusters of `cluster` along x.
 template <typename... Params, typename... Args>
-void LaunchAfter(void (*kernel)(Params...), dim3 grid, int threads, int shared_bytes,
-                 cudaStream_t stream, Args&&... args) {
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attribute.val.programmaticStreamSerializationAllowed = 1;
+void LaunchClustersAfter(void (*kernel)(Params...), dim3 grid, int cluster, int threads,
+                         int shared_bytes, cudaStream_t stream, Args&&... args) {
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.x = static_cast<unsigned>(cluster);
+  attributes[1].val.clusterDim.y = 1;
+  attributes[1].val.clusterDim.z = 1;
   cudaLaunchConfig_t config = {};
   config.gridDim = grid;
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = static_cast<size_t>(shared_bytes);
   config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
+  config.attrs = attributes;
+  config.numAttrs = cluster > 1 ? 2 : 1;
   CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, std::forward<Args>(args)...));
+}
+
+template <typename... Params, typename... Args>
+void LaunchAfter(void (*kernel)(Params...), dim3 grid, int threads, int shared_bytes,
+                 cudaStream_t stream, Args&&... args) {
+  LaunchClustersAfter(kernel, grid, 1, threads, shared_bytes, stream, std::forward<Args>(args)...);
 }
 
 }  // namespace glm::cuda

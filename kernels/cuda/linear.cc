@@ -1,9 +1,11 @@
-// linear: which GEMM computes it. Few rows: our own, bound by reading the weight. More: cuBLASLt.
+// linear: which GEMM computes it. Few rows: our own, bound by reading the weight, for up to 256 of
+// FP8 too. More: cuBLASLt.
 
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_device.h"
 #include "kernels/cuda/cuda_ops.h"
 #include "kernels/cuda/lt_gemms.h"
+#include "kernels/cuda/mid_gemm.h"
 #include "kernels/cuda/side_stream.h"
 #include "kernels/cuda/small_gemm.h"
 #include "kernels/output_parts.h"
@@ -59,6 +61,12 @@ void Multiply(const OpScope& op, const LinearArgs& args) {
       .bias = args.bias.Data<BFloat16>(),
       .valid_rows = args.batch.counts.Data<int32_t>() + (args.per_logit_row ? 2 : 0),
   };
+  // Beside an exchange it is not known how many clusters find room.
+  const int sm_count = op.device().sm_count();
+  if (op.device().exchange_sms() == 0 && TakesMidGemm(small, sm_count)) {
+    RunMidGemm(op.stream(), sm_count, small);
+    return;
+  }
   if (TakesSmallGemm(small)) {
     RunSmallGemm(op.stream(), op.device().product_sms(), small);
     return;

@@ -178,6 +178,31 @@ __device__ __forceinline__ void NamedBarrierArrive(int index, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(index), "r"(threads) : "memory");
 }
 
+// ---- Clusters ----
+
+/// Arrives at the barrier of all threads of the cluster; what this thread wrote to shared memory is
+/// there for the others after their ClusterWait().
+__device__ __forceinline__ void ClusterArrive() {
+  asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void ClusterWait() {
+  asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+/// Reads 16 bytes of block `rank` of the cluster, at what is `address` in this block.
+__device__ __forceinline__ float4 ClusterLoad4(uint32_t address, int rank) {
+  float4 value;
+  asm volatile(
+      "{\n"
+      ".reg .b32 there;\n"
+      "mapa.shared::cluster.u32 there, %4, %5;\n"
+      "ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [there];\n"
+      "}\n"
+      : "=f"(value.x), "=f"(value.y), "=f"(value.z), "=f"(value.w)
+      : "r"(address), "r"(rank)
+      : "memory");
+  return value;
+}
+
 // ---- Bulk tensor copies ----
 
 /// Fetches the box at (column, row) of a 2D tensor map into shared memory; its bytes count at
