@@ -1,4 +1,5 @@
-// Latent attention over the paged cache on wgmma: latents of 512, rope keys of 64.
+// Latent attention over the paged cache on wgmma: latents of 512, rope keys of 64. For drafts and
+// chunks of prompts; steps of one token a sequence have mla_decode_sm90.cu.
 //
 // The queries are absorbed, so a cell is key and value of every head: a row is one head of one
 // token, rows lie behind each other as the heads of a token do, and a tile is 64 of them. One
@@ -8,7 +9,7 @@
 // of the sums each. As in prefill attention, a warpgroup takes the softmax of the next step while
 // its second product runs. Probabilities are rounded to bf16 for that product.
 //
-// Tiles of sequences with few rows (decode, drafts) are split along the cache: their steps, laid
+// Tiles of sequences with few rows are split along the cache: their steps, laid
 // end to end, are dealt to the blocks in equal runs, as in attention_decode_sm90.cu, and a second
 // kernel adds the parts of each split tile in order. Tiles of prompts are dealt whole, the longest
 // first.

@@ -32,8 +32,8 @@ struct SmallGemm {
   const int32_t* valid_rows = nullptr;  // device memory: rows from *valid_rows on are left alone
 };
 
-/// True when RunSmallGemm can and should: at most 32 rows, 16-byte aligned rows of in and weight,
-/// no block scales.
+/// True when RunSmallGemm can and should (of FP8, mid_gemm.h is asked first): at most 32 rows,
+/// 16-byte aligned rows of in and weight, no block scales.
 bool TakesSmallGemm(const SmallGemm& gemm);
 void RunSmallGemm(cudaStream_t stream, int sm_count, const SmallGemm& gemm);
 
