@@ -20,14 +20,14 @@
 // computed. Only who feeds tokens waits for an expert's h, of which the consumers count the parts
 // in `progress`. Experts come in the same order in both GEMMs, so there is rarely anything to wait
 // for. All blocks are resident, one a multiprocessor, and have gate+up before down: someone can
-// always go on. (Where ranks share a GPU each GEMM has its launch.) By itself this gave next to nothing (H200, fp8, Flash: 64 tokens 160 us before and
-// after, 256 tokens 181 and 177). Then, with 64 tokens, it took 157 us without tokens, 152 also
-// without a tile's end, 150 also without products, which is what reading the weights takes. So
-// consumers take tiles of 16 in turn, both halves of a box each: one multiplies while the other
-// looks up, activates and stores. With that and tokens by rows: 16 tokens 103 us, 107 before; 64
-// tokens 155 and 160; 64 of an eighth of the 355B, whose tiles of down are one stage deep, 151 and
-// 162. Wide tiles, of prefill, have a launch for each GEMM, as have parts of y that ranks sum
-// meanwhile.
+// always go on. (Where ranks share a GPU each GEMM has its launch.) By itself this gave next to
+// nothing (H200, fp8, Flash: 64 tokens 160 us before and after, 256 tokens 181 and 177). Then, with
+// 64 tokens, it took 157 us without tokens, 152 also without a tile's end, 150 also without
+// products, which is what reading the weights takes. So consumers take tiles of 16 in turn, both
+// halves of a box each: one multiplies while the other looks up, activates and stores. With that
+// and tokens by rows: 16 tokens 103 us, 107 before; 64 tokens 155 and 160; 64 of an eighth of the
+// 355B, whose tiles of down are one stage deep, 151 and 162. Wide tiles, of prefill, have a launch
+// for each GEMM, as have parts of y that ranks sum meanwhile.
 //
 // One token of Flash has 60 tiles of gate+up for 132 blocks. Dividing a tile's depth between two
 // blocks, the last of which adds both sums, was no gain (20.4 us against 19.5, H100): the wait for

@@ -319,9 +319,9 @@ __device__ __forceinline__ uint32_t WgmmaDescriptorTransposed(uint32_t address,
 /// d[64 x 24] += a[64 x 16] . b[24 x 16]^T, bf16; a's rows are k (WgmmaDescriptorTransposed), b's
 /// are not (WgmmaDescriptor).
 __device__ __forceinline__ void Wgmma24Transposed(float (&d)[12], uint32_t a, uint32_t b) {
-  asm volatile("{\n.reg .b64 a, b;\n" GLM_DESCRIPTOR("a", "%12") GLM_DESCRIPTOR(
-                   "b", "%13") "wgmma.mma_async.sync.aligned.m64n24" GLM_BF16 " {" GLM_REGS12
-                               "}, a, b, 1, 1, 1, 1, 0;\n}\n"
+  asm volatile("{\n.reg .b64 a, b;\n" GLM_DESCRIPTOR("a", "%12")
+                   GLM_DESCRIPTOR("b", "%13") "wgmma.mma_async.sync.aligned.m64n24" GLM_BF16
+                                              " {" GLM_REGS12 "}, a, b, 1, 1, 1, 1, 0;\n}\n"
                : GLM_OUT12
                : "r"(a), "r"(b));
 }
