@@ -75,10 +75,6 @@ class CudaGraph final : public DeviceGraph {
   int64_t operations_ = 0;
 };
 
-}  // namespace
-
-namespace {
-
 /// How many devices this process has on GPU `index`.
 std::atomic<int>& DevicesOn(int index) {
   constexpr int kGpusMax = 64;

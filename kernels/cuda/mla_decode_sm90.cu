@@ -8,11 +8,10 @@
 //
 // A warpgroup is a runner: it has its own run of steps, its own place for a step's cells and its
 // own sums, and shares nothing with the other of its block but the tensor cores; a producer thread
-// each brings queries and cells. A step's place is given back by its nine boxes of 64 columns, each
-// as soon as its last product is done, so that of two runners' 147 KB most are on their way at any
-// time; a second place each would not fit. The second runner asks for its first cells after the
-// first one, so that one computes while the other's cells arrive: else all runners of a short step
-// would compute, and the memory stand still, at the same time.
+// each brings queries and cells. A step's place is given back by its nine boxes of 64 columns, four
+// at a time as their last products are done, so that of two runners' 147 KB most are on their way
+// at any time; a second place each would not fit. The second runner asks for its first cells after
+// the first one, so that one may compute while the other's cells arrive; no difference was seen.
 //
 // What a step says of its sequences, and their cells, are written by kernels that have ended when
 // the one before this begins. So a block starts while that one ends (launch_after.h), and asks for

@@ -42,7 +42,7 @@ int64_t MlaPartsBytes(int sm_count);
 /// `without_fresh`: leaves out prompts that begin in the step.
 void RunWideMla(cudaStream_t stream, int sm_count, const MlaParams& params, bool without_fresh,
                 BFloat16* latents, void* parts);
-/// Of what TakesWideMla(), steps of hardly more than one token a sequence.
+/// Of what TakesWideMla(), steps of no more tokens than sequences (padded) and at most 24 heads.
 bool TakesMlaDecode(const MlaParams& params);
 void RunMlaDecode(cudaStream_t stream, int sm_count, const MlaParams& params, BFloat16* latents,
                   void* parts);
